@@ -1,0 +1,1 @@
+"""Foundation models in JAX/Flax: pretrain, finetune, evaluate, deploy, understand."""

@@ -1,0 +1,104 @@
+"""Logical axis names -> mesh axes: the only place that says how anything is split.
+
+Parameters carry their names where they are made (`nn.with_logical_partitioning`); activations are
+constrained at block boundaries (`constrain`). Model code holds names, this table holds decisions.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax.core import meta
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fm_jax.core import tree
+from fm_jax.core.errors import ConfigError
+from fm_jax.core.types import Params
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    # activations
+    "batch": ("data", "fsdp"),
+    "time": "sequence",
+    "width": None,
+    "logits": "tensor",
+    # parameters
+    "layers": None,
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "classes": None,
+    "norm": None,
+}
+
+
+def spec(names: tuple[str | None, ...]) -> PartitionSpec:
+    """Translate logical names, one a dimension (None: not split), into a partition spec."""
+    unknown = [name for name in names if name is not None and name not in RULES]
+    if unknown:
+        raise ValueError(f"unknown logical axes {unknown}; known are {', '.join(RULES)}")
+    return PartitionSpec(*(None if name is None else RULES[name] for name in names))
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Ask the partitioner for a layout of `x`; does nothing where no mesh is set.
+
+    A dimension that its mesh axes do not divide (a last short batch, one decoded token) stays whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    axes = [
+        axis if size % _ways(mesh, axis) == 0 else None
+        for size, axis in zip(x.shape, spec(names), strict=True)
+    ]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def shardings(boxed: Any, mesh: Mesh) -> Params:
+    """Return a NamedSharding for every leaf of an abstract tree as `jax.eval_shape(model.init)` gives it.
+
+    Leaves boxed by `nn.with_logical_partitioning` are split by `RULES`; others are replicated.
+
+    Raises:
+        ConfigError: a dimension does not divide; the message names parameter, dimension and mesh axis.
+    """
+
+    def place(path: str, leaf: Any) -> NamedSharding:
+        if not isinstance(leaf, nn.Partitioned):
+            return NamedSharding(mesh, PartitionSpec())
+        split = spec(leaf.names)
+        for size, name, axis in zip(leaf.value.shape, leaf.names, split, strict=True):
+            if size % _ways(mesh, axis):
+                raise ConfigError(
+                    f"{path}: dimension {name!r} of size {size} does not divide over "
+                    f"mesh axis {axis} of size {_ways(mesh, axis)}"
+                )
+        return NamedSharding(mesh, split)
+
+    flat = {
+        "/".join(str(getattr(key, "key", key)) for key in path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
+    }
+    return tree.unflatten({path: place(path, leaf) for path, leaf in flat.items()})
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of a value that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of a batch's first axis; fields may have any further axes."""
+    return NamedSharding(mesh, spec(("batch",)))
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """Return over how many shards a batch is split."""
+    return _ways(mesh, RULES["batch"])
+
+
+def _ways(mesh: Any, axis: str | tuple[str, ...] | None) -> int:
+    axes = () if axis is None else (axis,) if isinstance(axis, str) else axis
+    return math.prod(mesh.shape[name] for name in axes)

@@ -1,0 +1,18 @@
+"""The few names that every room shares."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+Params = dict[str, Any]
+"""Nested dict of arrays, as Flax returns it under the key "params", without boxes."""
+
+Batch = Mapping[str, Any]
+"""Flat mapping from a field's name to an array whose first axis is the batch."""
+
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+"""Name -> (sum, weight). Sums and weights add up over microbatches, devices and hosts; division happens once."""
+
+LossFn = Callable[[Params, Batch, jax.Array | None], tuple[jax.Array, jax.Array, Metrics]]
+"""(params, batch, rng) -> (sum, weight, metrics). `rng=None` means evaluation: no dropout, no noise."""

@@ -1,0 +1,137 @@
+"""Self-attention with grouped heads, rotary positions, windows, packed segments, a cache and taps."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fm_jax.core.errors import ConfigError
+from fm_jax.layers.cache import write
+from fm_jax.layers.dense import Initializer, dense
+from fm_jax.layers.norm import Norm, NormConfig
+from fm_jax.layers.tap import Tap, touches, visit
+from fm_jax.ops import attention as ops
+from fm_jax.ops import masking
+from fm_jax.ops.positions import Rope, rotate
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Heads and what is done to queries and keys."""
+
+    num_heads: int
+    num_kv_heads: int  # fewer than num_heads: grouped queries (Ainslie et al. 2023)
+    head_dim: int
+    rope: Rope | None = None
+    windows: tuple[int, ...] = (0,)  # last keys each layer sees, repeated over the layers; 0 is all of them
+    qkv_bias: bool = True
+    out_bias: bool = True
+    qk_norm: bool = False  # RMSNorm over each head's queries and keys (Qwen 3)
+    scale: float = 0.0  # of the scores; 0 means 1/sqrt(head_dim)
+    dropout: float = 0.0  # of the attention weights
+
+    def __post_init__(self) -> None:
+        """Refuse head counts and windows that cannot work."""
+        if min(self.num_heads, self.num_kv_heads, self.head_dim) < 1 or self.num_heads % self.num_kv_heads:
+            raise ConfigError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
+        if not self.windows or min(self.windows) < 0:
+            raise ConfigError(f"windows {self.windows} must be one or more numbers ≥ 0 (0: no window)")
+
+
+class Where(NamedTuple):
+    """Where the tokens of a batch stand, the same for every layer."""
+
+    positions: jax.Array  # [B or 1, T]
+    segments: jax.Array | None = None  # [B, T], packed documents
+
+
+class Attention(nn.Module):
+    """[B, T, D] -> [B, T, D], each position attending to itself and those before."""
+
+    cfg: AttentionConfig
+    kernel_init: Initializer
+    out_init: Initializer
+    norm_epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, where: Where, window: jax.Array | None = None, tap: Tap | None = None
+    ) -> jax.Array:
+        """Return the update to the residual stream.
+
+        `window` overrides the config's for this layer (a scanned stack gives each layer its own).
+        Where the collection "cache" is mutable, keys and values are written to it and read from it.
+        """
+        cfg, (batch, time, _) = self.cfg, x.shape
+        query = visit(self, tap, "block.attn.q", self._heads("q", cfg.num_heads, x))
+        key = visit(self, tap, "block.attn.k", self._heads("k", cfg.num_kv_heads, x))
+        value = visit(self, tap, "block.attn.v", self._heads("v", cfg.num_kv_heads, x))
+        if cfg.qk_norm:
+            head_norm = NormConfig(kind="rms", epsilon=self.norm_epsilon)
+            query = Norm(head_norm, self.dtype, name="norm_q")(query)
+            key = Norm(head_norm, self.dtype, name="norm_k")(key)
+        if cfg.rope is not None:
+            query = rotate(query, where.positions, cfg.rope)
+            key = rotate(key, where.positions, cfg.rope)
+        static = cfg.windows[0] if window is None else 0
+        if self.is_mutable_collection("cache") and not self.is_initializing():
+            key, value, mask = self._cached(key, value, where.positions, static if window is None else window)
+        else:
+            mask = self._mask(time, where.segments, static if window is None else window)
+        z = self._attend(query, key, value, mask, static, tap)
+        z = visit(self, tap, "block.attn.z", z)
+        out = dense(
+            x.shape[-1], ("heads", "embed"), bias=cfg.out_bias, init=self.out_init, dtype=self.dtype, name="o"
+        )(z.reshape(batch, time, cfg.num_heads * cfg.head_dim))
+        return visit(self, tap, "block.attn.out", out)
+
+    def _heads(self, name: str, heads: int, x: jax.Array) -> jax.Array:
+        width, cfg = heads * self.cfg.head_dim, self.cfg
+        flat = dense(width, ("embed", "heads"), bias=cfg.qkv_bias, init=self.kernel_init, dtype=self.dtype, name=name)(x)
+        return flat.reshape(*x.shape[:2], heads, cfg.head_dim)
+
+    def _mask(self, time: int, segments: jax.Array | None, window: jax.Array | int) -> jax.Array | None:
+        """Return [B or 1, T, T], or None where causality and a fixed window say it all."""
+        if segments is None and isinstance(window, int):
+            return None
+        index = jnp.arange(time)
+        mask = (masking.causal(index, index) & masking.window(index, index, window))[None]
+        return mask if segments is None else mask & masking.same_segment(segments, segments)
+
+    def _cached(
+        self, key: jax.Array, value: jax.Array, positions: jax.Array, window: jax.Array | int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        stored_key = self.variable("cache", "key", jnp.zeros, key.shape, key.dtype)
+        stored_value = self.variable("cache", "value", jnp.zeros, value.shape, value.dtype)
+        stored_key.value = write(stored_key.value, key, positions)
+        stored_value.value = write(stored_value.value, value, positions)
+        slots = jnp.arange(stored_key.value.shape[1])
+        mask = masking.causal(positions, slots) & masking.window(positions, slots[None], window)
+        return stored_key.value, stored_value.value, mask
+
+    def _attend(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        mask: jax.Array | None,
+        window: int,
+        tap: Tap | None,
+    ) -> jax.Array:
+        """Attend in one fused call, or step by step where a tap or dropout wants the weights."""
+        cfg = self.cfg
+        scale = cfg.scale or cfg.head_dim**-0.5
+        drop = cfg.dropout > 0 and self.has_rng("dropout")
+        if not drop and not touches(tap, "block.attn.scores") and not touches(tap, "block.attn.pattern"):
+            return ops.attention(query, key, value, scale=scale, mask=mask, is_causal=mask is None, window=window)
+        if mask is None:
+            index = jnp.arange(query.shape[1])
+            mask = (masking.causal(index, index) & masking.window(index, index, window))[None]
+        scores = visit(self, tap, "block.attn.scores", ops.scores(query, key, scale))
+        pattern = visit(self, tap, "block.attn.pattern", ops.pattern(scores, mask))
+        if drop:
+            pattern = nn.Dropout(cfg.dropout, deterministic=False)(pattern)
+        return ops.mix(pattern, value)

@@ -1,0 +1,35 @@
+"""The key-value cache: a Flax collection in, a Flax collection out.
+
+A slot's index is its position. A row's new keys are written at positions[b, 0], positions[b, 0] + 1, … and a query
+at position p sees the slots up to p, so no length is stored, and right-padded prompts of different lengths are
+correct: what padding wrote beyond a row's end is overwritten before that row's queries reach it.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fm_jax.core.types import Params
+
+
+def init_cache(model: nn.Module, params: Params, batch_size: int, length: int) -> Any:
+    """Return an empty cache for `length` positions; every leaf is [L, B, S, G, K]."""
+    tokens = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
+
+    def prefill(params: Params, tokens: jax.Array) -> Any:
+        positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
+        return model.apply({"params": params}, tokens, positions=positions, mutable=["cache"])[1]["cache"]
+
+    shapes = jax.eval_shape(prefill, params, tokens)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def write(stored: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
+    """Put rows `new` [B, T, G, K] into `stored` [B, S, G, K], each row b from slot positions[b, 0] on.
+
+    A write past the end would be moved back by XLA without a word: callers check prompt + new ≤ S first.
+    """
+    update = jax.vmap(lambda row, rows, start: jax.lax.dynamic_update_slice(row, rows, (start, 0, 0)))
+    return update(stored, new.astype(stored.dtype), jnp.broadcast_to(positions[:, 0], new.shape[:1]))

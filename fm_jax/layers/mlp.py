@@ -1,0 +1,52 @@
+"""The feed-forward half of a Transformer block, plain or gated."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fm_jax.layers.dense import Initializer, dense
+from fm_jax.layers.tap import Tap, visit
+
+# jax.nn.gelu is the tanh form unless told otherwise; published models differ, so the name says which.
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+}
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """Width and form of the feed-forward layer."""
+
+    d_ff: int
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"] = "gelu_tanh"
+    gated: bool = False  # act(x W_gate) · (x W_up), SwiGLU with silu (Shazeer 2020)
+    bias: bool = True
+
+
+class MLP(nn.Module):
+    """[B, T, D] -> [B, T, F] -> [B, T, D]."""
+
+    cfg: MLPConfig
+    kernel_init: Initializer
+    out_init: Initializer
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, tap: Tap | None = None) -> jax.Array:
+        """Return the update to the residual stream."""
+        cfg = self.cfg
+        wide = {"bias": cfg.bias, "init": self.kernel_init, "dtype": self.dtype}
+        up = dense(cfg.d_ff, ("embed", "mlp"), name="up", **wide)(x)
+        gate = dense(cfg.d_ff, ("embed", "mlp"), name="gate", **wide)(x) if cfg.gated else up
+        gate = visit(self, tap, "block.mlp.pre", gate)
+        act = ACTIVATIONS[cfg.activation](gate)
+        act = visit(self, tap, "block.mlp.act", act * up if cfg.gated else act)
+        out = dense(x.shape[-1], ("mlp", "embed"), bias=cfg.bias, init=self.out_init, dtype=self.dtype, name="down")
+        return visit(self, tap, "block.mlp.out", out(act))

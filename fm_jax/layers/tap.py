@@ -1,0 +1,69 @@
+"""Taps: read, overwrite, add to or differentiate at any named activation.
+
+A model calls `visit(self, tap, "block.attn.z", x)` at each site. Without a tap that returns `x` itself, so the
+traced program is the untapped model's. With one, edits are arrays, not callbacks: one compile serves a whole
+sweep over layers, heads and positions, under jit, scan, remat, vmap and grad.
+
+Inside a scanned stack every array of a `block.` site has the layers first: [L, ...].
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+STACKED = "block."
+SITES = (
+    "embed",
+    "block.resid_pre", "block.resid_mid", "block.resid_post",
+    "block.attn.q", "block.attn.k", "block.attn.v", "block.attn.scores", "block.attn.pattern",
+    "block.attn.z", "block.attn.out",
+    "block.mlp.pre", "block.mlp.act", "block.mlp.out",
+    "final",
+)  # fmt: skip
+
+
+class Tap(struct.PyTreeNode):
+    """What to do at named sites.
+
+    Attributes:
+        read: names of sites to return (in the Flax collection "taps").
+        put: site -> (mask, value): the activation becomes `where(mask, value, x)`; both broadcast to it.
+        add: site -> delta, added after `put`. Differentiate with respect to a delta of zeros to get the
+            gradient at the site.
+    """
+
+    read: tuple[str, ...] = struct.field(pytree_node=False, default=())
+    put: dict[str, tuple[jax.Array, jax.Array]] = struct.field(default_factory=dict)
+    add: dict[str, jax.Array] = struct.field(default_factory=dict)
+
+    def names(self) -> set[str]:
+        """Return every site this tap touches."""
+        return {*self.read, *self.put, *self.add}
+
+    def stacked(self) -> "Tap":
+        """Return the part of the tap that lives inside the repeated block."""
+        return Tap(
+            read=tuple(name for name in self.read if name.startswith(STACKED)),
+            put={name: edit for name, edit in self.put.items() if name.startswith(STACKED)},
+            add={name: delta for name, delta in self.add.items() if name.startswith(STACKED)},
+        )
+
+
+def touches(tap: Tap | None, prefix: str) -> bool:
+    """Say whether a tap wants a site whose name begins with `prefix`."""
+    return tap is not None and any(name.startswith(prefix) for name in tap.names())
+
+
+def visit(module: nn.Module, tap: Tap | None, site: str, x: jax.Array) -> jax.Array:
+    """Name the activation `x` of `module` and let the tap act on it."""
+    if tap is None:
+        return x
+    if site in tap.put:
+        mask, value = tap.put[site]
+        x = jnp.where(mask, value.astype(x.dtype), x)
+    if site in tap.add:
+        x = x + tap.add[site].astype(x.dtype)
+    if site in tap.read:
+        module.sow("taps", site, x, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+    return x

@@ -1,0 +1,41 @@
+"""Softmax classification.
+
+Batch fields: label [B], weights [B] (0 for rows that only fill the batch), and the model's inputs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fm_jax.core.types import Batch, LossFn, Metrics, Params
+
+
+def softmax(
+    apply: Callable[..., Any], inputs: tuple[str, ...] = ("tokens", "length"), *, label_smoothing: float = 0.0
+) -> LossFn:
+    """Make the cross-entropy loss of a classifier's `apply(variables, *inputs, rngs=…) -> logits [B, C]`.
+
+    Returns:
+        LossFn whose metrics are "loss" (without smoothing, in nats) and "accuracy", both per weighted row.
+    """
+
+    def loss(params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Metrics]:
+        rngs = None if rng is None else {"dropout": rng}
+        logits = apply({"params": params}, *(batch[name] for name in inputs), rngs=rngs).astype(jnp.float32)
+        log_p = jax.nn.log_softmax(logits)
+        likelihood = -jnp.take_along_axis(log_p, batch["label"][:, None], axis=-1)[:, 0]
+        objective = likelihood
+        if label_smoothing:
+            objective = (1 - label_smoothing) * likelihood - label_smoothing * log_p.mean(axis=-1)
+        weights = batch["weights"].astype(jnp.float32)
+        correct = (logits.argmax(axis=-1) == batch["label"]).astype(jnp.float32)
+        weight = weights.sum()
+        return (
+            (objective * weights).sum(),
+            weight,
+            {"loss": ((likelihood * weights).sum(), weight), "accuracy": ((correct * weights).sum(), weight)},
+        )
+
+    return loss

@@ -1,0 +1,85 @@
+"""Next-token prediction, exact under padding and packing.
+
+Batch fields: tokens [B, T], targets [B, T] (the shift was made once, where the data was), weights [B, T], and for
+packed documents positions [B, T] and segments [B, T].
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fm_jax.core.types import Batch, LossFn, Metrics, Params
+
+
+def next_token(
+    apply: Callable[..., Any], *, z_loss: float = 0.0, label_smoothing: float = 0.0, chunk: int = 0
+) -> LossFn:
+    """Make the language-modelling loss of a decoder's `apply`.
+
+    Args:
+        apply: `model.apply`, with the methods "hidden" and "logits".
+        z_loss: weight of log(Z)², which keeps the softmax's normaliser near 1 (Chowdhery et al. 2022, section 5).
+        label_smoothing: share of the target spread evenly over the vocabulary.
+        chunk: tokens whose logits exist at a time; 0 for all. Then no [tokens, V] array is ever held, forward or
+            backward: each chunk's logits are made again for its gradient.
+
+    Returns:
+        LossFn whose metrics are "loss" (the plain negative log-likelihood in nats, without z-loss and smoothing)
+        and "accuracy", both per weighted token.
+    """
+
+    def loss(params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Metrics]:
+        variables, rngs = {"params": params}, None if rng is None else {"dropout": rng}
+        where = {name: batch[name] for name in ("positions", "segments") if name in batch}
+        hidden = apply(variables, batch["tokens"], **where, rngs=rngs, method="hidden")
+        weights = batch["weights"].astype(jnp.float32)
+
+        def score(hidden: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+            logits = apply(variables, hidden, method="logits")
+            return _score(logits, targets, weights, z_loss=z_loss, label_smoothing=label_smoothing)
+
+        if chunk:
+            sums = _in_chunks(score, chunk, hidden, batch["targets"], weights)
+        else:
+            sums = score(hidden, batch["targets"], weights)
+        total, weight = sums[0], weights.sum()
+        return total, weight, {"loss": (sums[1], weight), "accuracy": (sums[2], weight)}
+
+    return loss
+
+
+def _score(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, *, z_loss: float, label_smoothing: float
+) -> jax.Array:
+    """Return the weighted sums (objective, negative log-likelihood, correct) of logits [..., V] as [3]."""
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    likelihood = log_z - picked
+    objective = likelihood
+    if label_smoothing:
+        objective = (1 - label_smoothing) * likelihood + label_smoothing * (log_z - logits.mean(axis=-1))
+    if z_loss:
+        objective = objective + z_loss * jnp.square(log_z)
+    # equal to argmax == target except at exact ties, and without the argmax's second pass over the vocabulary
+    correct = (picked >= logits.max(axis=-1)).astype(jnp.float32)
+    return jnp.stack([(value * weights).sum() for value in (objective, likelihood, correct)])
+
+
+def _in_chunks(
+    score: Callable[..., jax.Array], chunk: int, hidden: jax.Array, targets: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """Add `score` over chunks of tokens, padding the last; hidden [B, T, D], the others [B, T]."""
+    tokens = targets.size
+    size = min(chunk, tokens)
+    pad = -tokens % size
+    flat = (hidden.reshape(tokens, -1), targets.reshape(tokens), weights.reshape(tokens))
+    parts = [jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, size, *x.shape[1:]) for x in flat]
+
+    @jax.checkpoint
+    def step(sums: jax.Array, part: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        return sums + score(*part), None
+
+    sums, _ = jax.lax.scan(step, jnp.zeros(3), tuple(parts))
+    return sums

@@ -1,0 +1,74 @@
+"""Scaled dot-product attention, dispatched in this one place.
+
+Legend: B batch, T queries, S keys, G key-value heads, R queries a key-value head (H = G·R), K head width.
+"""
+
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e30  # finite, so that a row that may see nothing gives numbers and not NaN
+
+
+def scores(query: jax.Array, key: jax.Array, scale: float) -> jax.Array:
+    """Return scale · q·k: [B, T, H, K], [B, S, G, K] -> [B, H, T, S] in float32.
+
+    Heads go before time and the queries that share a key head are flattened into one matrix product: on CPU
+    that halves the gradient's time against `jax.nn.dot_product_attention` (37 against 69 ms at
+    B8 T256 H4 K64), and it is the batched product that a GPU's library runs anyway.
+    """
+    batch, time, heads, width = query.shape
+    groups = key.shape[2]
+    grouped = query.transpose(0, 2, 1, 3).reshape(batch, groups, heads // groups * time, width)
+    product = jnp.matmul(grouped, key.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
+    return product.reshape(batch, heads, time, key.shape[1]) * scale
+
+
+def pattern(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Return attention weights [B, H, T, S] in float32; mask is [B or 1, T, S], True where a query may look."""
+    if mask is not None:
+        scores = jnp.where(mask[:, None], scores, MASKED)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def mix(pattern: jax.Array, value: jax.Array) -> jax.Array:
+    """Return the weighted values: [B, H, T, S], [B, S, G, K] -> [B, T, H, K] in the values' dtype."""
+    batch, heads, time, length = pattern.shape
+    groups, width = value.shape[2:]
+    grouped = pattern.astype(value.dtype).reshape(batch, groups, heads // groups * time, length)
+    mixed = jnp.matmul(grouped, value.transpose(0, 2, 1, 3))
+    return mixed.reshape(batch, heads, time, width).transpose(0, 2, 1, 3)
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    scale: float,
+    mask: jax.Array | None = None,
+    is_causal: bool = False,
+    window: int = 0,
+) -> jax.Array:
+    """Attend: [B, T, H, K], [B, S, G, K], [B, S, G, K] -> [B, T, H, K].
+
+    `mask` [B or 1, T, S] already says everything; `is_causal` and `window` repeat what it says where that is
+    all it says (then the mask need not be given), so that the fused kernel can skip blocks instead of reading it.
+    In half precision on an NVIDIA GPU this is cuDNN's flash attention; elsewhere XLA.
+    """
+    if jax.default_backend() == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16):
+        return jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            mask=None if mask is None else mask[:, None],
+            scale=scale,
+            is_causal=is_causal,
+            local_window_size=(window - 1, 0) if window else None,
+            implementation="cudnn",
+        )
+    if mask is None and is_causal:
+        rows, columns = jnp.arange(query.shape[1])[:, None], jnp.arange(key.shape[1])[None, :]
+        mask = (columns <= rows)[None]
+        if window:
+            mask &= (rows - columns < window)[None]
+    return mix(pattern(scores(query, key, scale), mask), value)

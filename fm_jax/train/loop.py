@@ -1,0 +1,217 @@
+"""The loop of every experiment: it only puts effects in order; the step is a pure function."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh
+
+from fm_jax.checkpoint.store import Store
+from fm_jax.core import sharding
+from fm_jax.core.errors import ConfigError, DataError, NumericError, Preempted
+from fm_jax.core.types import Batch, Params
+from fm_jax.data.device import prefetch
+from fm_jax.train import state as states
+from fm_jax.train.hooks import Hook
+from fm_jax.train.log import Writer
+from fm_jax.train.profile import Trace
+from fm_jax.train.signals import StopSignal
+from fm_jax.train.state import TrainState
+from fm_jax.train.step import Step
+
+
+class Batches(Protocol):
+    """A stream of batches that is a function of (seed, step) alone, as `data.loader.Batches` is."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Name the data and its order; another fingerprint is another stream."""
+        ...
+
+    def iterate(self, start: int) -> Any:
+        """Yield this process's rows of the global batches start, start + 1, …."""
+        ...
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """When things happen, counted in steps; 0 means only at the end."""
+
+    num_steps: int
+    log_every: int = 10
+    eval_every: int = 0
+    save_every: int = 0
+    max_skipped: int = 10  # non-finite gradients in a row before the run is stopped
+    profile_at: int = 0  # first step of a profiler trace written to the work directory; 0 for none
+    profile_steps: int = 3
+
+    def __post_init__(self) -> None:
+        """Refuse counts that cannot be."""
+        for name in ("num_steps", "log_every", "profile_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("eval_every", "save_every", "max_skipped", "profile_at"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one step of this run does, for the rates: tokens (or images) and FLOPs of the whole batch."""
+
+    units: int = 0
+    unit: str = "tokens"
+    flops: float = 0.0  # forward and backward; the rule is the model's (see train/profile.py)
+    peak_flops: float | None = None  # of all devices together; None where unknown, and then no MFU is reported
+
+
+def start(
+    create: Callable[[Params, Params], TrainState],
+    make_params: Callable[[], tuple[Params, Params]],
+    mesh: Mesh,
+    *,
+    store: Store | None,
+    batches: Batches,
+) -> TrainState:
+    """Return the state to go on from.
+
+    1. The work directory's newest sealed checkpoint, whatever mesh it was saved on.
+    2. Else `make_params()` — pretrained or freshly drawn (trained, frozen) — given to `create`, so that the optimiser
+       sees the loaded values.
+
+    Raises:
+        DataError: the checkpoint was made on other data, so its place in the stream means nothing here.
+    """
+    if store is None or (step := store.last_step()) is None:
+        return states.place(create, *make_params(), mesh)
+    # made for their layout only, and let go before the stored ones are read
+    layout = states.abstract(create, *make_params(), mesh)
+    state, data = store.restore(step, layout)
+    if data["fingerprint"] != batches.fingerprint:
+        raise DataError(
+            f"checkpoint {step} was trained on data {data['fingerprint']}, this run has {batches.fingerprint}: "
+            "use the same data and batch size, or another --workdir"
+        )
+    return state
+
+
+def fit(
+    cfg: FitConfig,
+    step: Step,
+    state: TrainState,
+    batches: Batches,
+    *,
+    mesh: Mesh,
+    store: Store | None = None,
+    writer: Writer,
+    hooks: Sequence[Hook] = (),
+    work: Work | None = None,
+) -> TrainState:
+    """Train from the state's step to `cfg.num_steps` and return the last state, saved.
+
+    Metrics of the step before are fetched while the device runs the next one, so that it never waits for the host.
+
+    Raises:
+        NumericError: more than `cfg.max_skipped` steps in a row had a non-finite gradient; nothing was changed by them.
+        Preempted: SIGTERM or SIGINT came; the state has been saved.
+    """
+    first, number = int(state.step), int(state.step)
+    if first >= cfg.num_steps:
+        return state
+    clock, trace = _Clock(work or Work()), Trace(cfg.profile_at, cfg.profile_steps)
+    jitted = jax.jit(step, donate_argnums=0)
+    pending: tuple[int, dict[str, jax.Array]] | None = None
+    with jax.set_mesh(mesh), StopSignal() as stop, prefetch(
+        batches.iterate(first), sharding.batch_sharding(mesh)
+    ) as stream, trace:
+        while number < cfg.num_steps:
+            batch: Batch = next(stream)
+            trace.before(number)
+            state, metrics = jitted(state, batch)
+            number += 1
+            _settle(pending, cfg, clock, writer)
+            pending = (number, metrics)
+            last = number == cfg.num_steps
+            measured: dict[str, float] = {}
+            for hook in hooks:
+                if hook.due(number, last):
+                    clock.pause()
+                    measured |= hook.call(number, state) or {}
+                    clock.resume()
+            if measured:
+                writer.write(number, measured)
+            # every process must take the same branch, so several of them agree at the steps they all log
+            reason = stop.agreed() if jax.process_count() == 1 or number % cfg.log_every == 0 else None
+            if store is not None and (last or reason or (cfg.save_every and number % cfg.save_every == 0)):
+                _settle(pending, cfg, clock, writer)
+                pending = None
+                store.save(number, state, _place(batches, number), measured or None)
+            if reason:
+                break
+    _settle(pending, cfg, clock, writer)
+    if store is not None:
+        store.wait()
+    if number < cfg.num_steps:
+        kept = f"saved at step {number}" if store is not None else f"stopped at step {number}, nothing saved"
+        raise Preempted(f"{reason}: {kept} of {cfg.num_steps}; the same command goes on from there")
+    return state
+
+
+def _settle(pending: tuple[int, dict[str, jax.Array]] | None, cfg: FitConfig, clock: "_Clock", writer: Writer) -> None:
+    """Fetch a finished step's metrics; write them when due; stop a run whose numbers stay bad."""
+    if pending is None:
+        return
+    number, values = pending
+    metrics = {name: float(value) for name, value in jax.device_get(values).items()}
+    skip, skipped = metrics.pop("skip"), int(metrics.pop("skipped"))
+    clock.tick()
+    if skip:
+        writer.write(number, {"train/skipped": skipped})
+    if skipped > cfg.max_skipped:
+        raise NumericError(
+            f"step {number}: gradient not finite {skipped} times in a row (limit {cfg.max_skipped}); parameters are as "
+            "they were before: lower the learning rate, or look at the data of these steps"
+        )
+    if number % cfg.log_every == 0 or number == cfg.num_steps:
+        writer.write(number, {f"train/{name}": value for name, value in metrics.items()} | clock.rates())
+
+
+def _place(batches: Batches, number: int) -> dict[str, Any]:
+    return {"next_batch": number, "fingerprint": batches.fingerprint}
+
+
+class _Clock:
+    """Rates since they were last asked for, without the first step (it compiles) and without pauses."""
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.steps, self.since, self.paused = work, -1, time.perf_counter(), 0.0
+
+    def tick(self) -> None:
+        """Count a finished step."""
+        self.steps += 1
+        if self.steps == 0:
+            self.since = time.perf_counter()
+
+    def pause(self) -> None:
+        """Stop the watch, for an evaluation."""
+        self.paused = time.perf_counter()
+
+    def resume(self) -> None:
+        """Let it run again."""
+        self.since += time.perf_counter() - self.paused
+
+    def rates(self) -> dict[str, float]:
+        """Return steps, units and model FLOPs a second since the last call."""
+        now = time.perf_counter()
+        if self.steps < 1 or now <= self.since:
+            return {}
+        rate = self.steps / (now - self.since)
+        self.steps, self.since = 0, now
+        found = {"rate/steps_per_second": rate}
+        if self.work.units:
+            found[f"rate/{self.work.unit}_per_second"] = rate * self.work.units
+        if self.work.flops and self.work.peak_flops:
+            found["rate/mfu"] = rate * self.work.flops / self.work.peak_flops
+        return found
