@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fm_jax.core import tree
 from fm_jax.core.errors import ConfigError
+from fm_jax.core.mesh import AXES
 from fm_jax.core.types import Params
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
@@ -42,17 +43,14 @@ def spec(names: tuple[str | None, ...]) -> PartitionSpec:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Ask the partitioner for a layout of `x`; does nothing where no mesh is set.
+    """Ask the partitioner for a layout of `x`; does nothing where no mesh is set, or where it is mapped over by hand.
 
     A dimension that its mesh axes do not divide (a last short batch, one decoded token) stays whole.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if not set(AXES) <= set(mesh.auto_axes):  # inside `pmap` and `shard_map` x is one device's part already
         return x
-    axes = [
-        axis if size % _ways(mesh, axis) == 0 else None
-        for size, axis in zip(x.shape, spec(names), strict=True)
-    ]
+    axes = [axis if size % _ways(mesh, axis) == 0 else None for size, axis in zip(x.shape, spec(names), strict=True)]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 

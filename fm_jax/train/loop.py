@@ -1,16 +1,19 @@
 """The loop of every experiment: it only puts effects in order; the step is a pure function."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from fm_jax.checkpoint.store import Store
 from fm_jax.core import sharding
-from fm_jax.core.errors import ConfigError, DataError, NumericError, Preempted
+from fm_jax.core.errors import ConfigError, NumericError, Preempted
 from fm_jax.core.types import Batch, Params
 from fm_jax.data.device import prefetch
 from fm_jax.train import state as states
@@ -25,13 +28,16 @@ from fm_jax.train.step import Step
 class Batches(Protocol):
     """A stream of batches that is a function of (seed, step) alone, as `data.loader.Batches` is."""
 
-    @property
-    def fingerprint(self) -> str:
-        """Name the data and its order; another fingerprint is another stream."""
+    def iterate(self, start: int) -> Iterator[Mapping[str, np.ndarray]]:
+        """Yield this process's rows of the global batches start, start + 1, …."""
         ...
 
-    def iterate(self, start: int) -> Any:
-        """Yield this process's rows of the global batches start, start + 1, …."""
+    def state(self, next_batch: int) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        ...
+
+    def resume(self, state: dict[str, Any]) -> int:
+        """Return the number of the next batch; DataError if the state is of another stream."""
         ...
 
 
@@ -89,11 +95,7 @@ def start(
     # made for their layout only, and let go before the stored ones are read
     layout = states.abstract(create, *make_params(), mesh)
     state, data = store.restore(step, layout)
-    if data["fingerprint"] != batches.fingerprint:
-        raise DataError(
-            f"checkpoint {step} was trained on data {data['fingerprint']}, this run has {batches.fingerprint}: "
-            "use the same data and batch size, or another --workdir"
-        )
+    batches.resume(data)
     return state
 
 
@@ -108,6 +110,7 @@ def fit(
     writer: Writer,
     hooks: Sequence[Hook] = (),
     work: Work | None = None,
+    trace_dir: str | Path = "trace",
 ) -> TrainState:
     """Train from the state's step to `cfg.num_steps` and return the last state, saved.
 
@@ -120,15 +123,14 @@ def fit(
     first, number = int(state.step), int(state.step)
     if first >= cfg.num_steps:
         return state
-    clock, trace = _Clock(work or Work()), Trace(cfg.profile_at, cfg.profile_steps)
+    clock, trace = _Clock(work or Work()), Trace(cfg.profile_at, cfg.profile_steps, trace_dir)
     jitted = jax.jit(step, donate_argnums=0)
     pending: tuple[int, dict[str, jax.Array]] | None = None
-    with jax.set_mesh(mesh), StopSignal() as stop, prefetch(
-        batches.iterate(first), sharding.batch_sharding(mesh)
-    ) as stream, trace:
+    stream = prefetch(batches.iterate(first), sharding.batch_sharding(mesh))
+    with jax.set_mesh(mesh), StopSignal() as stop, closing(stream), trace:
         while number < cfg.num_steps:
             batch: Batch = next(stream)
-            trace.before(number)
+            trace.before(number, wait_for=state)
             state, metrics = jitted(state, batch)
             number += 1
             _settle(pending, cfg, clock, writer)
@@ -147,7 +149,7 @@ def fit(
             if store is not None and (last or reason or (cfg.save_every and number % cfg.save_every == 0)):
                 _settle(pending, cfg, clock, writer)
                 pending = None
-                store.save(number, state, _place(batches, number), measured or None)
+                store.save(number, state, batches.state(number), measured or None)
             if reason:
                 break
     _settle(pending, cfg, clock, writer)
@@ -176,10 +178,6 @@ def _settle(pending: tuple[int, dict[str, jax.Array]] | None, cfg: FitConfig, cl
         )
     if number % cfg.log_every == 0 or number == cfg.num_steps:
         writer.write(number, {f"train/{name}": value for name, value in metrics.items()} | clock.rates())
-
-
-def _place(batches: Batches, number: int) -> dict[str, Any]:
-    return {"next_batch": number, "fingerprint": batches.fingerprint}
 
 
 class _Clock:

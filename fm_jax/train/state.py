@@ -36,8 +36,7 @@ def create(params: Params, tx: optax.GradientTransformation, *, frozen: Params |
 def init_params(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh) -> Params:
     """Run a model's boxed `init(key)` under jit so that each device makes its own shard only."""
     place = sharding.shardings(jax.eval_shape(init, key), mesh)
-    with jax.set_mesh(mesh):
-        return jax.jit(lambda key: meta.unbox(init(key)), out_shardings=place)(key)
+    return jax.jit(lambda key: meta.unbox(init(key)), out_shardings=place)(key)
 
 
 def abstract(
@@ -49,15 +48,16 @@ def abstract(
     that parameter; everything else is replicated.
     """
     shapes = jax.eval_shape(create_state, params, frozen)
-    by_path = {_key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    by_path |= {_key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(frozen)}
+    # a stack that is frozen in part has its lower layers at the same path in the one tree as its upper in the other
+    leaves = [*jax.tree_util.tree_leaves_with_path(params), *jax.tree_util.tree_leaves_with_path(frozen)]
+    layouts = {(_key(path), leaf.shape): leaf.sharding for path, leaf in leaves}
 
     def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         where: Any = sharding.replicated(mesh)
         for start in range(len(path)):
-            twin = by_path.get(_key(path[start:]))
-            if twin is not None and twin.shape == leaf.shape and isinstance(twin.sharding, NamedSharding):
-                where = twin.sharding
+            layout = layouts.get((_key(path[start:]), leaf.shape))
+            if isinstance(layout, NamedSharding):
+                where = layout
                 break
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fm_jax.core import tree
+from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Batch, LossFn, Metrics, Params
 from fm_jax.train.state import TrainState
 
@@ -40,7 +41,7 @@ def make_train_step(
         total: adds a tree over replicas; the identity under jit, `lax.psum` under pmap.
 
     Returns:
-        A step whose metrics are the loss function's, and "grad_norm", "skipped" (in a row), "skip" (this step).
+        A step whose metrics are "loss", the loss function's, "grad_norm", "skipped" (in a row), "skip" (this step).
         A step with a non-finite loss or gradient changes nothing but the counters.
     """
 
@@ -65,15 +66,12 @@ def make_train_step(
         if state.ema is not None:
             decay = 0.0 if ema_decay is None else ema_decay
             ema = jax.tree.map(lambda mean, new: mean + (1 - decay) * (new - mean), state.ema, params)
-        keep = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, opt_state, ema),
-            (state.params, state.opt_state, state.ema),
-        )
+        before = (state.params, state.opt_state, state.ema)
+        keep = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, opt_state, ema), before)
         skipped = jnp.where(finite, 0, state.skipped + 1)
         new = TrainState(state.step + 1, keep[0], state.frozen, keep[1], keep[2], skipped)
-        means = {name: total_ / jnp.maximum(part, 1e-9) for name, (total_, part) in metrics.items()}
-        return new, {**means, "grad_norm": norm, "skipped": skipped, "skip": ~finite}
+        means = {name: summed / jnp.maximum(part, 1e-9) for name, (summed, part) in metrics.items()}
+        return new, {"loss": value / safe, **means, "grad_norm": norm, "skipped": skipped, "skip": ~finite}
 
     return step
 
@@ -96,4 +94,6 @@ def _accumulate(grads_of: Any, params: Params, batch: Batch, rng: jax.Array, par
 
 def _interleave(x: jax.Array, parts: int) -> jax.Array:
     """Split [B, ...] into [parts, B/parts, ...] so that every device's rows are shared out evenly over the parts."""
+    if x.shape[0] % parts:
+        raise ConfigError(f"a batch of {x.shape[0]} rows cannot be accumulated in {parts} equal parts")
     return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)

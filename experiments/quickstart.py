@@ -1,0 +1,276 @@
+"""The whole path on one machine: pretrain a language model, finetune it five ways, evaluate, write text.
+
+Papers: Radford et al. 2018 and 2019 (pretrain a decoder, then reuse it), Hu et al. 2022 (LoRA).
+Idea: every Python carries megabytes of English and code: its reference manual, its library's docstrings and comments.
+A decoder pretrained on them is compared with byte n-grams and xz on the same split; then the question is what that
+pretraining is worth when labels are few: which of ten packages does a docstring, its package's name masked, belong to?
+
+    ./launch.sh local experiments.quickstart                                        # two cores, at most 8 minutes
+    ./launch.sh local experiments.quickstart --config demo --workdir runs/demo      # at most 30 minutes
+
+The protocol was fixed before the first look at the test split: task, label budgets, seeds and grid stand in the config.
+Every way has the same grid of learning rates, chosen by validation accuracy at the middle budget with a seed that is
+used for nothing else; the test split is read once a run, at the end, and every budget and seed is reported.
+Results are in the README.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import lm_finetune, lm_pretrain
+from experiments.lm_finetune import WAYS, Bench, Recipe, Way
+from fm_jax import run as command_line
+from fm_jax.core import mesh as meshes
+from fm_jax.core import tree
+from fm_jax.data import docstring_task, labelled, source
+from fm_jax.evals import metrics, ngram, report, results
+from fm_jax.evals.tfidf import tfidf_logistic
+from fm_jax.generate import sample
+from fm_jax.generate.text import text as write_text
+from fm_jax.models.language import decoder
+from fm_jax.optim import optimizer as optimizers
+from fm_jax.train import log, loop
+
+Drawn = dict[tuple[int, int], docstring_task.Examples]  # (labels a class, seed) -> training texts
+ORDERS = {"unigram": 1, "bigram": 2, "trigram": 3, "fivegram": 5}
+PROMPTS = ("Return the", "The with statement is used to", "Raises ValueError if")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is trained, and the whole protocol of the comparison."""
+
+    pretrain: lm_pretrain.Config
+    recipe: Recipe
+    budgets: tuple[int, ...] = (4, 16, 64)  # labelled examples a class
+    seeds: tuple[int, ...] = (0, 1, 2)
+    tuning_seed: int = 100  # of the run by which each way's learning rate is chosen
+    grid: tuple[float, ...] = (3e-4, 1e-3, 3e-3)  # learning rates, the same for every way
+    new_tokens: int = 40
+
+
+def _adamw() -> optimizers.Config:
+    return optimizers.Config(weight_decay=0.1, b1=0.9, b2=0.95)
+
+
+def model(vocab_size: int) -> decoder.Config:
+    """Return the decoder of both presets: 4 layers of width 128, context 128."""
+    return replace(decoder.gpt(4, 128, 4, vocab_size=vocab_size, max_length=128), init_std=0.0)
+
+
+def config() -> Config:
+    """Return the preset for two cores and eight minutes."""
+    fit = loop.FitConfig(700, log_every=10, eval_every=175, save_every=175)
+    pretrain = lm_pretrain.Config(
+        model(2048), fit, 3e-3, schedule="linear", warmup=0.05, optimizer=_adamw(), batch_size=16
+    )
+    recipe = Recipe(num_steps=60, batch_size=16, length=48, optimizer=_adamw(), frozen_layers=2)
+    return Config(pretrain, recipe)
+
+
+def demo() -> Config:
+    """Return the preset for two cores and half an hour."""
+    fit = loop.FitConfig(4000, log_every=20, eval_every=500, save_every=500)
+    base = config()
+    return replace(
+        base,
+        pretrain=replace(base.pretrain, fit=fit),
+        recipe=replace(base.recipe, num_steps=120, length=64),
+        seeds=(0, 1, 2, 3, 4),
+    )
+
+
+def debug() -> Config:
+    """Return two steps of everything, on two small packages."""
+    tiny = lm_pretrain.debug()
+    recipe = Recipe(num_steps=2, batch_size=8, length=16, frozen_layers=1)
+    return Config(tiny, recipe, budgets=(2,), seeds=(0, 1), grid=(1e-3,), new_tokens=4)
+
+
+def run(cfg: Config, workdir: Path) -> dict[str, Any]:
+    """Do everything and return what results.json holds."""
+    done = workdir / "results.json"
+    if done.exists():
+        print(f"already done: {done} holds the results; use another --workdir to run again")
+        return results.read(done)
+    data_dir, parts = workdir / "data", workdir / "parts"  # finished parts are kept, so a stopped run goes on
+
+    measured = lm_pretrain.run(replace(cfg.pretrain, data_dir=data_dir), workdir / "pretrain")
+    bits = _once(parts / "baselines.json", lambda: baselines(cfg, data_dir))
+    found: dict[str, Any] = {"pretrain": measured | {"baselines_bits_per_byte": bits}}
+
+    pretrained = lm_finetune.open_pretrained(workdir / "pretrain")
+    task = labelled.load(labelled.Config(), data_dir)
+    bench = Bench(pretrained, task.classes, cfg.recipe, meshes.make_mesh(cfg.pretrain.mesh), seed=0)
+    found["finetune"] = compare(cfg, bench, task, parts)
+    found["samples"] = _once(parts / "samples.json", lambda: samples(cfg, pretrained))["samples"]
+
+    draw(found, workdir)
+    results.write(done, found)
+    print((workdir / "results.md").read_text())
+    return found
+
+
+def baselines(cfg: Config, data_dir: Path) -> dict[str, float]:
+    """Return bits per byte of smoothed byte n-grams and of xz on the split the model is judged by."""
+    text = {}
+    for split in ("train", "validation"):
+        documents = source.documents(cfg.pretrain.data, split, data_dir)
+        text[split] = b"".join(documents[index].encode() for index in range(len(documents)))
+    by_order = ngram.bits_per_byte_by_order(text["train"], text["validation"], tuple(ORDERS.values()))
+    found = {name: by_order[order] for name, order in ORDERS.items()}
+    return found | {"xz": ngram.xz_bits_per_byte(text["train"], text["validation"])}
+
+
+def compare(cfg: Config, bench: Bench, task: labelled.Task, parts: Path) -> dict[str, Any]:
+    """Tune each way on validation data, then train and test it for every budget and seed."""
+    drawn = {
+        (budget, seed): docstring_task.few(task.train, budget, seed=seed)
+        for budget in cfg.budgets
+        for seed in cfg.seeds
+    }
+    found = {}
+    for way in WAYS:
+        found[way] = _once(parts / f"{way}.json", partial(compare_way, cfg, bench, task, way, drawn))
+        mean, spread = found[way]["accuracy_mean"], found[way]["accuracy_spread"]
+        print(f"{way}: test accuracy {mean:.3f} ± {spread:.3f} with {found[way]['labels']} labels a class", flush=True)
+    found["tfidf"] = _once(parts / "tfidf.json", lambda: compare_tfidf(cfg, task, drawn))
+    counts = np.bincount(task.test.labels, minlength=len(task.classes))
+    return found | {"majority": {"accuracy_mean": float(counts.max() / counts.sum())}}
+
+
+def compare_way(cfg: Config, bench: Bench, task: labelled.Task, way: Way, drawn: Drawn) -> dict[str, Any]:
+    """Choose a learning rate by validation accuracy, then measure the test accuracy of every budget and seed."""
+    quiet, middle = log.Tee([]), cfg.budgets[len(cfg.budgets) // 2]
+    validation, test = bench.rows(task.validation, "validation"), bench.rows(task.test, "test")
+    tuning = bench.rows(docstring_task.few(task.train, middle, seed=cfg.tuning_seed), "tuning")
+    tried, started = {}, time.perf_counter()
+    for rate in cfg.grid:
+        params, _ = bench.train(way, rate, tuning, cfg.tuning_seed, quiet)
+        tried[rate] = lm_finetune.scores(bench.probabilities(params, validation), validation)["accuracy"]
+    best = max(tried, key=lambda rate: tried[rate])
+    tuned, runs, trained = time.perf_counter(), [], {}
+    for (budget, seed), examples in drawn.items():
+        params, trained = bench.train(way, best, bench.rows(examples, "train"), seed, quiet)
+        runs.append({"labels": budget, "seed": seed} | lm_finetune.scores(bench.probabilities(params, test), test))
+    return summary(runs, middle) | {
+        "trained_parameters": tree.count(trained),
+        "learning_rate": best,
+        "validation_accuracy_by_rate": {str(rate): score for rate, score in tried.items()},
+        "seconds_a_run": (time.perf_counter() - tuned) / len(runs),
+        "seconds_tuning": tuned - started,
+        "runs": runs,
+    }
+
+
+def compare_tfidf(cfg: Config, task: labelled.Task, drawn: Drawn) -> dict[str, Any]:
+    """Fit the TF-IDF and logistic-regression baseline to the same draws; it tunes itself on the validation split."""
+    runs = []
+    for (budget, seed), examples in drawn.items():
+        splits = (examples, task.validation, task.test)
+        fitted = tfidf_logistic(*(part for split in splits for part in (split.texts, split.labels.tolist())))
+        scored = {"accuracy": fitted["test_accuracy"], "macro_f1": fitted["test_macro_f1"]}
+        runs.append({"labels": budget, "seed": seed} | scored)
+    return summary(runs, cfg.budgets[len(cfg.budgets) // 2]) | {"runs": runs}
+
+
+def samples(cfg: Config, pretrained: lm_finetune.Pretrained) -> dict[str, Any]:
+    """Let the pretrained model go on from a few prompts."""
+    texts = write_text(
+        decoder.Decoder(pretrained.model),
+        pretrained.params,
+        pretrained.tokenizer,
+        PROMPTS,
+        max_new_tokens=cfg.new_tokens,
+        cfg=sample.Config(temperature=0.8, top_p=0.95),
+        key=jax.random.key(cfg.pretrain.seed),
+        eos_id=pretrained.tokenizer.end_id,
+    )
+    return {"samples": [{"prompt": prompt, "text": text} for prompt, text in zip(PROMPTS, texts, strict=True)]}
+
+
+def summary(runs: list[dict[str, Any]], labels: int) -> dict[str, float]:
+    """Return the means over seeds at one budget, and half the width of accuracy's 95 % interval as its spread."""
+    chosen = [run for run in runs if run["labels"] == labels]
+    interval = metrics.mean_interval([run["accuracy"] for run in chosen])
+    means = {
+        f"{name}_mean": float(np.mean([run[name] for run in chosen]))
+        for name in ("accuracy", "macro_f1", "calibration_error")
+        if name in chosen[0]
+    }
+    return means | {"accuracy_spread": (interval.high - interval.low) / 2, "labels": labels}
+
+
+def draw(found: dict[str, Any], workdir: Path) -> None:
+    """Write the pictures and the table, results.md."""
+    pretrain, finetune = found["pretrain"], found["finetune"]
+    curve = log.read(workdir / "pretrain" / "metrics.jsonl")
+    report.loss_curves(
+        workdir / "loss.png",
+        {
+            name: tuple(zip(*((row["step"], row[key]) for row in curve if key in row), strict=True))
+            for name, key in (("train", "train/loss"), ("validation", "validation/nll"))
+        },
+        title="Pretraining on Python's own documentation",
+    )
+    bits = dict(pretrain["baselines_bits_per_byte"]) | {"this model": pretrain["bits_per_byte"]}
+    report.bits_per_byte_bars(
+        workdir / "bits_per_byte.png",
+        dict(sorted(bits.items(), key=lambda item: -item[1])),
+        highlight=("this model",),
+        title="Validation bits per byte (lower is better)",
+    )
+    ways = {way: _by_budget(finetune[way]["runs"]) for way in (*WAYS, "tfidf")}
+    report.accuracy_over_labels(
+        workdir / "accuracy.png",
+        ways,
+        baseline={"most frequent class": finetune["majority"]["accuracy_mean"]},
+        title="Which package is this docstring of?",
+    )
+    columns = {"model": "language model", "bits": "validation bits per byte"}
+    rows = [{"model": name, "bits": round(value, 3)} for name, value in sorted(bits.items(), key=lambda item: -item[1])]
+    lines = [report.table(rows, columns), "", _finetune_table(finetune), ""]
+    lines += [f"> **{sample['prompt']}**{' '.join(sample['text'].split())!r}\n" for sample in found["samples"]]
+    (workdir / "results.md").write_text("\n".join(lines) + "\n")
+
+
+def _by_budget(runs: list[dict[str, Any]]) -> dict[int, list[float]]:
+    found: dict[int, list[float]] = {}
+    for run in runs:
+        found.setdefault(run["labels"], []).append(run["accuracy"])
+    return found
+
+
+def _finetune_table(finetune: dict[str, Any]) -> str:
+    """Return one row a way: test accuracy at each budget as mean ± half its interval, and what it cost."""
+    rows = []
+    for way in (*WAYS, "tfidf"):
+        entry = finetune[way]
+        row: dict[str, Any] = {"way": way}
+        for budget, values in _by_budget(entry["runs"]).items():
+            interval = metrics.mean_interval(values)
+            row[f"{budget} a class"] = f"{interval.estimate:.3f} ± {(interval.high - interval.low) / 2:.3f}"
+        row["macro-F1"] = entry["macro_f1_mean"]
+        row["calibration error"] = entry.get("calibration_error_mean")
+        row["trained"] = entry.get("trained_parameters")
+        row["seconds a run"] = entry.get("seconds_a_run")
+        rows.append(row)
+    return report.table(rows, list(rows[0]))
+
+
+def _once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what an earlier start of this run has left in `path`, or make and keep it."""
+    if not path.exists():
+        results.write(path, make())
+    return results.read(path)
+
+
+if __name__ == "__main__":
+    command_line.main(run, {"default": config, "demo": demo, "debug": debug})

@@ -1,0 +1,69 @@
+"""The leaves of any state by name, what is known about them without reading them, and how two such lists differ."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+Signature = tuple[str, tuple[int, ...]]
+"""Name of the dtype, and shape."""
+
+
+def named(state: Any) -> dict[str, Any]:
+    """Return {"opt_state/0/mu/head/kernel": leaf} for any tree, in the order of `jax.tree.leaves`.
+
+    Raises:
+        ValueError: two leaves share a name, or a leaf is no array of plain numbers.
+    """
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+            raise ValueError(f"{name} is a {type(leaf).__name__}; a checkpoint holds arrays")
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            raise ValueError(f"{name} is a typed random key; store jax.random.key_data of it")
+        if name in found:
+            raise ValueError(f"two leaves are called {name}")
+        found[name] = leaf
+    return found
+
+
+def signature(leaf: Any) -> Signature:
+    """Return dtype and shape of an array or of an abstract array."""
+    return np.dtype(leaf.dtype).name, tuple(leaf.shape)
+
+
+def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Return shape, dtype and sharding of a leaf; one without a sharding goes to the first local device."""
+    where = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+
+def size(leaves: Iterable[Any]) -> int:
+    """Return the bytes of the leaves, each counted once however many devices hold it."""
+    return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+
+
+def show(signature: Signature) -> str:
+    """Return float32[3,4]."""
+    return f"{signature[0]}[{','.join(map(str, signature[1]))}]"
+
+
+def differences(stored: Mapping[str, Signature], wanted: Mapping[str, Signature]) -> list[str]:
+    """Return one line for every leaf that is missing, left over, or of another dtype or shape."""
+    changed = [
+        f"{name}: stored {show(stored[name])}, wanted {show(wanted[name])}"
+        for name in wanted
+        if name in stored and stored[name] != wanted[name]
+    ]
+    missing = [f"{name}: wanted, not stored" for name in wanted if name not in stored]
+    return changed + missing + [f"{name}: stored, not wanted" for name in stored if name not in wanted]
+
+
+def listing(problems: list[str], limit: int) -> str:
+    """Return the first problems in one line, and how many more there are."""
+    more = f"; and {len(problems) - limit} more" if len(problems) > limit else ""
+    return "; ".join(problems[:limit]) + more

@@ -1,0 +1,143 @@
+"""Read sealed checkpoints: what they hold, and their arrays onto any devices. Nothing here writes."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from fm_jax.checkpoint import leaves, seal
+from fm_jax.checkpoint.together import agree
+from fm_jax.core import tree
+from fm_jax.core.errors import CheckpointError
+from fm_jax.core.types import Params
+
+RECORD = "checkpoint.json"
+
+
+def load_params(
+    directory: str | Path,
+    step: int | str = "last",
+    abstract: Params | None = None,
+    *,
+    part: str = "params",
+    combine: Callable[[Params, Params], Params] = tree.merge,
+) -> Params:
+    """Verify a sealed step and read the model's parameters alone, frozen ones included, onto any devices.
+
+    Args:
+        directory: of a `Store`; with several processes all of them call this.
+        step: a step, "last" or "best".
+        abstract: ShapeDtypeStructs with shardings that the result must equal in names, shapes and dtypes; without it
+            every array goes whole to the first local device.
+        part: "params", or "ema" for their running mean.
+        combine: makes the model's parameters of (part, frozen), as in training.
+
+    Raises:
+        CheckpointError: nothing sealed there, a damaged file, or other parameters than `abstract` says.
+    """
+    found = folder(Path(directory), step)
+    known = stored(record(found))
+    chosen = {name: sig for name, sig in known.items() if name.startswith((f"{part}/", "frozen/"))}
+    if not any(name.startswith(f"{part}/") for name in chosen):
+        raise CheckpointError(f"checkpoint {found} holds no {part}; it holds {', '.join(_tops(known))}")
+    places = tree.flatten(abstract) if abstract is not None else {}
+
+    def target(name: str, signature: leaves.Signature) -> jax.ShapeDtypeStruct:
+        like = places.get(name.partition("/")[2])
+        bare = jax.ShapeDtypeStruct(signature[1], np.dtype(signature[0]))
+        return leaves.abstract(like if like is not None and leaves.signature(like) == signature else bare)
+
+    if abstract is not None and combine is tree.merge:  # before anything is read
+        _same({name.partition("/")[2]: signature for name, signature in chosen.items()}, places, found)
+    state = tree.unflatten(arrays(found, {name: target(name, signature) for name, signature in chosen.items()}))
+    params = combine(state[part], state.get("frozen", {}))
+    if abstract is not None:
+        _same({name: leaves.signature(leaf) for name, leaf in tree.flatten(params).items()}, places, found)
+    return params
+
+
+def load_meta(directory: str | Path, step: int | str = "last") -> dict[str, Any]:
+    """Return the `meta` (config, versions, devices, git revision) that was saved with a step."""
+    return record(folder(Path(directory), step))["meta"]
+
+
+def folder(directory: Path, step: int | str) -> Path:
+    """Return the folder of a sealed step, "last" or "best"; CheckpointError where there is none."""
+    steps = seal.steps(directory)
+    step = int(step) if isinstance(step, str) and step.isdecimal() else step
+    if step == "best":
+        ranked_steps = ranked(directory)
+        if not ranked_steps:
+            raise CheckpointError(f"no checkpoint in {directory} has a metric to be best by; name a step or 'last'")
+        return directory / str(ranked_steps[0])
+    if step == "last" and steps:
+        return directory / str(steps[-1])
+    if step in steps:
+        return directory / str(step)
+    if step in (cut := seal.unsealed(directory)):
+        raise CheckpointError(f"checkpoint {step} in {directory} has no {seal.SEAL}, so it was never finished")
+    there = f"there are {', '.join(map(str, steps[-8:]))}" if steps else "there is no sealed one"
+    there += f" (unfinished: {', '.join(map(str, cut[-8:]))})" if cut else ""
+    raise CheckpointError(f"no checkpoint {step!r} in {directory}: {there}")
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """Return a sealed step's record: step, metric, metrics, data, meta, leaves."""
+    return json.loads(seal.read(folder, RECORD))
+
+
+def stored(record: Mapping[str, Any]) -> dict[str, leaves.Signature]:
+    """Return dtype and shape of every array of a record."""
+    return {name: (dtype, tuple(shape)) for name, (dtype, shape) in record["leaves"].items()}
+
+
+def ranked(directory: Path, metric: str | None = None) -> list[int]:
+    """Return the sealed steps that have the metric, lowest first; by default the one that the newest step names."""
+    records = []
+    for step in reversed(seal.steps(directory)):
+        try:
+            records.append(record(directory / str(step)))
+        except CheckpointError:  # `restore` of that step will say so; the others can still be compared
+            continue
+    metric = metric or next((r["metric"] for r in records if r["metric"] is not None), None)
+    values = [(r["metrics"].get(metric), r["step"]) for r in records]
+    return [step for value, step in sorted((v, s) for v, s in values if isinstance(v, int | float))]
+
+
+def arrays(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    """Verify a sealed step and read the named arrays into the given shardings.
+
+    Raises:
+        CheckpointError: on every process, where a file is damaged on any.
+    """
+    error = None
+    try:
+        seal.verify(folder, share=(jax.process_index(), jax.process_count()))
+    except CheckpointError as found:
+        error = found
+    agree(error)
+    target = tree.unflatten(dict(wanted))
+    # Not StandardRestore: it cannot read a part, and one way of reading is enough, for names and shapes are known.
+    args = ocp.args.PyTreeRestore(
+        item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+    )
+    try:
+        with ocp.PyTreeCheckpointer() as reader:
+            state = reader.restore(folder / "state", args=args)
+    except Exception as problem:
+        raise seal.failure(f"reading checkpoint {folder}", problem) from problem
+    return leaves.named(state)
+
+
+def _same(found: dict[str, leaves.Signature], abstract: dict[str, Any], folder: Path) -> None:
+    wanted = {name: leaves.signature(leaf) for name, leaf in abstract.items()}
+    if problems := leaves.differences(found, wanted):
+        raise CheckpointError(f"checkpoint {folder} is of another model: {leaves.listing(problems, 5)}")
+
+
+def _tops(names: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(name.partition("/")[0] for name in names))

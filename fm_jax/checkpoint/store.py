@@ -1,0 +1,293 @@
+"""Checkpoints of a run: asynchronous, sealed, verified; the last and the best are kept.
+
+A step's folder appears under its own name only when it is complete and on disk (`seal.publish`); until then it grows
+in `unsealed/`. So a kill or a power cut at any moment leaves the earlier steps as they were:
+
+    DIR/1200/state/           arrays, as Orbax writes them
+    DIR/1200/checkpoint.json  data position, metrics, config, versions, revision, names and shapes of the arrays
+    DIR/1200/seal.json        size and sha256 of every file
+    DIR/unsealed/             saves in the making, or cut off
+
+Below it is Orbax's asynchronous checkpointer, not its CheckpointManager, which names steps before they are on disk,
+skips saves in silence and deletes old steps before the new one is safe.
+"""
+
+import json
+import logging
+import math
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from fm_jax.checkpoint import leaves, read, seal
+from fm_jax.checkpoint.read import load_meta, load_params
+from fm_jax.checkpoint.together import agree, barrier
+from fm_jax.core import provenance, tree
+from fm_jax.core.errors import CheckpointError, ConfigError, FmError, ResourceError
+
+__all__ = ["Store", "load_meta", "load_params"]
+_log = logging.getLogger(__name__)
+
+
+class Store:
+    """The checkpoints in one directory. With several processes, all make it and all call it alike."""
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep_last: int = 2,
+        keep_best: int = 1,
+        metric: str | None = None,
+        meta: Mapping[str, Any],
+    ) -> None:
+        """Open or create `directory`.
+
+        Args:
+            directory: on a file system that all processes see.
+            keep_last: newest steps that are kept, at least 1.
+            keep_best: steps with the lowest `metric` that are kept besides.
+            metric: lower is better; a save without it is never best.
+            meta: JSON data, usually {"config": ...}; "versions", "devices" and, in a checkout, "git" are added.
+
+        Raises:
+            ConfigError: a value that cannot work.
+            CheckpointError: the directory cannot be made.
+        """
+        if "://" in str(directory):
+            raise ConfigError(f"checkpoint directory {directory} is not a path; mount the bucket and give the path")
+        if keep_last < 1 or keep_best < 0:
+            raise ConfigError(f"keep_last={keep_last} must be at least 1 and keep_best={keep_best} at least 0")
+        self._directory = Path(directory).absolute()
+        self._keep_last, self._keep_best, self._metric = keep_last, keep_best, metric
+        made_of = {
+            "versions": provenance.versions(),
+            "devices": provenance.devices(),
+            "git": provenance.git(Path(__file__)),
+        }
+        self._meta = {**{name: fact for name, fact in made_of.items() if fact is not None}, **meta}
+        _json(self._meta)
+        try:
+            (self._directory / "unsealed").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"checkpoint directory {directory} cannot be made: {error.strerror}") from error
+        logging.getLogger("absl").addFilter(_no_traceback)
+        self._orbax = ocp.StandardCheckpointer()
+        self._thread: threading.Thread | None = None
+        self._failure: FmError | None = None
+        self._saves, self._warned = 0, False
+        self._first = jax.process_index() == 0
+        if self._first:
+            self._warn_of_unsealed()
+
+    def save(self, step: int, state: Any, data: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
+        """Start saving; returns as soon as `state` may be changed or donated. Waits for the save before it, if any.
+
+        Args:
+            step: above every step in the directory.
+            state: any tree of arrays.
+            data: JSON data, the position of the data iterator.
+            metrics: of this step; the store's `metric` is what `best_step` compares.
+
+        Raises:
+            CheckpointError: `step` is not above the latest, or the save before this one failed.
+            ResourceError: there is no room for it, or there was none for the save before.
+        """
+        self.wait()
+        step, arrays = int(step), leaves.named(state)
+        record = self._describe(step, arrays, data, metrics or {})
+        agree(self._prepare(step, arrays) if self._first else None)
+        pending = self._directory / "unsealed" / str(step)
+        try:
+            self._orbax.save(pending / "state", tree.unflatten(arrays))
+        except Exception as error:
+            self._discard(pending)
+            raise seal.failure(f"saving checkpoint {step} in {self._directory}", error) from error
+        self._saves += 1
+        self._thread = threading.Thread(target=self._finish, args=(step, pending, record), name=f"seal-{step}")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when the last save is sealed; raise what went wrong with it, once."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def last_step(self) -> int | None:
+        """Return the newest sealed step, without waiting for a save under way."""
+        return max(seal.steps(self._directory), default=None)
+
+    def best_step(self) -> int | None:
+        """Return the sealed step with the lowest metric, the earliest of equals; None where no step has it."""
+        ranked = read.ranked(self._directory, self._metric)
+        return ranked[0] if ranked else None
+
+    def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+        """Verify and read a sealed step.
+
+        Args:
+            step: as `last_step` or `best_step` gives it.
+            abstract_state: the state as ShapeDtypeStructs whose shardings may be of any mesh.
+
+        Returns:
+            The state in those shardings, and the `data` that was saved with it.
+
+        Raises:
+            CheckpointError: no such step; a damaged file; a leaf that is missing, left over, or of another shape or
+                dtype. Nothing is converted, and nothing is returned in part.
+        """
+        self.wait()
+        folder = read.folder(self._directory, step)
+        record = read.record(folder)
+        wanted = leaves.named(abstract_state)
+        if problems := leaves.differences(read.stored(record), {k: leaves.signature(v) for k, v in wanted.items()}):
+            listed = leaves.listing(problems, 5)
+            raise CheckpointError(f"checkpoint {step} in {self._directory} is of another model or optimiser: {listed}")
+        found = read.arrays(folder, {name: leaves.abstract(leaf) for name, leaf in wanted.items()})
+        return jax.tree.unflatten(jax.tree.structure(abstract_state), [found[name] for name in wanted]), record["data"]
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """Return `meta` as it was when the step was saved."""
+        return load_meta(self._directory, step)
+
+    def close(self) -> None:
+        """Wait for the last save, then release the threads. Python starts no threads at exit: unwaited, it is lost."""
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            self.close()
+        except FmError as failure:
+            if error is None:
+                raise
+            _log.error("%s", failure)  # and the error that ends the block goes on
+
+    def _describe(
+        self, step: int, arrays: dict[str, Any], data: Mapping[str, Any], metrics: Mapping[str, float]
+    ) -> str:
+        values = {name: float(value) for name, value in metrics.items()}
+        if values and self._metric is not None and self._metric not in values and not self._warned:
+            self._warned = True  # another hook's metrics, or a misspelt name: said once
+            _log.warning("checkpoint %d cannot be best: no metric %r among %s", step, self._metric, ", ".join(values))
+        return _json({
+            "step": step,
+            "metric": self._metric,
+            "metrics": {name: value if math.isfinite(value) else str(value) for name, value in values.items()},
+            "data": dict(data),
+            "meta": self._meta,
+            "leaves": {name: leaves.signature(leaf) for name, leaf in arrays.items()},
+        })  # fmt: skip
+
+    def _prepare(self, step: int, arrays: dict[str, Any]) -> FmError | None:
+        """Make room for a step, or say why it cannot be saved."""
+        latest = self.last_step()
+        if step < 0 or (latest is not None and step <= latest):
+            return CheckpointError(
+                f"checkpoint {step} is not above the latest, {latest}, in {self._directory}; "
+                f"to go back, move the later steps out of the directory first"
+            )
+        need = int(1.05 * leaves.size(arrays.values())) + 1_000_000  # metadata is well below the extra
+        try:
+            free = shutil.disk_usage(self._directory).free
+            if free < need:
+                return ResourceError(
+                    f"no space for checkpoint {step}: need {_amount(need)}, have {_amount(free)} in {self._directory}"
+                )
+            taken, pending = self._directory / str(step), self._directory / "unsealed" / str(step)
+            if taken.exists():
+                aside = next(p for n in range(1, 1000) if not (p := pending.with_name(f"{step}.aside-{n}")).exists())
+                taken.rename(aside)
+                _log.warning("checkpoint %d has no seal: moved to %s before saving that step", step, aside)
+            if pending.exists():
+                shutil.rmtree(pending)
+                _log.warning("removed the unfinished checkpoint %s: saving that step again", pending)
+        except OSError as error:
+            return seal.failure(f"saving checkpoint {step} in {self._directory}", error)
+        return None
+
+    def _finish(self, step: int, pending: Path, record: str) -> None:
+        """Wait for Orbax, seal, and delete what is no longer kept; runs in a thread on every process."""
+        final = self._directory / str(step)
+        try:
+            self._orbax.wait_until_finished()
+            if self._first:
+                seal.write(pending / read.RECORD, record)
+                size = seal.publish(pending, final)
+                _log.info("checkpoint %d sealed, %s in %s", step, _amount(size), self._directory)
+        except Exception as error:
+            self._failure = seal.failure(f"saving checkpoint {step} in {self._directory}", error)
+            self._failure.__cause__ = error
+            self._discard(pending)
+            if not threading.main_thread().is_alive():  # nobody is left to raise it
+                _log.error("%s (close the store before leaving)", self._failure)
+        try:
+            if self._first and self._failure is None:
+                self._retain(step)
+        except Exception as error:  # the step is safe; the other processes wait at the barrier
+            _log.warning("old checkpoints in %s could not be deleted: %s", self._directory, error)
+        try:
+            barrier(f"fm_jax/{self._directory}/{step}/{self._saves}")
+            if self._failure is None and not (final / seal.SEAL).is_file():
+                self._failure = CheckpointError(f"checkpoint {step} was not sealed by the first process; see its error")
+        except Exception as error:
+            self._failure = self._failure or seal.failure(f"sealing checkpoint {step}", error)
+
+    def _retain(self, newest: int) -> None:
+        """Delete the steps that are neither among the last nor among the best; `newest` is sealed."""
+        steps, aside = seal.steps(self._directory), self._directory / "unsealed"
+        kept = set(steps[-self._keep_last :]) | set(read.ranked(self._directory, self._metric)[: self._keep_best])
+        for left in aside.iterdir():
+            if left.name.isdecimal() and int(left.name) < newest:
+                _log.warning("removed the unfinished checkpoint %s: %d is sealed", left, newest)
+                shutil.rmtree(left)
+            elif left.name.endswith(".deleted"):
+                shutil.rmtree(left)
+        for step in steps:
+            if step not in kept:
+                # Renamed first, so that a half-deleted step is never taken for a sealed one.
+                (self._directory / str(step)).rename(gone := aside / f"{step}.deleted")
+                seal.sync_folder(self._directory)
+                shutil.rmtree(gone)
+
+    def _discard(self, pending: Path) -> None:
+        if self._first:
+            shutil.rmtree(pending, ignore_errors=True)  # frees the space of a save that failed with a full disk
+
+    def _warn_of_unsealed(self) -> None:
+        cut = sorted(p.name for p in (self._directory / "unsealed").iterdir() if p.name.isdecimal())
+        cut += map(str, seal.unsealed(self._directory))
+        if cut:
+            _log.warning(
+                "ignored unfinished checkpoints %s in %s; the last sealed one is %s",
+                ", ".join(cut[:8]), self._directory, self.last_step(),
+            )  # fmt: skip
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, indent=1)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"a checkpoint's meta and data must be JSON data: {error}") from error
+
+
+def _no_traceback(entry: logging.LogRecord) -> bool:
+    """Drop the hundreds of lines that Orbax logs about a failed save: `wait` raises it, cause included."""
+    return not (entry.exc_info and "orbax" in entry.pathname)
+
+
+def _amount(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,131 @@
+"""What the command line can set in a config: paths, types in words, nearest names, the help page."""
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import textwrap
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One thing that can be set: dotted path, type hint, value now (or dataclasses.MISSING), where it is declared."""
+
+    path: str
+    hint: Any
+    value: Any
+    owner: type
+
+
+def options(cfg: Any, prefix: str = "") -> Iterator[Option]:
+    """Yield the options of a config (or of a dataclass, at its defaults) in order of declaration.
+
+    The options of an optional section are there even while the section is None: setting one creates it.
+    """
+    cls, current = (cfg, None) if isinstance(cfg, type) else (type(cfg), cfg)
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
+        path, hint = prefix + field.name, hints[field.name]
+        value = getattr(current, field.name) if current is not None else default(field)
+        inside = section(hint, value)
+        if inside is None or type(None) in members(hint):
+            yield Option(path, hint, value, cls)
+        if inside is not None:
+            yield from options(value if dataclasses.is_dataclass(value) else inside, f"{path}.")
+
+
+def help_text(cfg: Any, doc: str | None = None) -> str:
+    """Return a page with every option: name, type, value now, and the comment or docstring beside the field."""
+    notes = {cls: _comments(cls) for cls in {option.owner for option in options(cfg)}}
+    rows = [
+        (f"--{o.path}", describe(o.hint), show(o.value), notes[o.owner].get(o.path.rpartition(".")[2], ""))
+        for o in options(cfg)
+    ]
+    widths = [min(max((len(row[i]) for row in rows), default=0), limit) for i, limit in enumerate((44, 40, 24))]
+    lines = ["  ".join([*(t.ljust(w) for t, w in zip(row[:3], widths, strict=True)), row[3]]) for row in rows]
+    head = [inspect.cleandoc(doc), ""] if doc else []
+    return "\n".join([*head, "options (type, value now):", *(f"  {line}".rstrip() for line in lines)])
+
+
+def hint_for(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return `; did you mean X?` for the nearest known name, in this section or another, or nothing."""
+    wanted = name.lower().replace("-", "_")
+    last = wanted.rpartition(".")[2]
+
+    def nearness(option: str) -> float:
+        leaf = option.rpartition(".")[2]
+        whole = difflib.SequenceMatcher(None, wanted, option).ratio()
+        part = difflib.SequenceMatcher(None, last, leaf).ratio()
+        starts = 0.9 if len(last) >= 2 and leaf.startswith(last) else 0.0
+        return max(whole, 0.95 * part, starts) + 0.01 * whole  # the whole path breaks ties
+
+    best = max(sorted(known), key=nearness, default=None)
+    return f"; did you mean {prefix}{best}?" if best is not None and nearness(best) >= 0.65 else ""
+
+
+def describe(hint: Any) -> str:
+    """Return a type in words: int, float, true|false, gelu|relu, int,int, float|none."""
+    if get_origin(hint) is Literal:
+        return "|".join(str(choice) for choice in get_args(hint))
+    if len(members(hint)) > 1:
+        return "|".join(describe(member) for member in members(hint))
+    if get_origin(hint) is tuple:
+        inner = [describe(arg) for arg in get_args(hint) if arg is not Ellipsis]
+        return f"{inner[0]},…" if Ellipsis in get_args(hint) else ",".join(inner)
+    if dataclasses.is_dataclass(hint):
+        return "section"
+    words = {bool: "true|false", str: "text", type(None): "none"}
+    return words.get(hint) or str(getattr(hint, "__name__", hint)).lower()
+
+
+def show(value: Any) -> str:
+    """Return a value as one would type it."""
+    if value is dataclasses.MISSING:
+        return "(not set)"
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return ",".join(show(item) for item in value) or "''"
+    return str(value) if value != "" else "''"
+
+
+def members(hint: Any) -> tuple[Any, ...]:
+    """Return the alternatives of a union, or the hint alone."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def section(hint: Any, value: Any) -> Any:
+    """Return the dataclass whose fields are options below this field, or None."""
+    if dataclasses.is_dataclass(value):
+        return type(value)
+    classes = [member for member in members(hint) if dataclasses.is_dataclass(member)]
+    return classes[0] if len(classes) == 1 else None
+
+
+def default(field: dataclasses.Field[Any]) -> Any:
+    """Return a field's default, or dataclasses.MISSING."""
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+
+
+def _comments(cls: type) -> dict[str, str]:
+    """Return what stands beside each field in the source: a docstring below it, else the comment on its line."""
+    try:
+        source = textwrap.dedent(inspect.getsource(cls))
+        body = ast.parse(source).body[0].body  # type: ignore[attr-defined]
+    except (OSError, TypeError, SyntaxError):  # no source: a shell, or a class made at run time
+        return {}
+    lines, notes = source.splitlines(), {}
+    for node, following in zip(body, [*body[1:], None], strict=True):
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        rest = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()  # type: ignore[operator]
+        note = rest.partition("#")[2].strip()
+        if isinstance(following, ast.Expr) and isinstance(text := getattr(following.value, "value", None), str):
+            note = " ".join(text.split())
+        notes[node.target.id] = note
+    return notes

@@ -1,0 +1,207 @@
+"""The work directory of a run: one experiment, one config, one trainer at a time, and run.json to say which.
+
+run.json     what runs here: experiment, config, code, machine, and every start
+owner.json   who runs here now; the lock is an flock on it, so it ends with the process
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fm_jax.core.config import changes
+from fm_jax.core.errors import ConfigError, FmError, ResourceError
+
+_IGNORED = (".*", "lost+found", "*.log", "*.out", "*.err")  # what mounts, editors and launchers leave in a directory
+_MAX_STARTS = 1000
+
+
+@dataclass
+class Claim:
+    """A work directory held by this process until `release` or the end of the process."""
+
+    path: Path
+    previous: dict[str, Any] | None  # run.json as the last start left it
+    changed: list[str]  # allowed changes of the config since then, `key: old -> new`
+    notices: list[str]  # lines for the user
+    _lock: int
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Write run.json whole or not at all, with this start added to its list of starts."""
+        starts = (self.previous or {}).get("starts", [])
+        this = {key: record[key] for key in ("time", "argv", "git", "devices") if key in record}
+        data = {**record, "starts": [*starts, {**this, "changed": self.changed}][-_MAX_STARTS:]}
+        write_atomically(self.path / "run.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+    def release(self) -> None:
+        """Let the directory go; an empty owner.json says that it was left in order."""
+        if self._lock < 0:
+            return
+        os.ftruncate(self._lock, 0)
+        if not (self.path / "run.json").exists():  # the run never began: leave no trace of it
+            with contextlib.suppress(OSError):
+                (self.path / "owner.json").unlink()
+                self.path.rmdir()
+        os.close(self._lock)
+        self._lock = -1
+
+    def __enter__(self) -> "Claim":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def claim(path: Path, *, experiment: str, config: Mapping[str, Any], resumable: Sequence[str] = ()) -> Claim:
+    """Take a new directory, or one where the same experiment ran with the same config.
+
+    `resumable` are patterns (`fit.num_steps`, `log.*`) of keys that may differ from the earlier start.
+    A refused directory is left as it was.
+
+    Raises:
+        ConfigError: not writable, not ours, in use, or another experiment or config; the changed keys are listed.
+        ResourceError: no space left.
+    """
+    try:
+        return _claim(path, experiment, config, resumable)
+    except FmError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"no space left for workdir {path}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"workdir {str(path)[:120]!r} cannot be used: {reason}; give another --workdir") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file as a whole, on the disk before this returns: after a crash it is the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _claim(path: Path, experiment: str, config: Mapping[str, Any], resumable: Sequence[str]) -> Claim:
+    if ":/" in str(path):
+        raise ConfigError(f"workdir {path} must be a local path; mount remote storage and give its mount point")
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"workdir {path} is a file; give another --workdir")
+    new = not path.exists()
+    found = [] if new else sorted(entry.name for entry in path.iterdir())
+    foreign = [name for name in found if not any(fnmatchcase(name, pattern) for pattern in _IGNORED)]
+    if foreign and "run.json" not in found and "owner.json" not in found:
+        raise ConfigError(
+            f"workdir {path} holds files that no run wrote ({', '.join(foreign[:3])}); give a new or empty --workdir"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path / "owner.json", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        notices = _take_lock(lock, path)
+        previous = _read_record(path)
+        changed = [] if previous is None else _allowed_changes(path, previous, experiment, config, resumable)
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "boot_id": _boot_id(), "started": _now()}
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, json.dumps(owner).encode(), 0)
+        os.fsync(lock)
+    except BaseException:
+        if "owner.json" not in found:
+            (path / "owner.json").unlink(missing_ok=True)
+        if new:
+            path.rmdir()
+        os.close(lock)
+        raise
+    return Claim(path, previous, changed, notices + [f"{path}: {line}" for line in changed], lock)
+
+
+def _take_lock(lock: int, path: Path) -> list[str]:
+    """Lock owner.json and return a line if its last owner went without releasing it."""
+    text = os.pread(lock, 10_000, 0).decode(errors="replace")
+    try:
+        owner = json.loads(text) if text else {}
+        pid, host, started = int(owner.get("pid", 0)), str(owner.get("host")), owner.get("started")
+    except (ValueError, AttributeError, TypeError):  # another process is writing it, or it was cut short
+        pid, host, started = 0, "unknown", "unknown"
+    here = host == socket.gethostname()
+    gone = here and (owner.get("boot_id") != _boot_id() or not _alive(pid)) if pid else False
+    who = f"pid {pid} on host {host} since {started}" if pid else "another process"
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        more = "; it is gone, but a child of it still holds the lock" if gone else ""
+        raise ConfigError(f"workdir {path} is in use by {who}{more}") from None
+    except OSError:  # a file system without locks: the file's word is all there is
+        if text and not gone:
+            raise ConfigError(
+                f"workdir {path} is in use by {who}; if that run is over, remove {path / 'owner.json'}"
+            ) from None
+    return [f"{path}: taking over from {who}, which did not end in order"] if text else []
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        return {**record, "experiment": record["experiment"], "config": dict(record["config"])}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ConfigError(f"{path / 'run.json'} is damaged; give another --workdir") from None
+
+
+def _allowed_changes(
+    path: Path, previous: Mapping[str, Any], experiment: str, config: Mapping[str, Any], resumable: Sequence[str]
+) -> list[str]:
+    """Return the differences to the earlier start; ConfigError if one is not allowed."""
+    if previous["experiment"] != experiment:
+        raise ConfigError(f"workdir {path} holds {previous['experiment']}, not {experiment}; give another --workdir")
+    different = changes(previous["config"], config)
+    lines = {key: f"{key}: {old} -> {new}" for key, (old, new) in different.items()}
+    refused = [line for key, line in lines.items() if not any(fnmatchcase(key, pattern) for pattern in resumable)]
+    if refused:
+        more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+        raise ConfigError(
+            f"workdir {path} holds a run with another config; give another --workdir or the old values of "
+            f"{'; '.join(line[:60] for line in refused[:5])}{more}"
+        )
+    return list(lines.values())
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # not Linux
+        return ""
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,236 @@
+"""Generation with a key-value cache: one prefill, then a `lax.while_loop` that ends when every row has ended.
+
+Prompts of different lengths are padded on the RIGHT. A row's position is its own length, so it is generated as if it
+were alone; what padding wrote into the cache is overwritten before the row's queries reach it.
+
+Dims: B batch, T padded prompt, N max_new_tokens, V vocabulary, D d_model.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.typing import ArrayLike
+
+from fm_jax.core.errors import ConfigError
+from fm_jax.core.types import Params
+from fm_jax.generate.sample import GREEDY, Config, row_keys, sample, seen_tokens
+from fm_jax.layers.cache import init_cache
+
+InitCache = Callable[[nn.Module, Params, int, int], Any]
+Ids = int | tuple[int, ...] | None
+Stop = tuple[tuple[int, ...], ...]
+
+
+class Output(struct.PyTreeNode):
+    """What `generate` returns.
+
+    Attributes:
+        tokens: int32 [B, N], the new tokens with the end or stop tokens included, then `pad_id`.
+        lengths: int32 [B], how many of them are real.
+        logprobs: float32 [B, N], each one's log-probability under the model itself (no temperature, no filter); then 0.
+        finished: bool [B], ended by itself rather than by running out of max_new_tokens.
+        steps: int32, iterations of the loop, each one token for all rows (the first token comes from the prefill).
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+    logprobs: jax.Array
+    finished: jax.Array
+    steps: jax.Array
+
+
+def generate(
+    model: nn.Module,
+    params: Params,
+    prompts: ArrayLike,
+    lengths: ArrayLike,
+    *,
+    max_new_tokens: int,
+    cfg: Config = GREEDY,
+    key: jax.Array | None = None,
+    seeds: ArrayLike | None = None,
+    eos_id: Ids = None,
+    pad_id: int = 0,
+    stop: Stop = (),
+    init_cache: InitCache = init_cache,
+) -> Output:
+    """Continue every prompt by up to `max_new_tokens` tokens.
+
+    Compiled once for each model, shape of the prompts, and set of options; it may also be called inside `jit`.
+
+    Args:
+        model: a Linen module with `cfg.max_length`, the methods `hidden` and `logits`, and a collection "cache" whose
+            leaves have the batch on axis 1 (`layers/cache.py`). Any equal module hits the same compilation.
+        params: its parameters.
+        prompts: int32 [B, T], padded on the right with anything.
+        lengths: int32 [B], the tokens of each prompt, 1 to T.
+        max_new_tokens: N.
+        cfg: how to choose tokens; greedy by default.
+        key: needed unless temperature is 0.
+        seeds: int32 [B], default 0, 1, …: a row's text depends on key and its seed, not on the rest of the batch.
+        eos_id: token or tokens that end a row.
+        pad_id: what fills `tokens` after a row's end.
+        stop: token sequences that end a row once all of one has been generated; the prompt's tokens do not count.
+        init_cache: (model, params, batch, length) -> cache, for models with a cache of their own.
+
+    Raises:
+        ConfigError: T + N is beyond the model's max_length, a length is out of range, or the key is missing.
+    """
+    eos, stop = check(model, prompts, lengths, max_new_tokens, eos_id), check_stop(stop)
+    if cfg.temperature > 0 and key is None:
+        raise ConfigError(f"temperature {cfg.temperature} draws at random: give a key, or temperature 0")
+    prompts = jnp.asarray(prompts, jnp.int32)
+    seeds = jnp.arange(prompts.shape[0]) if seeds is None else jnp.asarray(seeds)
+    run = partial(_generate, model, max_new_tokens, cfg, eos, pad_id, stop, init_cache)
+    return run(params, prompts, jnp.asarray(lengths, jnp.int32), key, seeds)
+
+
+class _State(NamedTuple):
+    """The loop's carry; `step` tokens have been chosen."""
+
+    step: jax.Array
+    last: jax.Array  # [B] the newest token, a valid id in ended rows too
+    tail: jax.Array  # [B, longest stop sequence] the newest tokens, -1 before the first
+    seen: jax.Array | None  # [B, V] what the repetition penalty acts on
+    cache: Any
+    out: Output
+
+
+@partial(jax.jit, static_argnums=range(7))
+def _generate(
+    model: nn.Module,
+    count: int,
+    cfg: Config,
+    eos: tuple[int, ...],
+    pad_id: int,
+    stop: Stop,
+    init_cache: InitCache,
+    params: Params,
+    prompts: jax.Array,
+    lengths: jax.Array,
+    key: jax.Array | None,
+    seeds: jax.Array,
+) -> Output:
+    batch, time = prompts.shape
+    logits, cache = prefill(model, params, init_cache(model, params, batch, time + count), prompts, lengths)
+    keys = None if key is None else row_keys(key, seeds)
+
+    def choose(state: _State, logits: jax.Array) -> _State:
+        """Pick each row's next token and write it down, unless the row has ended."""
+        step_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
+        token = sample(step_keys, logits, cfg, seen=state.seen)
+        logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=-1)[:, 0]
+        out, live = state.out, ~state.out.finished
+        tail = jnp.concatenate([state.tail, token[:, None]], axis=1)[:, 1:]
+        return _State(
+            state.step + 1,
+            token,
+            tail,
+            None if state.seen is None else state.seen.at[jnp.arange(batch), token].set(True),
+            state.cache,
+            Output(
+                tokens=out.tokens.at[:, state.step].set(jnp.where(live, token, pad_id)),
+                lengths=out.lengths + live,
+                logprobs=out.logprobs.at[:, state.step].set(jnp.where(live, logprob, 0.0)),
+                finished=out.finished | _ends(token, tail, eos, stop),
+                steps=out.steps,
+            ),
+        )
+
+    def unfinished(state: _State) -> jax.Array:
+        return (state.step < count) & ~jnp.all(state.out.finished)
+
+    def body(state: _State) -> _State:
+        logits, cache = advance(model, params, state.cache, state.last, lengths + state.step - 1)
+        out = state.out.replace(steps=state.out.steps + 1)
+        return choose(state._replace(cache=cache, out=out), logits)
+
+    empty = Output(
+        tokens=jnp.full((batch, count), pad_id, jnp.int32),
+        lengths=jnp.zeros(batch, jnp.int32),
+        logprobs=jnp.zeros((batch, count)),
+        finished=jnp.zeros(batch, bool),
+        steps=jnp.int32(0),
+    )
+    seen = seen_tokens(prompts, lengths, logits.shape[-1]) if cfg.repetition_penalty != 1 else None
+    tail = jnp.full((batch, max(map(len, stop), default=0)), -1, jnp.int32)
+    start = _State(jnp.int32(0), jnp.zeros(batch, jnp.int32), tail, seen, cache, empty)
+    return jax.lax.while_loop(unfinished, body, choose(start, logits)).out
+
+
+def _ends(token: jax.Array, tail: jax.Array, eos: tuple[int, ...], stop: Stop) -> jax.Array:
+    """Say which rows end with this token: [B], [B, M] -> bool [B]."""
+    ended = jnp.isin(token, jnp.array(eos, jnp.int32))
+    for sequence in stop:
+        ended |= jnp.all(tail[:, -len(sequence) :] == jnp.array(sequence, jnp.int32)[None], axis=1)
+    return ended
+
+
+def prefill(
+    model: nn.Module, params: Params, cache: Any, prompts: jax.Array, lengths: jax.Array
+) -> tuple[jax.Array, Any]:
+    """Read the prompts [B, T] into the cache and return the logits [B, V] after each row's last token.
+
+    The head reads one position a row: logits for all T would be the largest array of the whole generation.
+    """
+    index = jnp.arange(prompts.shape[1], dtype=jnp.int32)[None]
+    # an id outside the vocabulary looks up NaN, which a masked weight of 0 does not silence: no padding gets that far
+    tokens = jnp.where(index < lengths[:, None], prompts, 0)
+    positions = jnp.broadcast_to(index, tokens.shape)
+    variables = {"params": params, "cache": cache}
+    read: Any = model.apply(variables, tokens, positions=positions, mutable=["cache"], method="hidden")
+    hidden, updated = read
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
+    logits: Any = model.apply({"params": params}, last, method="logits")
+    return logits[:, 0].astype(jnp.float32), updated["cache"]
+
+
+def advance(
+    model: nn.Module, params: Params, cache: Any, tokens: jax.Array, positions: jax.Array
+) -> tuple[jax.Array, Any]:
+    """Read one token a row [B] at its position [B]; return the logits [B, V] after it and the cache."""
+    variables = {"params": params, "cache": cache}
+    read: Any = model.apply(variables, tokens[:, None], positions=positions[:, None], mutable=["cache"])
+    logits, updated = read
+    return logits[:, 0].astype(jnp.float32), updated["cache"]
+
+
+def check(
+    model: nn.Module, prompts: ArrayLike, lengths: ArrayLike, max_new_tokens: int, eos_id: Ids
+) -> tuple[int, ...]:
+    """Refuse prompts and counts that cannot work; return the end tokens as a tuple.
+
+    Raises:
+        ConfigError: naming the numbers that do not fit together.
+    """
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    shape, limit = np.shape(prompts), model.cfg.max_length
+    if len(shape) != 2 or np.shape(lengths) != shape[:1]:
+        raise ConfigError(f"prompts [B, T] and lengths [B] are needed, not {shape} and {np.shape(lengths)}")
+    time = shape[1]
+    if time + max_new_tokens > limit:
+        raise ConfigError(
+            f"prompts of {time} tokens + max_new_tokens {max_new_tokens} = {time + max_new_tokens}"
+            f" are beyond max_length {limit}: shorten one of them"
+        )
+    if not isinstance(lengths, jax.core.Tracer):
+        values = np.asarray(lengths)
+        if values.size and (values.min() < 1 or values.max() > time):
+            row = int(np.flatnonzero((values < 1) | (values > time))[0])
+            raise ConfigError(f"the length of prompt {row} is {values[row]}: it must be between 1 and {time}")
+    return () if eos_id is None else tuple(np.atleast_1d(eos_id).tolist())
+
+
+def check_stop(stop: Stop) -> Stop:
+    """Return the stop sequences as nested tuples; refuse an empty one, which would end every row at once."""
+    stop = tuple(tuple(map(int, sequence)) for sequence in stop)
+    if () in stop:
+        raise ConfigError(f"stop sequence {stop.index(())} is empty: remove it")
+    return stop

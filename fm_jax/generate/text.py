@@ -1,0 +1,133 @@
+"""Strings in, strings out: tokenise, generate in a few compiled shapes, cut at the stop strings."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from fm_jax.core.errors import ConfigError, NumericError
+from fm_jax.core.types import Params
+from fm_jax.generate.decode import Ids, Output, generate
+from fm_jax.generate.sample import GREEDY, Config
+
+SMALLEST_BUCKET = 16
+
+
+class Tokenizer(Protocol):
+    """What is asked of a tokenizer (`data/tokenizer.py` has it)."""
+
+    end_id: int
+
+    def encode(self, text: str) -> Any:
+        """Return the ids of a text."""
+
+    def decode(self, ids: Any) -> str:
+        """Return the text of ids."""
+
+
+def text(
+    model: nn.Module,
+    params: Params,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    cfg: Config = GREEDY,
+    key: jax.Array | None = None,
+    eos_id: Ids = None,
+    start_id: int | None = None,
+    stop: Sequence[str] = (),
+    batch_size: int = 8,
+) -> list[str]:
+    """Return what the model writes after each prompt, without the prompt, the end token and the stop string.
+
+    Prompts are sorted by length and run in batches of `batch_size` whose padded length is a power of two, so the
+    number of compilations is that of the powers in use, not of the lengths. A prompt's text depends on the key and on
+    its place in `prompts`, not (but for rounding) on its batch.
+
+    Args:
+        model: as in `decode.generate`.
+        params: its parameters.
+        tokenizer: with `encode`, `decode` and `end_id`.
+        prompts: none of them empty unless there is a `start_id`.
+        max_new_tokens: per prompt.
+        cfg: how to choose tokens; greedy by default.
+        key: needed unless temperature is 0.
+        eos_id: token or tokens that end a text, by default the tokenizer's `end_id`; () for none.
+        start_id: token before every prompt: for a model that saw its documents begin with one.
+        stop: strings that end a text. A text is cut at the first of them; where the tokenizer spells one as other
+            tokens than alone, generation goes on after it, to no effect but time.
+        batch_size: rows generated at once.
+
+    Raises:
+        ConfigError: a prompt is empty, or with max_new_tokens is beyond the model's max_length.
+        NumericError: the model gave a number that is not finite.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+    if "" in stop:
+        raise ConfigError("a stop string is empty: remove it")
+    ends = tokenizer.end_id if eos_id is None else eos_id
+    start = [] if start_id is None else [start_id]
+    ids = [np.array([*start, *tokenizer.encode(prompt)], np.int32) for prompt in prompts]
+    limit = model.cfg.max_length - max_new_tokens
+    _check(ids, prompts, max_new_tokens, model.cfg.max_length)
+    sequences = tuple(tuple(map(int, tokenizer.encode(string))) for string in stop)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "cfg": cfg, "key": key, "eos_id": ends}
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    texts = [""] * len(ids)
+    for first in range(0, len(order), batch_size):
+        chosen = order[first : first + batch_size]
+        rows = chosen + [chosen[-1]] * (_power(len(chosen), batch_size) - len(chosen))
+        padded, lengths = _pad([ids[row] for row in rows], limit)
+        out = jax.device_get(generate(model, params, padded, lengths, seeds=np.array(rows), stop=sequences, **options))
+        for place, row in enumerate(chosen):
+            texts[row] = _cut(tokenizer, ids[row], _row(out, place, prompts[row]), ends, stop)
+    return texts
+
+
+def _power(count: int, limit: int) -> int:
+    """Return the smallest power of two that holds `count`, or `limit` where that is less."""
+    return min(1 << (count - 1).bit_length(), limit)
+
+
+def _pad(ids: Sequence[np.ndarray], limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the prompts [B, T], padded on the right to a power of two or `limit`, and their lengths [B]."""
+    lengths = np.array([len(row) for row in ids], np.int32)
+    padded = np.zeros((len(ids), _power(max(SMALLEST_BUCKET, int(lengths.max())), limit)), np.int32)
+    for place, row in enumerate(ids):
+        padded[place, : len(row)] = row
+    return padded, lengths
+
+
+def _check(ids: Sequence[np.ndarray], prompts: Sequence[str], max_new_tokens: int, max_length: int) -> None:
+    for index, tokens in enumerate(ids):
+        if not tokens.size:
+            raise ConfigError(f"prompt {index} ({prompts[index]!r}) has no tokens: give a start_id")
+        if tokens.size + max_new_tokens > max_length:
+            raise ConfigError(
+                f"prompt {index} has {tokens.size} tokens, + max_new_tokens {max_new_tokens} ="
+                f" {tokens.size + max_new_tokens}, beyond max_length {max_length}: shorten one of them"
+            )
+
+
+def _row(out: Output, place: int, prompt: str) -> np.ndarray:
+    count = int(out.lengths[place])
+    if not np.isfinite(out.logprobs[place, :count]).all():
+        raise NumericError(f"the model gave a log-probability that is not finite after {prompt[:40]!r}")
+    return np.asarray(out.tokens[place, :count])
+
+
+def _cut(
+    tokenizer: Tokenizer, prompt: np.ndarray, new: np.ndarray, ends: int | tuple[int, ...], stop: Sequence[str]
+) -> str:
+    """Decode the new tokens in the light of the prompt's and cut at the first stop string."""
+    if new.size and np.isin(new[-1], ends):
+        new = new[:-1]
+    # some tokenizers drop a leading space, or split a character, when the new tokens are decoded alone
+    before, whole = tokenizer.decode(prompt.tolist()), tokenizer.decode([*prompt.tolist(), *new.tolist()])
+    written = whole[len(before) :] if whole.startswith(before) else tokenizer.decode(new.tolist())
+    found = [written.find(string) for string in stop if string in written]
+    return written[: min(found)] if found else written

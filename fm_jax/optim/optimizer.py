@@ -1,0 +1,193 @@
+"""Gradient -> update, through optax, with every rule applied layer by layer where layers are stacked.
+
+A leaf stacked [L, ...] is L parameters: norms, factored moments and orthogonalisation never mix layers, so a model
+trains exactly as its unstacked twin does.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+from fm_jax.core import tree
+from fm_jax.core.errors import ConfigError
+from fm_jax.core.types import Params
+from fm_jax.optim import depth
+
+Name = Literal["adamw", "adam", "sgd", "lion", "adafactor", "lamb", "muon"]
+
+NO_DECAY = (r"(?:.*/)?bias", r"(?:.*/)?scale", r"(?:.*/)?embed/positions")
+
+# What each optimiser reads and takes where the config says None.
+USUAL: dict[str, dict[str, float]] = {
+    "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01},
+    "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
+    "sgd": {"momentum": 0.9, "weight_decay": 0.0},
+    "lion": {"b1": 0.9, "b2": 0.99, "weight_decay": 0.1},
+    "adafactor": {"eps": 1e-30, "weight_decay": 0.0},
+    "lamb": {"b1": 0.9, "b2": 0.999, "eps": 1e-6, "weight_decay": 0.01},
+    "muon": {"momentum": 0.95, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1},
+}
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "weight_decay": ("finite and at least 0", lambda x: 0 <= x < math.inf),
+    "b1": ("at least 0 and below 1", lambda x: 0 <= x < 1),
+    "b2": ("at least 0 and below 1", lambda x: 0 <= x < 1),
+    "eps": ("finite and above 0", lambda x: 0 < x < math.inf),
+    "momentum": ("at least 0 and below 1", lambda x: 0 <= x < 1),
+    "clip_norm": ("finite and above 0, or none", lambda x: 0 < x < math.inf),
+    "layer_decay": ("above 0 and at most 1", lambda x: 0 < x <= 1),
+}
+MUON_RMS = 0.2  # of an update's entries, as AdamW's: Liu et al. 2025, section 2.2
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which rule, and its numbers; None means the usual value of that optimiser (`USUAL`)."""
+
+    name: Name = "adamw"
+    weight_decay: float | None = None
+    b1: float | None = None
+    b2: float | None = None
+    eps: float | None = None
+    momentum: float | None = None  # sgd, muon
+    clip_norm: float | None = 1.0  # of the gradient over all trained leaves; None: not clipped
+    layer_decay: float = 1.0  # the rate's factor from one layer to the one below (`depth.multipliers`)
+    no_decay: tuple[str, ...] = NO_DECAY  # paths whose weights are not decayed; vectors never are
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their range, and numbers that the optimiser would ignore."""
+        if self.name not in USUAL:
+            raise ConfigError(f"optimizer.name must be one of {', '.join(USUAL)}, not {self.name!r}")
+        for field, (wanted, fits) in RANGES.items():
+            value = getattr(self, field)
+            if value is None:
+                continue
+            if field not in ("clip_norm", "layer_decay") and field not in USUAL[self.name]:
+                raise ConfigError(f"optimizer.{field} is not read by {self.name}; leave it unset")
+            if not fits(value):
+                raise ConfigError(f"optimizer.{field} must be {wanted}, not {value}")
+
+    def value(self, field: str) -> float:
+        """Return a number of the rule: the one set, or the usual one."""
+        chosen = getattr(self, field)
+        return USUAL[self.name][field] if chosen is None else chosen
+
+
+def make(cfg: Config, schedule: optax.ScalarOrSchedule, params: Params) -> optax.GradientTransformation:
+    """Make the optimiser of a tree of trained parameters (arrays or abstract).
+
+    Stages: clip by global norm; the rule; weight decay; the layers' factors; minus the rate. Weight decay is
+    decoupled and multiplied by the rate (Loshchilov & Hutter 2019), also for Adafactor, where optax leaves the rate
+    out; "adam" and "sgd" take it as an L2 penalty, added to the gradient before the moments, as everybody's do.
+    The state's structure depends on `name` and the tree only: other numbers resume from the same checkpoint.
+
+    Args:
+        cfg: the rule and its numbers.
+        schedule: step -> rate. Adafactor's is relative: it is multiplied by each matrix's root mean square. Muon's is
+            AdamW's: its updates are scaled to that size, so both groups share one rate.
+        params: the trained leaves, with the names they will have; paths decide decay, depth and Muon's share.
+
+    Raises:
+        ConfigError: a pattern of `no_decay` (other than the default ones) matches nothing, or `layer_decay` is set
+            and no leaf is stacked under `blocks`.
+    """
+    clip = optax.identity() if cfg.clip_norm is None else optax.clip_by_global_norm(cfg.clip_norm)
+    shrink = optax.add_decayed_weights(cfg.value("weight_decay"), mask=decay_mask(params, cfg.no_decay))
+    rule = _rule(cfg, params)
+    middle = [shrink, rule] if cfg.name in ("adam", "sgd") else [rule, shrink]
+    if cfg.name == "lamb":
+        middle.append(_per_layer(optax.scale_by_trust_ratio(), params))
+    return optax.chain(clip, *middle, _scale_by_depth(params, cfg.layer_decay), optax.scale_by_learning_rate(schedule))
+
+
+def decay_mask(params: Params, no_decay: tuple[str, ...] = NO_DECAY) -> Params:
+    """Return a tree of bools: which leaves are decayed.
+
+    Decayed are leaves that are matrices within one layer (a bias stacked [L, D] is none) and match no pattern.
+    """
+    tree.select(params, [pattern for pattern in no_decay if pattern not in NO_DECAY])  # a misspelt one raises
+
+    def decays(path: str, leaf: Any) -> bool:
+        return depth.rank(path, leaf) >= 2 and not any(re.fullmatch(pattern, path) for pattern in no_decay)
+
+    return tree.map_with_path(decays, params)
+
+
+def _rule(cfg: Config, params: Params) -> optax.GradientTransformation:
+    """Return what turns a gradient into a direction, before decay and rate."""
+    if cfg.name == "sgd":
+        return optax.trace(cfg.value("momentum"))
+    if cfg.name == "lion":
+        return optax.scale_by_lion(cfg.value("b1"), cfg.value("b2"))
+    if cfg.name == "adafactor":
+        # as T5: no first moment, update clipped at root mean square 1, rate relative to the parameter's size
+        steps = (
+            optax.scale_by_factored_rms(epsilon=cfg.value("eps")),
+            optax.clip_by_block_rms(1.0),
+            optax.scale_by_param_block_rms(),
+        )
+        return _per_layer(optax.chain(*steps), params)
+    adam = optax.scale_by_adam(cfg.value("b1"), cfg.value("b2"), cfg.value("eps"))
+    return _muon(cfg, adam, params) if cfg.name == "muon" else adam
+
+
+def _muon(cfg: Config, adam: optax.GradientTransformation, params: Params) -> optax.GradientTransformation:
+    """Orthogonalise the hidden matrices' momentum; leave vectors, embeddings and heads to Adam.
+
+    Source: Jordan et al. 2024; the scale 0.2 * sqrt(max(in, out)) is Liu et al. 2025 (Moonlight), equation 4.
+    """
+    outside = (depth.EMBEDDINGS, depth.HEADS)
+
+    def group(path: str, leaf: Any) -> str:
+        hidden = depth.rank(path, leaf) == 2 and not any(re.fullmatch(pattern, path) for pattern in outside)
+        return "muon" if hidden else "adam"
+
+    # axes that are neither reduced nor output are independent matrices to optax: here, the layers
+    matrix = contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    orthogonalise = contrib.muon(
+        learning_rate=-1.0,  # the sign stays; the rate comes last in the chain
+        beta=cfg.value("momentum"),
+        eps=cfg.value("eps"),
+        muon_weight_dimension_numbers=lambda updates: jax.tree.map(lambda _: matrix, updates),
+    )
+    # `muon` has multiplied by sqrt(max(1, out / in)), in every optax (`scale_by_muon` did so in 0.2.6 only):
+    # sqrt(in) more makes that sqrt(max(in, out))
+    resize = optax.stateless(lambda updates, _: jax.tree.map(lambda u: u * (MUON_RMS * u.shape[-2] ** 0.5), updates))
+    labels = tree.map_with_path(group, params)
+    return optax.partition({"muon": optax.chain(orthogonalise, resize), "adam": adam}, labels)
+
+
+def _per_layer(rule: optax.GradientTransformation, params: Params) -> optax.GradientTransformation:
+    """Apply a rule that takes norms or means of whole leaves to each layer of the stacked ones by itself.
+
+    optax sees a leaf as one block: over a stack, LAMB's trust ratio and Adafactor's clipping and parameter scale
+    would mix the layers, and Adafactor would factor a [L, D] bias across them once L and D reach 128.
+    """
+
+    def init(part: Params) -> Any:
+        return jax.vmap(rule.init)(part)
+
+    def update(updates: Params, state: Any, part: Params | None = None) -> tuple[Params, Any]:
+        return jax.vmap(rule.update)(updates, state, part)
+
+    counts = tree.map_with_path(lambda path, leaf: depth.layers(path, leaf), params)
+    groups = {count: optax.GradientTransformation(init, update) for count in set(jax.tree.leaves(counts)) if count}
+    # one group a stack height: vmap wants a single one
+    rules = {f"layers_{count}": group for count, group in groups.items()} | {"layers_0": rule}
+    return optax.partition(rules, jax.tree.map(lambda count: f"layers_{count}", counts))
+
+
+def _scale_by_depth(params: Params, decay: float) -> optax.GradientTransformation:
+    """Multiply updates by the layers' factors; the identity, with the same empty state, at decay 1."""
+    if decay == 1:
+        return optax.identity()
+    if not any(depth.layers(path, leaf) for path, leaf in tree.flatten(params).items()):
+        raise ConfigError(f"optimizer.layer_decay {decay} needs layers stacked under `blocks`; there are none")
+    factors = depth.multipliers(params, decay)
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * jnp.asarray(f, u.dtype), updates, factors))

@@ -1,0 +1,184 @@
+"""The command line of every experiment: `python -m experiments.NAME [--workdir DIR] [--config PRESET] [--key VALUE …]`.
+
+Everything that can be wrong with a command is found before any computation, and said in one line.
+"""
+
+import difflib
+import errno
+import itertools
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+
+from fm_jax.core import distributed, provenance
+from fm_jax.core.config import apply_overrides, split_argv, to_dict
+from fm_jax.core.errors import ConfigError, FmError, Preempted, ResourceError
+from fm_jax.core.options import help_text
+from fm_jax.core.workdir import claim
+
+_OWN = ("workdir", "config", "help")
+_LONGEST = 400
+
+
+@dataclass(frozen=True)
+class _Experiment:
+    """Where `run` was defined, which names the experiment."""
+
+    module: str
+    doc: str
+    source: Path
+
+    @property
+    def name(self) -> str:
+        return self.module.rpartition(".")[2]
+
+
+def main(
+    run: Callable[[Any, Path], Any],
+    configs: Mapping[str, Callable[[], Any]],
+    *,
+    resumable: Sequence[str] = (),
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Run an experiment from its command line: `run(cfg, workdir)`; the first of `configs` is the default.
+
+    `resumable` are patterns of config keys (`fit.num_steps`, `log.*`) that may change when a run is started
+    again in its work directory; any other change is refused.
+
+    Exit status: 0 done; `FmError.code` for an error that one line explains (2 usage, 3 data, 4 checkpoint,
+    5 resources, 6 numbers, 75 stopped and saved: start again); 130 interrupted; 1 a bug, with its traceback.
+    `FM_DEBUG=1` shows the traceback of any error.
+    """
+    experiment = _experiment(run)
+    try:
+        _start(run, configs, resumable, list(sys.argv[1:] if argv is None else argv), experiment)
+    except KeyboardInterrupt:
+        _leave(130, f"{experiment.name}: interrupted")
+    except Exception as error:
+        known = _explained(error)
+        if known is None and not jax.distributed.is_initialized():
+            raise
+        if known is None or os.environ.get("FM_DEBUG") == "1":
+            traceback.print_exc()
+        if known is None:
+            _leave(1, f"{experiment.name}: error: {type(error).__name__}, see above")
+        text = " ".join(str(known).split()) or type(known).__name__
+        line = f"{experiment.name}: {'stopped' if isinstance(known, Preempted) else 'error'}: {text}"
+        _leave(known.code, line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…")
+
+
+def _start(
+    run: Callable[[Any, Path], Any],
+    configs: Mapping[str, Callable[[], Any]],
+    resumable: Sequence[str],
+    argv: list[str],
+    experiment: _Experiment,
+) -> None:
+    if "--help" in argv or "-h" in argv:
+        print(_help(argv, configs, experiment))
+        return
+    preset, cfg, workdir = _resolve(argv, configs, experiment.name)
+    config = to_dict(cfg)
+    spec = distributed.start()
+    _use_compile_cache()
+    with ExitStack() as stack:
+        first = spec is None or (jax.process_index() if spec.process_id is None else spec.process_id) == 0
+        if first:
+            held = stack.enter_context(claim(workdir, experiment=experiment.module, config=config, resumable=resumable))
+            for line in held.notices:
+                print(f"{experiment.name}: {line}", file=sys.stderr)
+            held.write_record(
+                provenance.record(
+                    experiment=experiment.module, preset=preset, config=config, argv=argv, source=experiment.source
+                )
+            )
+        run(cfg, workdir)
+
+
+def _resolve(argv: Sequence[str], configs: Mapping[str, Callable[[], Any]], name: str) -> tuple[str, Any, Path]:
+    """Return preset, config and work directory that a command line asks for."""
+    texts = split_argv(argv)
+    preset = texts.pop("config", next(iter(configs)))
+    workdir = texts.pop("workdir", f"runs/{name}")
+    if preset not in configs:
+        near = difflib.get_close_matches(preset, configs, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"--config: {preset[:80]!r} is not one of {', '.join(configs)}{hint}")
+    if not workdir or not workdir.isprintable():
+        raise ConfigError(f"--workdir: {workdir[:80]!r} is not a path")
+    overrides = [f"--{key}={text}" for key, text in texts.items()]
+    return preset, apply_overrides(configs[preset](), overrides, also=_OWN), Path(workdir)
+
+
+def _help(argv: Sequence[str], configs: Mapping[str, Callable[[], Any]], experiment: _Experiment) -> str:
+    """Return the page of the preset that the command names; nothing else in the command is looked at."""
+    words = [part for word in argv for part in word.split("=", 1)]
+    named = dict(itertools.pairwise(words)).get("--config", "")
+    preset = named if named in configs else next(iter(configs))
+    usage = [
+        f"usage: python -m {experiment.module} [--workdir DIR] [--config PRESET] [--key VALUE …]",
+        "",
+        f"  --workdir DIR     where the run lives; started again there, it resumes [runs/{experiment.name}]",
+        f"  --config PRESET   {', '.join(configs)} [{next(iter(configs))}]; shown below: {preset}",
+        "",
+    ]
+    return "\n".join(usage) + help_text(configs[preset](), experiment.doc)
+
+
+def _experiment(run: Callable[..., Any]) -> _Experiment:
+    """Read name, docstring and file from the module of `run`; under `python -m` that module calls itself __main__."""
+    scope = getattr(run, "__globals__", {})
+    file = Path(scope.get("__file__") or sys.argv[0] or "run")
+    spec = scope.get("__spec__")
+    module = spec.name if spec is not None else scope.get("__name__", "__main__")
+    return _Experiment(file.stem if module == "__main__" else module, scope.get("__doc__") or "", file.resolve())
+
+
+def _explained(error: Exception) -> FmError | None:
+    """Return the error if one line is enough to mend it, else None."""
+    if isinstance(error, FmError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(f"no space left on the disk of {error.filename or 'the work directory'}")
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        first = str(error).splitlines()[0][:200]
+        return ResourceError(f"out of device memory; lower the batch size, accumulate or rematerialise ({first})")
+    return None
+
+
+def _leave(code: int, line: str) -> NoReturn:
+    print(line, file=sys.stderr, flush=True)
+    # An orderly exit waits for all processes at a barrier; after an error of one, the others would hold it up
+    # for minutes. A preempted run stops everywhere at the same step, so it may end in order.
+    if jax.distributed.is_initialized() and code != Preempted.code:
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _use_compile_cache() -> None:
+    """Keep compiled programs for the next start, in a directory that only this user can write.
+
+    An entry is machine code that will be run, so a directory that others can write is not used.
+    `JAX_COMPILATION_CACHE_DIR` wins, then `$FM_CACHE/xla`, then `$XDG_CACHE_HOME/fm_jax/xla`, `~/.cache/fm_jax/xla`.
+    """
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        return
+    try:
+        standard = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fm_jax"
+        directory = Path(os.environ.get("FM_CACHE") or standard) / "xla"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if directory.stat().st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, f"{directory} belongs to another user")
+        directory.chmod(0o700)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
+        print(f"no compile cache: {error}", file=sys.stderr)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory))

@@ -1,0 +1,220 @@
+"""Where metrics go: lines of JSON (the record), TensorBoard, the console. Only process 0 writes."""
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import jax
+
+from fm_jax.core.errors import ConfigError
+from fm_jax.core.workdir import write_atomically
+
+
+class Writer(Protocol):
+    """Takes the metrics of a step; may be given several sets for one step (training, then evaluation)."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics of the state after `step` steps."""
+        ...
+
+    def close(self) -> None:
+        """Write out what is held back and let go of files."""
+        ...
+
+
+def writers(workdir: Path, *, step: int, num_steps: int, console: bool = True, tensorboard: bool = False) -> "Tee":
+    """Return the writers of a run that goes on at `step`: metrics.jsonl, the console, TensorBoard if wanted."""
+    chosen: list[Writer] = [JsonLines(workdir / "metrics.jsonl", resume_step=step)]
+    if console:
+        chosen.append(Console(num_steps))
+    if tensorboard:
+        chosen.append(TensorBoard(workdir / "tensorboard", resume_step=step))
+    return Tee(chosen)
+
+
+class Tee:
+    """Writes to several writers."""
+
+    def __init__(self, writers: Sequence[Writer]) -> None:
+        self.writers = tuple(writers)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics of the state after `step` steps, everywhere."""
+        for writer in self.writers:
+            writer.write(step, metrics)
+
+    def close(self) -> None:
+        """Close them all."""
+        for writer in self.writers:
+            writer.close()
+
+
+class JsonLines:
+    """One JSON object a line: {"step", "time" (Unix seconds), metric: value, …}; floats are exact.
+
+    With `resume_step` n, lines of later steps, left by a run that was killed after its last checkpoint, go:
+    the file reads as one run. The file as it was is kept beside it as .bak, .bak2, …
+    """
+
+    def __init__(self, path: Path, *, resume_step: int | None = None) -> None:
+        self.path, self.resume_step = Path(path), resume_step
+        self._file: IO[str] | None = None
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append a line, and hand it to the system at once."""
+        if jax.process_index() != 0:
+            return
+        if taken := {"step", "time"} & metrics.keys():
+            raise ValueError(f"a metric may not be called {' or '.join(sorted(taken))}")
+        if self._file is None:
+            _keep_until(self.path, self.resume_step)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
+        line: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
+        line |= {name: _exact(value) for name, value in metrics.items()}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the lines that `JsonLines` wrote, nan and infinities as floats again; a torn last line is left out."""
+    lines = (_parse(line) for line in Path(path).read_text(encoding="utf-8").splitlines())
+    return [
+        {name: float(value) if isinstance(value, str) else value for name, value in line.items()}
+        for line in lines
+        if line is not None
+    ]
+
+
+class TensorBoard:
+    """TensorBoard event files, by tensorboardX; steps after `resume_step` of an earlier run are hidden."""
+
+    def __init__(self, directory: Path, *, resume_step: int | None = None) -> None:
+        self.directory, self.resume_step = Path(directory), resume_step
+        self._events: Any = None
+        try:
+            import tensorboardX  # noqa: F401  (a missing package is to be known before the first step)
+        except ImportError:
+            raise ConfigError("TensorBoard logging needs the package tensorboardX; install it or turn it off") from None
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add one scalar a metric."""
+        if jax.process_index() != 0:
+            return
+        if self._events is None:
+            from tensorboardX import SummaryWriter
+
+            purge = None if self.resume_step is None else self.resume_step + 1
+            self._events = SummaryWriter(str(self.directory), purge_step=purge)
+        for name, value in metrics.items():
+            self._events.add_scalar(name, float(value), step)
+
+    def close(self) -> None:
+        """Write out the events still held."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+
+class Console:
+    """A progress bar on a terminal; elsewhere (a log file) a plain line now and then.
+
+    Sets of metrics without a loss of the training, evaluations that is, get a line of their own.
+    """
+
+    def __init__(self, num_steps: int, *, every_seconds: float = 10.0, file: IO[str] | None = None) -> None:
+        self.num_steps, self.every_seconds, self.file = num_steps, every_seconds, file or sys.stderr
+        self._first: tuple[int, float] | None = None
+        self._printed = -math.inf
+        self._bar: Any = None
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the metrics, and the time that is left at the rate since the first call."""
+        if jax.process_index() != 0:
+            return
+        now = time.monotonic()
+        self._first = self._first or (step, now)
+        words = "  ".join(f"{name} {float(value):.4g}" for name, value in metrics.items())
+        progress = any(name in ("loss", "train/loss") for name in metrics)
+        text = f"{words}  {self._left(step, now)}".rstrip() if progress else words
+        if self.file.isatty():
+            self._draw(step, text, progress)
+        elif not progress or step >= self.num_steps or now - self._printed >= self.every_seconds:
+            print(f"step {step}/{self.num_steps}  {text}", file=self.file, flush=True)
+            self._printed = now if progress else self._printed
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _left(self, step: int, now: float) -> str:
+        begun, since = self._first or (step, now)
+        if step <= begun:
+            return ""
+        seconds = round((now - since) / (step - begun) * max(0, self.num_steps - step))
+        return f"left {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+    def _draw(self, step: int, text: str, progress: bool) -> None:
+        if self._bar is None:
+            from rich.console import Console as Terminal
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
+            self._bar = Progress(*columns, console=Terminal(file=self.file), auto_refresh=False)
+            self._bar.add_task("", total=self.num_steps)
+            self._bar.start()
+        if progress:
+            self._bar.update(0, completed=step, description=text, refresh=True)
+        else:
+            self._bar.console.print(f"step {step}  {text}", highlight=False, markup=False)
+
+
+def _exact(value: float) -> float | str:
+    number = float(value)
+    return number if math.isfinite(number) else str(number)  # JSON has no nan
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
+
+
+def _keep_until(path: Path, step: int | None) -> None:
+    """Drop torn lines and lines of later steps, keeping the old file under another name."""
+    if not path.exists():
+        return
+    text = path.read_text(encoding="utf-8", errors="replace")
+    kept = [
+        line
+        for line in text.split("\n")
+        if (found := _parse(line)) is not None and (step is None or found["step"] <= step)
+    ]
+    new = "".join(f"{line}\n" for line in kept)
+    if new == text:
+        return
+    number = 1
+    while (backup := path.with_name(f"{path.name}.bak{number if number > 1 else ''}")).exists():
+        number += 1
+    try:
+        os.link(path, backup)
+    except OSError:  # a file system without hard links
+        shutil.copy2(path, backup)
+    write_atomically(path, new)

@@ -1,0 +1,126 @@
+"""How much of the hardware a run uses: FLOPs of a model by rule, peaks of devices by data sheet, profiler traces.
+
+Model FLOPs utilisation (MFU) is the model's FLOPs a second over the devices' peak. Model FLOPs are those of one
+forward and one backward pass as the mathematics needs them: what rematerialisation computes again does not
+count. PaLM (Chowdhery et al. 2022, arXiv:2204.02311), section 4.1 and appendix B.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+
+from fm_jax.core import tree
+from fm_jax.core.types import Params
+
+# Dense (no sparsity) bfloat16 peak of one device in TFLOP/s, from the makers' data sheets; NVIDIA prints most figures
+# with sparsity, which are twice these. A device is what JAX calls one: a chip of TPU v4 and later, a GPU.
+_PEAK = (
+    # cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e: "peak compute per chip (bf16)"
+    (r"TPU v4", 275.0),
+    (r"TPU v5 lite|TPU v5e", 197.0),
+    (r"TPU v5|TPU v5p", 459.0),
+    (r"TPU v6 lite|TPU v6e", 918.0),
+    # NVIDIA data sheets: A100 (2021), L4 (2023), H100 (2023), H200 (2024), HGX B200 and GB200 NVL72 (2024)
+    (r".*\bA100\b.*", 312.0),
+    (r".*\bL4\b.*", 121.0),
+    (r".*\bH100\b.*\bPCIe\b.*", 756.0),
+    (r".*\bH[12]00\b.*\bNVL\b.*", 835.5),
+    (r".*\bG?H[12]00\b.*", 989.0),
+    (r".*\bGB200\b.*", 2500.0),
+    (r".*\bB200\b.*", 2250.0),
+)
+# V100 has no bfloat16; float16 with float32 accumulation, NVIDIA data sheet (2020).
+_PEAK_FLOAT16_ONLY = ((r".*\bV100\b.*\bPCIE\b.*", 112.0), (r".*\bV100\b.*", 125.0))
+
+
+def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
+    """Return the dense peak FLOP/s of a device by `jax.Device.device_kind`, or None where it is not known.
+
+    `dtype` is that of the multiplications: bfloat16 or float16. For float32 there is no one figure (it depends on
+    the precision asked for), nor for CPUs or a slice of a GPU: there no MFU should be reported.
+    """
+    if dtype not in ("bfloat16", "float16") or re.search(r"\bMIG\b", device_kind):
+        return None
+    for pattern, teraflops in _PEAK + (_PEAK_FLOAT16_ONLY if dtype == "float16" else ()):
+        if re.fullmatch(pattern, device_kind, re.IGNORECASE):
+            return teraflops * 1e12
+    return None
+
+
+def total_peak_flops(devices: Iterable[jax.Device], dtype: str = "bfloat16") -> float | None:
+    """Return the peak FLOP/s of devices together, or None where that of one is not known."""
+    peaks = [peak_flops(device.device_kind, dtype) for device in devices]
+    known = [peak for peak in peaks if peak is not None]
+    return sum(known) if known and len(known) == len(peaks) else None
+
+
+def decoder_flops_per_token(
+    num_params: int, num_layers: int, attention_width: int, seq_len: int, *, causal: bool = False
+) -> float:
+    """Return training FLOPs a token of a dense decoder: 6 N + 12 L (H K) T.
+
+    N are the parameters that multiply (`multiplied_params`), L layers, H K the width of all query heads together,
+    T the length of a sequence. A multiply-add is two FLOPs, and the backward pass costs twice the forward: 6 N.
+    Scores and weighted sum are 2 T H K multiply-adds a token and layer: 12 L H K T. This counts the whole square of
+    the scores, as PaLM's appendix B does and as published MFUs do; `causal=True` halves that term, which is the work
+    that a causal kernel cannot avoid, and gives the lower figure.
+    """
+    attention = 12.0 * num_layers * attention_width * seq_len
+    return 6.0 * num_params + (attention / 2 if causal else attention)
+
+
+def multiplied_params(params: Params) -> int:
+    """Count a decoder's parameters without those that are only looked up.
+
+    Embedding tables are looked up, save that a token table without an output head beside it is also the head.
+    """
+    flat = tree.flatten(params)
+    tied = not any(path.startswith("head/") for path in flat)
+    return sum(
+        leaf.size for path, leaf in flat.items() if not path.startswith("embed/") or (tied and path == "embed/tokens")
+    )
+
+
+class Trace:
+    """A profiler trace of steps `first_step` to `first_step + num_steps - 1`, for XProf or Perfetto; 0 for none.
+
+        with Trace(10, 3, workdir / "trace") as trace:
+            for step in range(start, stop):
+                trace.before(step)
+
+    A run resumed after `first_step` traces nothing. Each process writes its own file.
+    """
+
+    def __init__(self, first_step: int, num_steps: int = 3, directory: Path | str = "trace") -> None:
+        self.first_step, self.num_steps, self.directory = first_step, num_steps, Path(directory)
+        self._tracing = False
+
+    def before(self, step: int, wait_for: Any = None) -> None:
+        """Start or stop as it is time, about to dispatch `step` (the first of a run is 0).
+
+        The device may be behind the host: given the newest state, the trace waits for it and is whole.
+        """
+        if self.first_step and step == self.first_step:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            jax.profiler.start_trace(str(self.directory))
+            self._tracing = True
+        elif self._tracing and step >= self.first_step + self.num_steps:
+            jax.block_until_ready(wait_for)
+            self._stop()
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._tracing:
+            self._tracing = False
+            jax.profiler.stop_trace()

@@ -1,0 +1,231 @@
+#!/usr/bin/env bash
+# Make .venv from the hash-checked lock when needed, then run: here, by SLURM, on TPU VMs, or as a Kubernetes Job.
+set -euo pipefail
+unset CDPATH
+cd -P "$(dirname "${BASH_SOURCE[0]}")"
+here=$PWD dry='' vars=()
+
+use() {
+  cat <<'E'
+use: ./launch.sh VERB [--dry-run] ...            --dry-run prints what would be done and does nothing
+  local [-n N] experiments.NAME [--key value ...]        one process with every device, or N with one device each
+  test [pytest arguments]                                the default tests
+  setup                                                  make .venv ready and stop
+  slurm [--sbatch-option=value ...] experiments.NAME [...]         one task a node; the clone on a shared file system
+  tpu TPU_NAME [--gcloud-option=value ...] experiments.NAME [...]  copies this clone to every worker and runs there
+  k8s [--name=fm --image=fm_jax --nodes=1 --gpus=0] experiments.NAME [...]    a manifest for kubectl apply -f -
+FM_PYTHON picks the Python (>= 3.11), FM_EXTRA the wheels (cpu, cuda12, cuda13 or tpu).
+.venv belongs to this script: it is made again whenever the lock, pyproject.toml, the Python or the wheels change.
+E
+}
+
+die() { printf 'launch: %s\n' "$1" >&2; exit "${2:-2}"; }
+show() { local line; printf -v line '%q ' "$@"; printf '%s\n' "${line% }"; }
+do_it() { if [[ $dry ]]; then show "$@"; else "$@"; fi; }
+
+find_python() {  # the first Python >= 3.11 that can make an environment; the one in .venv stands for its parent
+  local tried=(.venv/bin/python python3 python3.14 python3.13 python3.12 python3.11) name parent
+  [[ -z ${FM_PYTHON:-} ]] || tried=("$FM_PYTHON")
+  for name in "${tried[@]}"; do
+    parent=$("$name" -c 'import ensurepip, os, sys, venv
+assert sys.version_info >= (3, 11)
+within = os.path.realpath(os.path.dirname(os.path.dirname(sys.executable))) == sys.argv[1]
+print(os.path.realpath(sys._base_executable) if within else "")' "$here/.venv" 2>/dev/null) || continue
+    echo "${parent:-$name}"
+    return
+  done
+  die "no Python >= 3.11 with venv and ensurepip in ${tried[*]}: install one (Debian: python3-venv) or set FM_PYTHON"
+}
+
+find_extra() {  # CUDA 13 needs driver 580 and GPUs of compute capability 7.5 or more, CUDA 12 driver 525
+  if [[ ${FM_EXTRA:-} ]]; then
+    [[ $FM_EXTRA =~ ^(cpu|cuda12|cuda13|tpu)$ ]] || die "FM_EXTRA=$FM_EXTRA: choose cpu, cuda12, cuda13 or tpu"
+    echo "$FM_EXTRA"
+  elif nvidia-smi >/dev/null 2>&1; then
+    nvidia-smi --query-gpu=driver_version,compute_cap --format=csv,noheader | awk -F, '
+      { driver = $1 + 0; if (NR == 1 || $2 + 0 < capability) capability = $2 + 0 }
+      END { if (driver < 525) print "launch: NVIDIA driver " driver " is older than 525: using the CPU" > "/dev/stderr"
+            print (driver < 525 ? "cpu" : driver >= 580 && capability >= 7.5 ? "cuda13" : "cuda12") }'
+  elif [[ -e /dev/accel0 || -e /dev/vfio/0 ]] &&  # other hardware has these too: ask for a sign of a TPU VM
+    { compgen -e TPU_ || grep -s Google /sys/class/dmi/id/product_name; } >/dev/null; then
+    echo tpu
+  else
+    echo cpu
+  fi
+}
+
+setup() {
+  extra=$(find_extra)
+  python=$(find_python)
+  local locks=(requirements.lock) pip=(.venv/bin/python -m pip --disable-pip-version-check install -qq) stamp
+  [[ $extra == cpu ]] || locks+=(".lock/$extra.txt")
+  # One at a time: a cluster's nodes may all come here at once.
+  if [[ ! $dry ]] && command -v flock >/dev/null; then exec 9>.venv.lock; flock 9 || true; fi
+  stamp="$here $extra $("$python" -c 'import sys; print(*sys.version.split())')"
+  stamp+=" $(cat pyproject.toml .lock/build.txt "${locks[@]}" | cksum)"
+  if [[ ! -x .venv/bin/python || $(cat .venv/launch.stamp 2>/dev/null) != "$stamp" ]]; then
+    echo "launch: making .venv ($extra) with $python: once, a minute or two" >&2
+    # No right stamp, no trust: begin anew. setuptools comes first, so that nothing built here fetches a build backend.
+    { do_it rm -rf .venv && do_it "$python" -m venv .venv &&
+      do_it "${pip[@]}" --require-hashes -r .lock/build.txt &&
+      do_it "${pip[@]}" --require-hashes --no-build-isolation "${locks[@]/#/--requirement=}" &&
+      do_it "${pip[@]}" --no-deps --no-build-isolation -e .; } ||
+      die "the setup failed, see above: mend the cause and run again (FM_PYTHON chooses another Python)" 5
+    [[ $dry ]] || printf '%s\n' "$stamp" >.venv/launch.stamp
+  fi
+  exec 9>&-
+  [[ $extra == cuda* ]] || return 0  # what follows goes to the run, beside what the user has set
+  local flag=xla_gpu_enable_latency_hiding_scheduler  # an XLA flag that does not exist would end the process
+  [[ ${XLA_FLAGS:-} == *$flag* ]] || vars+=("XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--$flag=true")
+  vars+=("XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-.9}")
+}
+
+check_module() {
+  [[ ${1:-} =~ ^experiments(\.[A-Za-z0-9_]+)+$ ]] || { use >&2; die "expected experiments.NAME, got '${1:-}'"; }
+  [[ -e ${1//.//}.py ]] || die "no such experiment: ${1//.//}.py"
+}
+
+wait_all() {  # wait_all PID...: the first failure ends the rest, TERM and after FM_GRACE seconds KILL, and is returned
+  local pids=("$@") left pid code first=0 deadline=''
+  trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+  while ((${#pids[@]})); do
+    left=()
+    for pid in "${pids[@]}"; do
+      if kill -0 "$pid" 2>/dev/null; then left+=("$pid"); continue; fi
+      code=0; wait "$pid" || code=$?
+      ((code && !first)) || continue
+      first=$code deadline=$((SECONDS + ${FM_GRACE:-10}))
+      # 75 is "told to stop, and saved": the others are leaving too, and a second TERM would cut their saving short.
+      ((code == 75)) || kill -TERM "${pids[@]}" 2>/dev/null || true
+    done
+    pids=(${left[@]+"${left[@]}"})
+    if [[ $deadline ]] && ((SECONDS > deadline && ${#pids[@]})); then kill -KILL "${pids[@]}" 2>/dev/null || true; fi
+    sleep 0.1
+  done
+  return "$first"
+}
+
+run_local() {
+  local n='' i pids=() command port
+  if [[ ${1:-} == -n ]]; then
+    [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || die "-n takes a number of processes, got '${2:-}'"
+    n=$2
+    shift 2
+  fi
+  check_module "$@"
+  setup
+  [[ $n ]] || { do_it exec env ${vars[@]+"${vars[@]}"} .venv/bin/python -m "$@"; return; }
+  port=$("$python" -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])')
+  vars+=("FM_COORDINATOR_ADDRESS=127.0.0.1:$port" "FM_NUM_PROCESSES=$n")
+  for ((i = 0; i < n; i++)); do
+    # One device a process: two CPU devices a process can deadlock gloo in JAX 0.10 and 0.11.
+    if [[ $extra == cuda* ]]; then one=FM_LOCAL_DEVICE_IDS=$i; else one=JAX_NUM_CPU_DEVICES=1; fi
+    command=(env "${vars[@]}" "FM_PROCESS_ID=$i" "$one" .venv/bin/python -m "$@")
+    if [[ $dry ]]; then show "${command[@]}"; else "${command[@]}" & pids+=($!); fi
+  done
+  [[ $dry ]] || wait_all "${pids[@]}"
+}
+
+slurm_script() {  # fm_jax reads each task's place among the others from SLURM itself
+  cat <<E
+#!/usr/bin/env bash
+#SBATCH --job-name=${1##*.} --ntasks-per-node=1 --requeue --open-mode=append
+#SBATCH --signal=TERM@120 --output=runs/slurm/%x-%j.out
+set -euo pipefail
+cd $(show "$here")
+run=($(show ./launch.sh local "$@"))
+E
+  cat <<'E'
+trap : TERM  # the signal is for the runs; these shells get it too, and wait
+./launch.sh setup
+export saved=runs/slurm/$SLURM_JOB_ID.saved
+rm -f "$saved"
+# 75 says "told to stop, and saved". To srun that is a good exit, or it would kill the tasks that are still saving.
+srun --kill-on-bad-exit=1 --label bash -c 'trap : TERM
+  "$@" || { code=$?; [[ $code == 75 ]] && touch "$saved" || exit "$code"; }' fm "${run[@]}"
+[[ ! -e $saved ]] || scontrol requeue "$SLURM_JOB_ID"
+E
+}
+
+run_slurm() {
+  local options=() script
+  while [[ ${1:-} == -* ]]; do options+=("$1"); shift; done
+  check_module "$@"
+  script=runs/slurm/${1##*.}.sbatch
+  if [[ $dry ]]; then slurm_script "$@"; else mkdir -p runs/slurm; slurm_script "$@" >"$script"; fi
+  do_it sbatch ${options[@]+"${options[@]}"} "$script"
+}
+
+run_tpu() {
+  local name=${1:-} options=(--worker=all) tpu=(gcloud compute tpus tpu-vm) remote='mkdir -p fm_jax && cd fm_jax &&'
+  [[ $name && $name != -* && $name != experiments.* ]] || { use >&2; die "expected the TPU's name, got '$name'"; }
+  shift
+  while [[ ${1:-} == -* ]]; do options+=("$1"); shift; done
+  check_module "$@"
+  do_it mkdir -p runs
+  do_it tar -czf runs/clone.tgz --exclude=./.git --exclude='./.venv*' --exclude=./runs .
+  do_it "${tpu[@]}" scp "${options[@]}" runs/clone.tgz "$name:fm_jax.tgz"
+  remote+=" tar -xzf ../fm_jax.tgz && FM_EXTRA=tpu FM_DISTRIBUTED=auto $(show ./launch.sh local "$@")"
+  do_it "${tpu[@]}" ssh "${options[@]}" "$name" --command="$remote"
+}
+
+run_k8s() {
+  local name=fm image=fm_jax nodes=1 gpus=0 json
+  while [[ ${1:-} == --* ]]; do
+    [[ $1 =~ ^--(name|image|nodes|gpus)=(.+)$ ]] || die "k8s takes --name= --image= --nodes= --gpus=, got '$1'"
+    printf -v "${BASH_REMATCH[1]}" '%s' "${BASH_REMATCH[2]}"
+    shift
+  done
+  check_module "$@"
+  [[ $nodes =~ ^[1-9][0-9]*$ && $gpus =~ ^[0-9]+$ ]] || die "--nodes and --gpus are numbers, got '$nodes' and '$gpus'"
+  [[ $name =~ ^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$ ]] || die "--name is lower-case letters, digits and dashes, got '$name'"
+  json=$("$(find_python)" -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$image" ./launch.sh local "$@")
+  [[ $json =~ ^\[(\"[^\"]*\"),\ (.*)\]$ ]] || die "--image is a name without quotes, got '$image'"
+  cat <<E
+# The image's working directory is a clone in which ./launch.sh setup has run (with FM_EXTRA of its GPUs).
+apiVersion: v1
+kind: Service
+metadata: {name: $name}
+spec: {clusterIP: None, publishNotReadyAddresses: true, selector: {batch.kubernetes.io/job-name: $name}}
+---
+apiVersion: batch/v1
+kind: Job
+metadata: {name: $name}
+spec:
+  completionMode: Indexed
+  completions: $nodes
+  parallelism: $nodes
+  backoffLimit: 0
+  podFailurePolicy:  # 75: told to stop, and saved; run that pod again. Anything else ends the job.
+    rules:
+    - {action: Ignore, onExitCodes: {operator: In, values: [75]}}
+    - {action: Ignore, onPodConditions: [{type: DisruptionTarget, status: "True"}]}
+  template:
+    spec:
+      restartPolicy: Never
+      subdomain: $name
+      terminationGracePeriodSeconds: 120
+      volumes: [{name: shm, emptyDir: {medium: Memory}}]
+      containers:
+      - name: run
+        image: ${BASH_REMATCH[1]}
+        command: [${BASH_REMATCH[2]}]
+        env:
+        - {name: FM_COORDINATOR_ADDRESS, value: "$name-0.$name:29400"}
+        - {name: FM_NUM_PROCESSES, value: "$nodes"}  # the id comes from JOB_COMPLETION_INDEX
+        - {name: FM_EXTRA, value: "${FM_EXTRA:-}"}
+        resources: {limits: {nvidia.com/gpu: $gpus}}
+        volumeMounts: [{name: shm, mountPath: /dev/shm}]
+E
+}
+
+verb=${1:-}
+shift || true
+if [[ ${1:-} == --dry-run ]]; then dry=1; shift; fi
+case $verb in
+  local | slurm | tpu | k8s) "run_$verb" "$@" ;;
+  setup) setup ;;
+  test) setup; do_it exec .venv/bin/python -m pytest "$@" ;;
+  -h | --help | help) use ;;
+  *) use >&2; die "unknown verb '$verb'" ;;
+esac

@@ -1,0 +1,94 @@
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from fm_jax.core.errors import ConfigError
+from fm_jax.optim import schedule
+
+PEAK, STEPS, WARMUP = 3e-3, 1000, 100
+
+AFTER_WARMUP = {  # kind -> (options, rate at a step past warm-up, written out)
+    "cosine": (
+        {"final_ratio": 0.1},
+        lambda t: PEAK * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min((t - WARMUP) / (STEPS - WARMUP), 1)))),
+    ),
+    "linear": ({"final_ratio": 0.2}, lambda t: PEAK * (1 - 0.8 * min((t - WARMUP) / (STEPS - WARMUP), 1))),
+    "wsd": (
+        {"final_ratio": 0.05, "decay_steps": 200},
+        lambda t: PEAK * (1 - 0.95 * min(max(t - (STEPS - 200), 0) / 200, 1)),
+    ),
+    "rsqrt": ({}, lambda t: PEAK * math.sqrt(WARMUP / t)),
+    "constant": ({}, lambda t: PEAK),
+}
+
+
+@pytest.mark.parametrize("kind", AFTER_WARMUP)
+def test_rate_rises_from_zero_to_the_peak_and_then_follows_its_formula(kind):
+    options, expected = AFTER_WARMUP[kind]
+    rate = schedule.make(schedule.Config(kind=kind, peak=PEAK, num_steps=STEPS, warmup_steps=WARMUP, **options))
+    assert float(rate(0)) == 0
+    np.testing.assert_allclose(rate(WARMUP // 2), PEAK / 2, rtol=1e-6)
+    np.testing.assert_allclose(rate(WARMUP), PEAK, rtol=1e-6)
+    for step in (WARMUP + 1, 555, 800, 801, 900, STEPS - 1, STEPS, STEPS + 123):
+        np.testing.assert_allclose(rate(step), expected(step), rtol=1e-5, err_msg=f"{kind} at {step}")
+
+
+@pytest.mark.parametrize("kind", AFTER_WARMUP)
+def test_a_traced_step_gives_the_same_finite_rate_that_never_exceeds_the_peak(kind):
+    options, _ = AFTER_WARMUP[kind]
+    rate = schedule.make(schedule.Config(kind=kind, peak=PEAK, num_steps=STEPS, warmup_steps=WARMUP, **options))
+    steps = np.arange(0, STEPS + 50, 7)
+    traced = np.asarray(jax.jit(jax.vmap(rate))(steps))
+    np.testing.assert_allclose(traced, [float(rate(int(step))) for step in steps], rtol=1e-5)
+    assert np.isfinite(traced).all() and traced.max() <= PEAK * (1 + 1e-6)
+    past = traced[steps >= WARMUP]
+    assert (np.diff(past) <= 1e-9).all()
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "wsd"])
+def test_without_warmup_the_run_starts_at_the_peak_and_ends_at_the_final_ratio(kind):
+    extra = {"decay_steps": 30} if kind == "wsd" else {}
+    rate = schedule.make(schedule.Config(kind=kind, peak=2.0, num_steps=100, final_ratio=0.25, **extra))
+    np.testing.assert_allclose([rate(0), rate(100)], [2.0, 0.5], rtol=1e-6)
+
+
+def test_rsqrt_with_start_ratio_one_is_the_schedule_of_t5():
+    rate = schedule.make(schedule.Config(kind="rsqrt", peak=0.01, num_steps=10**6, warmup_steps=10_000, start_ratio=1))
+    for step in (0, 1, 9_999, 10_000, 40_000, 10**6):
+        np.testing.assert_allclose(rate(step), 1 / math.sqrt(max(step, 10_000)), rtol=1e-6)
+
+
+def test_start_ratio_is_where_the_rise_begins():
+    rate = schedule.make(schedule.Config(peak=1.0, num_steps=100, warmup_steps=10, start_ratio=0.2))
+    np.testing.assert_allclose([rate(0), rate(5), rate(10)], [0.2, 0.6, 1.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"kind": "cosin"}, "kind"),
+        ({"peak": math.nan}, "peak"),
+        ({"peak": math.inf}, "peak"),
+        ({"peak": -1e-3}, "peak"),
+        ({"num_steps": 0}, "num_steps"),
+        ({"num_steps": math.nan}, "num_steps"),
+        ({"num_steps": 10.5}, "num_steps"),
+        ({"warmup_steps": -1}, "warmup_steps"),
+        ({"warmup_steps": 1001}, "warmup_steps 1001 is more than num_steps 1000"),
+        ({"warmup_steps": 1000}, "leaves the cosine decay no step"),
+        ({"final_ratio": math.nan}, "final_ratio"),
+        ({"final_ratio": -0.1}, "final_ratio"),
+        ({"final_ratio": 1.1}, "final_ratio"),
+        ({"start_ratio": 2.0}, "start_ratio"),
+        ({"decay_steps": 10}, "belongs to wsd"),
+        ({"kind": "wsd"}, "decay_steps"),
+        ({"kind": "wsd", "warmup_steps": 900, "decay_steps": 101}, "not 101"),
+        ({"kind": "rsqrt"}, "time scale"),
+        ({"kind": "constant", "final_ratio": 0.1}, "not read by constant"),
+    ],
+)
+def test_a_schedule_that_cannot_be_followed_is_refused_by_name(options, named):
+    with pytest.raises(ConfigError, match=named):
+        schedule.Config(**{"peak": 1e-3, "num_steps": 1000, **options})
