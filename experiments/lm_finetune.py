@@ -107,8 +107,14 @@ class Bench:
 
     def rows(self, examples: docstring_task.Examples, name: str) -> text.Labelled:
         """Tokenise texts and cut or pad them to the recipe's length."""
-        options = {"length": self.recipe.length, "num_classes": len(self.classes), "name": name}
-        return text.Labelled(examples.texts, examples.labels, self.pretrained.tokenizer, **options)
+        return text.Labelled(
+            examples.texts,
+            examples.labels,
+            self.pretrained.tokenizer,
+            length=self.recipe.length,
+            num_classes=len(self.classes),
+            name=name,
+        )
 
     def start(self, way: Way, seed: int) -> tuple[Params, Params]:
         """Return (trained, frozen) parameters before the first step; the head is drawn from `seed`."""

@@ -136,7 +136,7 @@ def compare(cfg: Config, bench: Bench, task: labelled.Task, parts: Path) -> dict
         for budget in cfg.budgets
         for seed in cfg.seeds
     }
-    found = {}
+    found: dict[str, Any] = {}
     for way in WAYS:
         found[way] = _once(parts / f"{way}.json", partial(compare_way, cfg, bench, task, way, drawn))
         mean, spread = found[way]["accuracy_mean"], found[way]["accuracy_spread"]
@@ -156,7 +156,8 @@ def compare_way(cfg: Config, bench: Bench, task: labelled.Task, way: Way, drawn:
         params, _ = bench.train(way, rate, tuning, cfg.tuning_seed, quiet)
         tried[rate] = lm_finetune.scores(bench.probabilities(params, validation), validation)["accuracy"]
     best = max(tried, key=lambda rate: tried[rate])
-    tuned, runs, trained = time.perf_counter(), [], {}
+    runs: list[dict[str, Any]] = []
+    tuned = time.perf_counter()
     for (budget, seed), examples in drawn.items():
         params, trained = bench.train(way, best, bench.rows(examples, "train"), seed, quiet)
         runs.append({"labels": budget, "seed": seed} | lm_finetune.scores(bench.probabilities(params, test), test))
@@ -174,8 +175,10 @@ def compare_tfidf(cfg: Config, task: labelled.Task, drawn: Drawn) -> dict[str, A
     """Fit the TF-IDF and logistic-regression baseline to the same draws; it tunes itself on the validation split."""
     runs = []
     for (budget, seed), examples in drawn.items():
-        splits = (examples, task.validation, task.test)
-        fitted = tfidf_logistic(*(part for split in splits for part in (split.texts, split.labels.tolist())))
+        train, validation, test = (
+            (split.texts, split.labels.tolist()) for split in (examples, task.validation, task.test)
+        )
+        fitted = tfidf_logistic(*train, *validation, *test)
         scored = {"accuracy": fitted["test_accuracy"], "macro_f1": fitted["test_macro_f1"]}
         runs.append({"labels": budget, "seed": seed} | scored)
     return summary(runs, cfg.budgets[len(cfg.budgets) // 2]) | {"runs": runs}
@@ -215,7 +218,7 @@ def draw(found: dict[str, Any], workdir: Path) -> None:
     report.loss_curves(
         workdir / "loss.png",
         {
-            name: tuple(zip(*((row["step"], row[key]) for row in curve if key in row), strict=True))
+            name: ([row["step"] for row in curve if key in row], [row[key] for row in curve if key in row])
             for name, key in (("train", "train/loss"), ("validation", "validation/nll"))
         },
         title="Pretraining on Python's own documentation",

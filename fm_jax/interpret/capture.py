@@ -8,7 +8,7 @@ import jax
 
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
-from fm_jax.layers.tap import Tap
+from fm_jax.layers.tap import STORED, Tap
 
 
 def run(model: nn.Module, params: Params, *inputs: Any, tap: Tap, **options: Any) -> tuple[Any, dict[str, jax.Array]]:
@@ -20,18 +20,20 @@ def run(model: nn.Module, params: Params, *inputs: Any, tap: Tap, **options: Any
         ConfigError: a name that is not a site of this model, or an edit that the model never reached.
     """
     check(model, tap.names())
-    out, kept = model.apply({"params": params}, *inputs, tap=tap, mutable=["taps"], **options)
+    # edited sites are read too, which proves that they were reached; what is not asked for is dropped (free under jit)
+    tap_all = tap.replace(read=tuple(sorted(tap.names())))
+    out, kept = model.apply({"params": params}, *inputs, tap=tap_all, mutable=["taps"], **options)
     found = _by_site(kept.get("taps", {}))
-    if missing := set(tap.read) - set(found):
+    if missing := tap.names() - found.keys():
         raise ConfigError(f"the model has no {', '.join(sorted(missing))} in this configuration")
-    return out, found
+    return out, {name: found[name] for name in tap.read}
 
 
 def shapes(model: nn.Module, params: Params, *inputs: Any, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Return every site's shape and dtype, without computing anything."""
 
     def trace(params: Params, *inputs: Any) -> dict[str, jax.Array]:
-        tap = Tap(read=tuple(model.sites))  # type: ignore[attr-defined]  # every model of the house lists its sites
+        tap = Tap(read=tuple(model.sites))
         _, kept = model.apply({"params": params}, *inputs, tap=tap, mutable=["taps"], **options)
         return _by_site(kept["taps"])
 
@@ -40,7 +42,7 @@ def shapes(model: nn.Module, params: Params, *inputs: Any, **options: Any) -> di
 
 def check(model: nn.Module, names: Iterable[str]) -> None:
     """Raise ConfigError, with the list of sites, for a name the model does not have."""
-    sites = tuple(model.sites)  # type: ignore[attr-defined]
+    sites = tuple(model.sites)
     if unknown := sorted(set(names) - set(sites)):
         raise ConfigError(f"no site {', '.join(unknown)}; this model has {', '.join(sites)}")
 
@@ -48,4 +50,4 @@ def check(model: nn.Module, names: Iterable[str]) -> None:
 def _by_site(taps: Any) -> dict[str, jax.Array]:
     """Drop the module path: a site's name is its own address."""
     leaves = jax.tree_util.tree_leaves_with_path(taps)
-    return {path[-1].key: leaf for path, leaf in leaves}
+    return {path[-1].key.removeprefix(STORED): leaf for path, leaf in leaves}

@@ -76,12 +76,13 @@ class Attention(nn.Module):
         if cfg.rope is not None:
             query = rotate(query, where.positions, cfg.rope)
             key = rotate(key, where.positions, cfg.rope)
-        static = cfg.windows[0] if window is None else 0
+        size = cfg.windows[0] if window is None else window
+        mask: jax.Array | None
         if self.is_mutable_collection("cache") and not self.is_initializing():
-            key, value, mask = self._cached(key, value, where.positions, static if window is None else window)
+            key, value, mask = self._cached(key, value, where.positions, size)
         else:
-            mask = self._mask(time, where.segments, static if window is None else window)
-        z = self._attend(query, key, value, mask, static, tap)
+            mask = self._mask(time, where.segments, size)
+        z = self._attend(query, key, value, mask, cfg.windows[0], tap)
         z = visit(self, tap, "block.attn.z", z)
         out = dense(
             x.shape[-1], ("heads", "embed"), bias=cfg.out_bias, init=self.out_init, dtype=self.dtype, name="o"
@@ -90,8 +91,10 @@ class Attention(nn.Module):
 
     def _heads(self, name: str, heads: int, x: jax.Array) -> jax.Array:
         width, cfg = heads * self.cfg.head_dim, self.cfg
-        flat = dense(width, ("embed", "heads"), bias=cfg.qkv_bias, init=self.kernel_init, dtype=self.dtype, name=name)(x)
-        return flat.reshape(*x.shape[:2], heads, cfg.head_dim)
+        project = dense(
+            width, ("embed", "heads"), bias=cfg.qkv_bias, init=self.kernel_init, dtype=self.dtype, name=name
+        )
+        return project(x).reshape(*x.shape[:2], heads, cfg.head_dim)
 
     def _mask(self, time: int, segments: jax.Array | None, window: jax.Array | int) -> jax.Array | None:
         """Return [B or 1, T, T], or None where causality and a fixed window say it all."""
@@ -108,8 +111,8 @@ class Attention(nn.Module):
         stored_value = self.variable("cache", "value", jnp.zeros, value.shape, value.dtype)
         stored_key.value = write(stored_key.value, key, positions)
         stored_value.value = write(stored_value.value, value, positions)
-        slots = jnp.arange(stored_key.value.shape[1])
-        mask = masking.causal(positions, slots) & masking.window(positions, slots[None], window)
+        slots = jnp.arange(stored_key.value.shape[1])[None]
+        mask = masking.causal(positions, slots) & masking.window(positions, slots, window)
         return stored_key.value, stored_value.value, mask
 
     def _attend(
@@ -126,7 +129,9 @@ class Attention(nn.Module):
         scale = cfg.scale or cfg.head_dim**-0.5
         drop = cfg.dropout > 0 and self.has_rng("dropout")
         if not drop and not touches(tap, "block.attn.scores") and not touches(tap, "block.attn.pattern"):
-            return ops.attention(query, key, value, scale=scale, mask=mask, is_causal=mask is None, window=window)
+            if mask is not None:  # it holds the window too, and counts in cache slots
+                return ops.attention(query, key, value, scale=scale, mask=mask)
+            return ops.attention(query, key, value, scale=scale, is_causal=True, window=window)
         if mask is None:
             index = jnp.arange(query.shape[1])
             mask = (masking.causal(index, index) & masking.window(index, index, window))[None]

@@ -1,6 +1,7 @@
 """Dense layers whose parameters carry logical axis names, and the initialisers of the field."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -12,11 +13,11 @@ from fm_jax.ops.matmul import flat_dot_general
 Initializer = Callable[..., jax.Array]
 
 
-def normal(std: float) -> Initializer:
-    """Draw from N(0, std²); std 0 means the fan-in rule 1/sqrt(fan_in), which small widths need."""
+def normal(std: float, gain: float = 1.0) -> Initializer:
+    """Draw from N(0, (gain · std)²); std 0 means the fan-in rule 1/sqrt(fan_in), which small widths need."""
     if std == 0.0:
-        return nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-2, out_axis=-1)
-    return nn.initializers.normal(std)
+        return nn.initializers.variance_scaling(gain**2, "fan_in", "normal", in_axis=-2, out_axis=-1)
+    return nn.initializers.normal(gain * std)
 
 
 def dense(
@@ -26,9 +27,14 @@ def dense(
     bias: bool,
     init: Initializer,
     dtype: Any,
+    out_dtype: Any = None,
     name: str | None = None,
 ) -> nn.Dense:
-    """Make a dense layer [..., D] -> [..., features]; `axes` are the logical names of (in, out)."""
+    """Make a dense layer [..., D] -> [..., features]; `axes` are the logical names of (in, out).
+
+    The product is summed and returned in `out_dtype` where given (float32 for logits), else in `dtype`.
+    """
+    product = partial(flat_dot_general, preferred_element_type=out_dtype) if out_dtype else flat_dot_general
     return nn.Dense(
         features,
         use_bias=bias,
@@ -36,6 +42,6 @@ def dense(
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:]),
         dtype=dtype,
         param_dtype=jnp.float32,
-        dot_general=flat_dot_general,
+        dot_general=product,
         name=name,
     )

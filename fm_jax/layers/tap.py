@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 STACKED = "block."
+STORED = "site:"  # before a site's name in the collection "taps", where "embed" is a submodule's name already
 SITES = (
     "embed",
     "block.resid_pre", "block.resid_mid", "block.resid_post",
@@ -65,5 +66,7 @@ def visit(module: nn.Module, tap: Tap | None, site: str, x: jax.Array) -> jax.Ar
     if site in tap.add:
         x = x + tap.add[site].astype(x.dtype)
     if site in tap.read:
-        module.sow("taps", site, x, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+        kept = module.sow("taps", STORED + site, x, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+        if not kept:
+            raise ValueError(f'{site} cannot be returned: apply with mutable=["taps"], as interpret.capture.run does')
     return x

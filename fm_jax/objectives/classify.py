@@ -18,7 +18,7 @@ def softmax(
     """Make the cross-entropy loss of a classifier's `apply(variables, *inputs, rngs=…) -> logits [B, C]`.
 
     Returns:
-        LossFn whose metrics are "loss" (without smoothing, in nats) and "accuracy", both per weighted row.
+        LossFn whose metrics are "nll" (without smoothing, in nats) and "accuracy", both per weighted row.
     """
 
     def loss(params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Metrics]:
@@ -35,7 +35,7 @@ def softmax(
         return (
             (objective * weights).sum(),
             weight,
-            {"loss": ((likelihood * weights).sum(), weight), "accuracy": ((correct * weights).sum(), weight)},
+            {"nll": ((likelihood * weights).sum(), weight), "accuracy": ((correct * weights).sum(), weight)},
         )
 
     return loss

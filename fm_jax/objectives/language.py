@@ -26,7 +26,7 @@ def next_token(
             backward: each chunk's logits are made again for its gradient.
 
     Returns:
-        LossFn whose metrics are "loss" (the plain negative log-likelihood in nats, without z-loss and smoothing)
+        LossFn whose metrics are "nll" (the plain negative log-likelihood in nats, without z-loss and smoothing)
         and "accuracy", both per weighted token.
     """
 
@@ -45,7 +45,7 @@ def next_token(
         else:
             sums = score(hidden, batch["targets"], weights)
         total, weight = sums[0], weights.sum()
-        return total, weight, {"loss": (sums[1], weight), "accuracy": (sums[2], weight)}
+        return total, weight, {"nll": (sums[1], weight), "accuracy": (sums[2], weight)}
 
     return loss
 

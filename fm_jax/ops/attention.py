@@ -53,9 +53,9 @@ def attention(
 
     `mask` [B or 1, T, S] already says everything; `is_causal` and `window` repeat what it says where that is
     all it says (then the mask need not be given), so that the fused kernel can skip blocks instead of reading it.
-    In half precision on an NVIDIA GPU this is cuDNN's flash attention; elsewhere XLA.
+    In half precision on an NVIDIA GPU this is cuDNN's flash attention, where it takes the shapes; elsewhere XLA.
     """
-    if jax.default_backend() == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16):
+    if jax.default_backend() == "gpu" and _fits_cudnn(query, key, mask):
         return jax.nn.dot_product_attention(
             query,
             key,
@@ -72,3 +72,10 @@ def attention(
         if window:
             mask &= (rows - columns < window)[None]
     return mix(pattern(scores(query, key, scale), mask), value)
+
+
+def _fits_cudnn(query: jax.Array, key: jax.Array, mask: jax.Array | None) -> bool:
+    """Say whether cuDNN has a kernel: half precision, heads of 8, 16 … 128, even lengths where a mask is read."""
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    even = mask is None or (query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0)
+    return half and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128 and even

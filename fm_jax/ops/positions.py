@@ -63,7 +63,7 @@ def rotate(x: jax.Array, positions: jax.Array, cfg: Rope) -> jax.Array:
     bfloat16 would round them by whole turns.
     """
     frequencies, scale = rope_frequencies(cfg, x.shape[-1])
-    angles = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
+    angles = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)[None, None]
     cos = (jnp.cos(angles) * scale)[:, :, None, :]
     sin = (jnp.sin(angles) * scale)[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -23,10 +23,15 @@ class Classifier(nn.Module):
     pool: Literal["mean", "last"] = "mean"
     dropout: float = 0.0
 
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Name the backbone's sites: the pooled head adds none."""
+        return self.backbone.sites
+
     @nn.compact
     def __call__(self, tokens: jax.Array, length: jax.Array, *, tap: Tap | None = None) -> jax.Array:
         """Pool the hidden states of the first `length` tokens of each row and classify them, in float32."""
-        hidden = self.backbone.hidden(tokens, tap=tap)  # type: ignore[attr-defined]  # any backbone with `hidden`
+        hidden = self.backbone.hidden(tokens, tap=tap)
         pooled = pool(hidden, length, self.pool)
         pooled = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(pooled)
         head = dense(

@@ -135,7 +135,8 @@ class Decoder(nn.Module):
         self.blocks = stack(Block, cfg.num_layers, cfg.remat)(cfg)
         self.norm_final = Norm(cfg.norm, dtype)
         if not cfg.tied:
-            self.head = dense(cfg.vocab_size, ("embed", "vocab"), bias=False, init=normal(cfg.init_std), dtype=dtype)
+            wide: dict[str, Any] = {"bias": False, "dtype": dtype, "out_dtype": jnp.float32}
+            self.head = dense(cfg.vocab_size, ("embed", "vocab"), init=normal(cfg.init_std), **wide)
 
     def __call__(
         self,
@@ -181,7 +182,7 @@ class Decoder(nn.Module):
         """Map hidden states [..., D] to logits [..., V] in float32."""
         if self.cfg.tied:
             return self.embed.attend(hidden)
-        return self.head(hidden).astype(jnp.float32)
+        return self.head(hidden)
 
 
 class Block(nn.Module):
@@ -197,8 +198,8 @@ class Block(nn.Module):
         cfg, (window, tap) = self.cfg, layered
         dtype = jnp.dtype(cfg.dtype)
         # the two layers that write to the residual stream start smaller, so that its variance does not grow with L
-        out_std = (cfg.init_std or cfg.d_model**-0.5) / (2 * cfg.num_layers) ** 0.5
-        inits: dict[str, Any] = {"kernel_init": normal(cfg.init_std), "out_init": normal(out_std), "dtype": dtype}
+        out_init = normal(cfg.init_std, gain=(2 * cfg.num_layers) ** -0.5)
+        inits: dict[str, Any] = {"kernel_init": normal(cfg.init_std), "out_init": out_init, "dtype": dtype}
         drop = nn.Dropout(cfg.dropout, deterministic=not self.has_rng("dropout"))
 
         x = visit(self, tap, "block.resid_pre", x)

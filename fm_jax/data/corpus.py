@@ -1,0 +1,119 @@
+"""From a config to token blocks: a tokenizer and one token stream a split, made once and kept.
+
+Below `data_dir`, `corpora/KEY/` holds the tokenizer and `train/`, `validation/`, `test/`; KEY changes with the
+documents and the size of the vocabulary, so nothing stale is ever reused.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fm_jax.core.errors import DataError
+from fm_jax.data import records, source, text, tokenizer, tokens
+from fm_jax.data.tokenizer import Tokenizer
+
+# Hashing a stream takes about a second a gigabyte: below this it is done at every start.
+_VERIFY_BELOW = 1 << 30
+_TRAIN_ON = 200_000_000  # characters a tokenizer is trained on; more changes hardly a merge and fills the memory
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A tokenizer, and a folder with the tokens of each split."""
+
+    tokenizer: Tokenizer
+    folder: Path
+    names: tuple[str, str, str] = ("train", "validation", "test")
+
+    def tokens(self, split: str) -> tokens.Tokens:
+        """Open the token stream of a split."""
+        return tokens.load(self._split(split))
+
+    def num_bytes(self, split: str) -> int:
+        """Return the UTF-8 bytes of a split, for bits per byte: nats summed over all targets / ln 2 / bytes."""
+        folder = self._split(split)
+        found = tokens.load(folder) if (folder / "tokens.bin").exists() else records.load(folder)
+        return found.num_bytes
+
+    def blocks(self, split: str, length: int, *, apart: bool = False) -> text.Blocks | records.RecordBlocks:
+        """Return a split as blocks of `length` tokens; with `apart` documents do not see each other.
+
+        Raises:
+            DataError: the split was written as ArrayRecord blocks of another length, or apart is asked of those.
+        """
+        folder = self._split(split)
+        if (folder / "tokens.bin").exists():
+            return text.Blocks(tokens.load(folder), length, apart=apart, name=f"{split} of {self.folder.name}")
+        found = records.load(folder)
+        if found.length != length or apart:
+            what = "documents kept apart" if apart else f"length {length}"
+            raise DataError(f"{folder} holds blocks of {found.length} tokens and cannot give {what}")
+        return found
+
+    def packed(self, split: str, length: int) -> text.Packed:
+        """Return a split as whole documents packed into rows of `length` tokens."""
+        return text.Packed(tokens.load(self._split(split)), length, name=f"{split} of {self.folder.name}")
+
+    def _split(self, split: str) -> Path:
+        return self.folder / source.Config(splits=self.names).here(split)
+
+
+def prepare(cfg: source.Config, data_dir: Path, *, vocab_size: int, splits: tuple[str, ...] = source.SPLITS) -> Corpus:
+    """Open a corpus, training its tokenizer (on the train split only) and tokenising it where that was not done yet.
+
+    Kind "tokens" is opened as it is: `path` holds tokenizer.json and a folder a split, written by `tokens.write` or
+    `records.write`.
+
+    Args:
+        cfg: the corpus.
+        data_dir: where built corpora and tokens are kept.
+        vocab_size: of the tokenizer; a corpus of kind "tokens" must have just this one.
+        splits: those needed; others are left alone.
+
+    Raises:
+        DataError: what `source.documents`, `tokenizer.train` and `tokens.load` raise.
+    """
+    if cfg.kind == "tokens":
+        assert cfg.path is not None
+        found = tokenizer.load(cfg.path)
+        if found.vocab_size != vocab_size:
+            raise DataError(
+                f"{cfg.path} has a vocabulary of {found.vocab_size}, not {vocab_size}; set vocab_size to it"
+            )
+        return Corpus(found, cfg.path, cfg.splits)
+    key = f"{source.fingerprint(cfg, 'train', data_dir)}-{vocab_size}"
+    name = f"{cfg.kind}-{vocab_size}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    folder = data_dir / "corpora" / name
+    if (folder / "tokenizer.json").is_file():
+        learned = tokenizer.load(folder)
+    else:
+        learned = tokenizer.train(_sample(source.documents(cfg, "train", data_dir)), vocab_size)
+        learned.save(folder)
+    for split in splits:
+        _tokenise(cfg, split, data_dir, learned, folder / split)
+    return Corpus(learned, folder)
+
+
+def _sample(documents: source.Documents) -> Iterator[str]:
+    """Yield all documents of a small corpus, and a fixed spread of those of a large one."""
+    count, characters = len(documents), 0
+    step = next(s for s in range(max(1, int(count * 0.618)), 2 * count + 2) if math.gcd(s, count) == 1)
+    for i in range(count):
+        if characters >= _TRAIN_ON:
+            return
+        text = documents[i * step % count]
+        characters += len(text)
+        yield text
+
+
+def _tokenise(cfg: source.Config, split: str, data_dir: Path, learned: Tokenizer, folder: Path) -> None:
+    wanted = tokens.made_from(source.fingerprint(cfg, split, data_dir), learned)
+    if folder.is_dir():
+        found = tokens.load(folder)
+        if found.index.made_from == wanted:
+            if (folder / "tokens.bin").stat().st_size < _VERIFY_BELOW:
+                tokens.load(folder, verify=True)
+            return
+    tokens.write(source.documents(cfg, split, data_dir), learned, folder)

@@ -1,0 +1,62 @@
+"""Labelled texts for classification: the built-in docstring task, or a folder of JSON lines."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fm_jax.core.errors import DataError
+from fm_jax.data import docstring_task, folder, standard_library
+from fm_jax.data.docstring_task import Examples
+
+
+@dataclass(frozen=True)
+class Config:
+    """Where labelled texts come from."""
+
+    path: Path | None = None  # folder of train, validation and test .jsonl; None: the docstring task
+    text: str = "text"  # field of the text
+    label: str = "label"  # field of the label, any string
+
+
+@dataclass(frozen=True)
+class Task:
+    """Three splits and the names of the classes that the labels number."""
+
+    classes: tuple[str, ...]
+    train: Examples
+    validation: Examples
+    test: Examples
+
+
+def load(cfg: Config, data_dir: Path) -> Task:
+    """Read all three splits; classes of a folder are the training labels in sorted order.
+
+    Raises:
+        DataError: a split is missing or empty, or has a label that the training split lacks (it is named).
+    """
+    if cfg.path is None:
+        train, validation, test = (docstring_task.load(split, data_dir) for split in standard_library.SPLITS)
+        return Task(docstring_task.CLASSES, train, validation, test)
+    texts = {split: _column(cfg.path, split, cfg.text) for split in standard_library.SPLITS}
+    labels = {split: _column(cfg.path, split, cfg.label) for split in standard_library.SPLITS}
+    classes = tuple(sorted(set(labels["train"])))
+    for split, found in labels.items():
+        if unknown := sorted(set(found) - set(classes)):
+            raise DataError(f"{cfg.path}: {split} has the label {unknown[0]!r}, which no training text has")
+    number = {name: index for index, name in enumerate(classes)}
+    train, validation, test = (
+        Examples(
+            texts=texts[split],
+            labels=np.array([number[name] for name in labels[split]], np.int32),
+            modules=("",) * len(texts[split]),
+            classes=classes,
+        )
+        for split in standard_library.SPLITS
+    )
+    return Task(classes, train, validation, test)
+
+
+def _column(path: Path, split: str, field: str) -> tuple[str, ...]:
+    lines = folder.JsonLines(path, split, split, field)
+    return tuple(lines[index] for index in range(len(lines)))

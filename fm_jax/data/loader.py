@@ -1,0 +1,199 @@
+"""Batches as a pure function of (seed, step), for any number of hosts, workers and threads.
+
+Global batch `step` is rows step·B … step·B + B − 1 of an endless shuffled order; host h of H reads rows
+h·B/H … (h+1)·B/H − 1 of it, so the global array is the same, row for row, however many hosts assemble it. The only
+state is the number of the next batch, and resuming there costs nothing.
+"""
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fm_jax.core.errors import ConfigError, DataError
+from fm_jax.data import mixture
+from fm_jax.data.mixture import Mixture, Source
+
+HostBatch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Shuffled batches without end; every row of the source is used once before any is used again."""
+
+    source: Source | Mixture
+    batch_size: int  # rows of the global batch, over all hosts
+    seed: int = 0
+    host: int = 0
+    hosts: int = 1
+    workers: int = 0  # processes that read ahead; 0 reads in threads of this one
+    threads: int = 2  # that read ahead, here or in each worker; 0 reads when asked (only without workers)
+
+    def __post_init__(self) -> None:
+        _check_hosts(self.batch_size, self.host, self.hosts)
+        if self.workers < 0 or self.threads < 0:
+            raise ConfigError(f"workers ({self.workers}) and threads ({self.threads}) must be 0 or more")
+
+    @property
+    def fingerprint(self) -> str:
+        """Name of the stream: it changes with the data, the batch size and the seed, not with hosts or workers."""
+        text = f"{mixture.fingerprint(self.source)}/{self.batch_size}/{self.seed}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def state(self, next_batch: int) -> dict[str, Any]:
+        """Return what a checkpoint has to keep."""
+        return {"next_batch": next_batch, "fingerprint": self.fingerprint}
+
+    def resume(self, state: dict[str, Any]) -> int:
+        """Return the number of the next batch from a checkpoint's state.
+
+        Raises:
+            DataError: the state belongs to another stream.
+        """
+        if state.get("fingerprint") != self.fingerprint:
+            raise DataError(
+                f"the checkpoint was made with data stream {state.get('fingerprint')}, this is {self.fingerprint}: "
+                "data, batch_size and seed must be the same to resume"
+            )
+        return int(state["next_batch"])
+
+    def iterate(self, start: int = 0) -> Iterator[HostBatch]:
+        """Return this host's rows of global batches start, start + 1, … for ever; close the iterator to stop readers.
+
+        Raises:
+            DataError: while iterating: a row that cannot be read, or values out of range; it names source and row.
+        """
+        if start < 0:
+            raise ConfigError(f"batches are counted from 0, not {start}")
+        rows = self.batch_size // self.hosts
+        sources, _ = mixture.parts(self.source)
+        if (total := sum(map(len, sources))) < self.batch_size:
+            names = ", ".join(source.name for source in sources)
+            raise DataError(f"{names}: {total} rows are fewer than one batch of {self.batch_size}")
+        order = mixture.order(self.source, self.seed)
+        return self._read(_Reader(sources, order, self.batch_size, self.host * rows, rows), start)
+
+    def _read(self, reader: "_Reader", start: int) -> Iterator[HostBatch]:
+        import grain
+
+        steps = grain.MapDataset.range(start, sys.maxsize).map(reader)
+        threads = max(self.threads, 1) if self.workers else self.threads
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        stream = steps.to_iter_dataset(options)
+        if self.workers:
+            _mark_flags_as_parsed()
+            stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers))
+        iterator = iter(stream)
+        try:
+            for batch in iterator:
+                # Workers hand over views of shared memory, which warn when one outlives the readers: copy them.
+                yield {name: np.array(value) for name, value in batch.items()} if self.workers else batch
+        finally:
+            if hasattr(iterator, "close"):
+                iterator.close()
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """All rows of a source once, in order, for evaluation; the last batch is filled up with rows of weight 0.
+
+    Every batch has `batch_size` / `hosts` rows, so one compiled step serves all. Iterate as often as needed.
+    """
+
+    source: Source
+    batch_size: int
+    host: int = 0
+    hosts: int = 1
+
+    def __post_init__(self) -> None:
+        _check_hosts(self.batch_size, self.host, self.hosts)
+        if not len(self.source):
+            raise DataError(f"{self.source.name} is empty")
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self.batch_size)
+
+    def __iter__(self) -> Iterator[HostBatch]:
+        rows, total = self.batch_size // self.hosts, len(self.source)
+        for step in range(len(self)):
+            first = step * self.batch_size + self.host * rows
+            numbers = range(first, min(first + rows, total))
+            # A host that has no rows left fills its part with copies of row 0, at weight 0.
+            found = [_row(self.source, number) for number in numbers] or [_row(self.source, 0)]
+            batch = _stack(found, self.source)
+            _check_limits(batch, self.source)
+            if "weights" not in batch:
+                raise DataError(f"{self.source.name} has no weights, so its last batch cannot be filled up")
+            yield _fill(batch, rows, len(numbers))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Step -> one host's rows of that global batch; sent to workers whole."""
+
+    sources: tuple[Source, ...]
+    order: Any  # grain.MapDataset of (source, row)
+    batch_size: int
+    first: int  # this host's rows within a batch
+    rows: int
+
+    def __call__(self, step: int) -> HostBatch:
+        begin = step * self.batch_size + self.first
+        picked = [self.order[i] for i in range(begin, begin + self.rows)]
+        found = [_row(self.sources[number], row) for number, row in picked]
+        batch = _stack(found, *self.sources)
+        for number, source in enumerate(self.sources):
+            mine = slice(None) if len(self.sources) == 1 else [k for k, (n, _) in enumerate(picked) if n == number]
+            _check_limits({name: value[mine] for name, value in batch.items()}, source)
+        return batch
+
+
+def _row(source: Source, number: int) -> HostBatch:
+    """Read one row; any error becomes a DataError that names the source and the row."""
+    try:
+        return source[number]
+    except Exception as error:
+        raise DataError(f"{source.name}: row {number}: {str(error) or type(error).__name__}") from error
+
+
+def _stack(rows: list[HostBatch], *sources: Source) -> HostBatch:
+    try:
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    except (KeyError, ValueError) as error:
+        names = ", ".join(source.name for source in sources)
+        raise DataError(f"rows of {names} do not have the same fields and shapes: {error}") from error
+
+
+def _check_limits(batch: HostBatch, source: Source) -> None:
+    """Refuse ids and labels out of range: indexing on a device would clamp them or return NaN without a word."""
+    for name, limit in source.limits.items():
+        values = batch[name]
+        if values.size and (values.min() < 0 or values.max() >= limit):
+            wrong = values.min() if values.min() < 0 else values.max()
+            raise DataError(f"{source.name}: {name} holds {wrong}, outside 0 … {limit - 1}")
+
+
+def _fill(batch: HostBatch, rows: int, used: int) -> HostBatch:
+    """Repeat the first row, at weight 0, until there are `rows`."""
+    missing = rows - len(batch["weights"])
+    batch = {name: np.concatenate([value, np.repeat(value[:1], missing, 0)]) for name, value in batch.items()}
+    batch["weights"][used:] = 0
+    return batch
+
+
+def _check_hosts(batch_size: int, host: int, hosts: int) -> None:
+    if batch_size < 1 or hosts < 1 or batch_size % hosts:
+        raise ConfigError(f"batch_size {batch_size} does not divide over {hosts} hosts")
+    if not 0 <= host < hosts:
+        raise ConfigError(f"host {host} is not one of 0 … {hosts - 1}")
+
+
+def _mark_flags_as_parsed() -> None:
+    """Let Grain start workers from a program that does not use absl's flags (grain 0.2.18 refuses otherwise)."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

@@ -1,0 +1,80 @@
+"""Several sources as one stream, in fixed proportions."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from fm_jax.core.errors import ConfigError, DataError
+
+
+class Source(Protocol):
+    """Rows of one shape by random access."""
+
+    name: str  # for messages
+    fingerprint: str  # changes with the rows
+    limits: Mapping[str, int]  # field -> what every value of it must be below (and not below 0)
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Draw from several sources in proportion to their weights; each is shuffled and repeated by itself.
+
+    After n rows every source has given n × its share, to within a few rows, so weights hold in every stretch and not
+    only on average.
+    """
+
+    sources: tuple[Source, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.sources or len(self.sources) != len(self.weights):
+            raise ConfigError(f"a mixture of {len(self.sources)} sources has {len(self.weights)} weights")
+        if not all(np.isfinite(weight) and weight > 0 for weight in self.weights):
+            raise ConfigError(f"weights of a mixture must be above 0: {self.weights}")
+
+
+def parts(source: Source | Mixture) -> tuple[tuple[Source, ...], tuple[float, ...]]:
+    """Return the sources and weights of a mixture, or of a single source."""
+    return (source.sources, source.weights) if isinstance(source, Mixture) else ((source,), (1.0,))
+
+
+def fingerprint(source: Source | Mixture) -> str:
+    """Return a name that changes with any row of any source and with the weights."""
+    sources, weights = parts(source)
+    return "+".join(f"{weight:g}×{one.fingerprint}" for one, weight in zip(sources, weights, strict=True))
+
+
+def order(source: Source | Mixture, seed: int) -> Any:
+    """Return the endless order of rows as a `grain.MapDataset` of (source, row), a pure function of the seed.
+
+    Every pass over a source is shuffled anew. Only numbers are shuffled: a row is read once its batch is asked for.
+    """
+    import grain
+
+    sources, weights = parts(source)
+    streams = []
+    for number, one in enumerate(sources):
+        if not len(one):
+            raise DataError(f"{one.name} is empty")
+        # Two sources of one length must not be shuffled alike, and Grain takes seeds of 32 bits.
+        own = int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")
+        rows = grain.MapDataset.range(len(one)).seed(own).shuffle()
+        streams.append(rows.map(_Tag(number)).repeat())
+    return streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights=weights)
+
+
+@dataclass(frozen=True)
+class _Tag:
+    """Put the number of its source before a row's."""
+
+    number: int
+
+    def __call__(self, row: int) -> tuple[int, int]:
+        return self.number, int(row)

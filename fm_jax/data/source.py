@@ -1,0 +1,140 @@
+"""Where documents come from: one config, five kinds, each a sequence of texts with random access."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from fm_jax.core.errors import ConfigError, DataError
+from fm_jax.data import folder, standard_library
+
+SPLITS = standard_library.SPLITS
+
+
+@dataclass(frozen=True)
+class Config:
+    """A corpus; which fields are read depends on `kind`."""
+
+    kind: Literal["python_docs", "tfds", "text", "jsonl", "tokens"] = "python_docs"
+    name: str = ""  # tfds: a corpus as tensorflow-datasets names it, such as lm1b or wiki40b/en
+    path: Path | None = None  # text, jsonl, tokens: a folder, or for text and jsonl one file
+    field: str = "text"  # tfds, jsonl: the field that holds the text
+    splits: tuple[str, str, str] = ("train", "validation", "test")  # what train, validation and test are called there
+    only: tuple[str, ...] = ()  # python_docs: top-level packages and modules to keep, all if empty
+    download: bool = False  # tfds: let tensorflow-datasets fetch a corpus that is not prepared yet
+
+    def __post_init__(self) -> None:
+        if self.kind == "tfds" and not self.name:
+            raise ConfigError("kind tfds needs a name, such as lm1b")
+        if self.kind in ("text", "jsonl", "tokens") and self.path is None:
+            raise ConfigError(f"kind {self.kind} needs a path")
+
+    def here(self, split: str) -> str:
+        """Return what a split is called in this corpus; slices such as train[:99%] are allowed for tfds."""
+        if split not in SPLITS:
+            raise DataError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+        return self.splits[SPLITS.index(split)]
+
+
+class Documents(Protocol):
+    """Texts by random access, and a fingerprint that changes when they change."""
+
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> str: ...
+
+
+def documents(cfg: Config, split: str, data_dir: Path) -> Documents:
+    """Open one split of a corpus; documents are read when they are asked for.
+
+    Args:
+        cfg: the corpus.
+        split: train, validation or test.
+        data_dir: where corpora of tensorflow-datasets, the built-in one among them, are kept.
+
+    Raises:
+        DataError: missing, empty, or not what its kind says; reading a document raises it too, naming file and line.
+    """
+    here = cfg.here(split)
+    if cfg.kind == "python_docs":
+        return _python_docs(cfg, split, data_dir)
+    if cfg.kind == "tfds":
+        return _catalogue(cfg, here, data_dir)
+    if cfg.kind == "tokens":
+        raise DataError(f"{cfg.path} holds tokens, not documents; open it with corpus.prepare")
+    assert cfg.path is not None
+    if cfg.kind == "text":
+        return folder.TextFiles(cfg.path, split, here)
+    return folder.JsonLines(cfg.path, split, here, cfg.field)
+
+
+def fingerprint(cfg: Config, split: str, data_dir: Path) -> str:
+    """Return the fingerprint of `documents(...)` without building or opening more than it must."""
+    if cfg.kind == "python_docs":
+        return f"python_docs-{standard_library.fingerprint(cfg.only)}-{split}"
+    return documents(cfg, split, data_dir).fingerprint
+
+
+class _Records:
+    """One text field of a tensorflow-datasets split."""
+
+    def __init__(self, rows: Sequence[Any], field: str, name: str, mark: str) -> None:
+        self._rows, self._field, self._name, self.fingerprint = rows, field, name, mark
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> str:
+        try:
+            text = self._rows[index][self._field]
+            return text.decode() if isinstance(text, bytes) else str(text)
+        except IndexError:
+            raise
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self._name}: record {index} is not UTF-8 text: {error}") from error
+        except Exception as error:  # a damaged file: the reader raises RuntimeError with C++ text
+            raise DataError(f"{self._name}: record {index} cannot be read: {_line(error)}") from error
+
+
+def _python_docs(cfg: Config, split: str, data_dir: Path) -> Documents:
+    from fm_jax.data import python_docs
+
+    rows = python_docs.rows(python_docs.build(data_dir, "modules", only=cfg.only), split)
+    return _Records(rows, "text", f"python_docs/{split}", fingerprint(cfg, split, data_dir))
+
+
+def _catalogue(cfg: Config, here: str, data_dir: Path) -> Documents:
+    """Open a corpus of tensorflow-datasets that is prepared as ArrayRecord, or prepare it where that was asked for."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(cfg.name, data_dir=data_dir, file_format="array_record")
+    except Exception as error:  # an unknown name lists every corpus there is, over hundreds of lines
+        raise DataError(f"tensorflow-datasets has no corpus {cfg.name!r}: {_line(error)}") from error
+    if not builder.is_prepared():
+        if not cfg.download:
+            raise DataError(
+                f"{cfg.name} is not prepared under {data_dir}; set download to true to fetch it, or prepare it on "
+                f"another machine with file_format array_record and copy {builder.data_path} here"
+            )
+        try:
+            builder.download_and_prepare()
+        except Exception as error:
+            raise DataError(f"tensorflow-datasets cannot prepare {cfg.name}: {_line(error)}") from error
+    if cfg.field not in builder.info.features:
+        raise DataError(f"{cfg.name} has no field {cfg.field!r}; it has {', '.join(builder.info.features)}")
+    try:
+        rows = builder.as_data_source(here)
+    except Exception as error:
+        known = ", ".join(builder.info.splits)
+        raise DataError(f"cannot open split {here!r} of {cfg.name} (it has {known}): {_line(error)}") from error
+    if not len(rows):
+        raise DataError(f"split {here!r} of {cfg.name} is empty")
+    return _Records(rows, cfg.field, f"{cfg.name}/{here}", f"{builder.info.full_name}-{here}-{cfg.field}-{len(rows)}")
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

@@ -1,0 +1,54 @@
+"""results.json: what a run measured, in a file that is whole or not there."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fm_jax.core.errors import DataError
+from fm_jax.core.workdir import write_atomically
+
+
+def write(path: Path, results: Mapping[str, Any]) -> None:
+    """Write results as JSON, replacing the file as a whole.
+
+    NumPy and JAX numbers and arrays become plain ones, paths and tuples become strings and lists. NaN and infinity,
+    which JSON lacks, become null.
+
+    Raises:
+        DataError: a value that is none of these.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(_plain(results, path.name), indent=1, allow_nan=False) + "\n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read what `write` wrote.
+
+    Raises:
+        DataError: no such file, or not a JSON object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"results {path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"results {path} hold a {type(found).__name__}, not a mapping; was it written by fm_jax?")
+    return found
+
+
+def _plain(value: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part, f"{where}: {key}") for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part, where) for part in value]
+    if hasattr(value, "tolist"):  # NumPy and JAX scalars and arrays
+        return _plain(value.tolist(), where)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise DataError(f"{where} is a {type(value).__name__}, which JSON cannot hold; give numbers, text, lists, mappings")

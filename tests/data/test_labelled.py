@@ -1,0 +1,48 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from fm_jax.core.errors import DataError
+from fm_jax.data import docstring_task, labelled
+
+
+def _write(root: Path, split: str, *rows: tuple[str, object]) -> None:
+    lines = [json.dumps({"review": text, "stars": label}) + "\n" for text, label in rows]
+    (root / f"{split}.jsonl").write_text("".join(lines))
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> labelled.Config:
+    _write(tmp_path, "train", ("fine", "good"), ("bad", "poor"), ("nice", "good"), ("worse", "poor"))
+    _write(tmp_path, "validation", ("awful", "poor"))
+    _write(tmp_path, "test", ("great", "good"))
+    return labelled.Config(path=tmp_path, text="review", label="stars")
+
+
+def test_a_folder_gives_its_classes_in_sorted_order(cfg: labelled.Config, tmp_path: Path) -> None:
+    task = labelled.load(cfg, tmp_path)
+    assert task.classes == ("good", "poor")
+    assert task.train.texts == ("fine", "bad", "nice", "worse") and task.train.labels.tolist() == [0, 1, 0, 1]
+    assert (task.validation.labels.tolist(), task.test.labels.tolist()) == ([1], [0])
+    assert docstring_task.few(task.train, 1, seed=0).counts() == {"good": 1, "poor": 1}
+
+
+def test_a_label_that_training_lacks_is_named(cfg: labelled.Config, tmp_path: Path) -> None:
+    _write(tmp_path, "test", ("great", "good"), ("so so", "medium"))
+    with pytest.raises(DataError, match="test has the label 'medium', which no training text has"):
+        labelled.load(cfg, tmp_path)
+
+
+def test_a_label_that_is_no_text_is_named_with_its_line(cfg: labelled.Config, tmp_path: Path) -> None:
+    _write(tmp_path, "test", ("great", 5))
+    with pytest.raises(DataError, match=r"test.jsonl:1: field 'stars' is int, not text"):
+        labelled.load(cfg, tmp_path)
+
+
+def test_without_a_folder_it_is_the_docstring_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+    monkeypatch.setattr(docstring_task, "load", lambda split, data_dir: asked.append((split, data_dir)) or split)
+    task = labelled.load(labelled.Config(), tmp_path)
+    assert task == labelled.Task(docstring_task.CLASSES, "train", "validation", "test")  # type: ignore[arg-type]
+    assert asked == [(split, tmp_path) for split in ("train", "validation", "test")]

@@ -1,0 +1,45 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+
+from fm_jax.layers.dense import normal
+from fm_jax.layers.mlp import ACTIVATIONS, MLP, MLPConfig
+
+POINTS = np.linspace(-4, 4, 81, dtype=np.float32)
+ERF = np.array([math.erf(x / 2**0.5) for x in POINTS])
+TEXTBOOK = {
+    "gelu": POINTS * 0.5 * (1 + ERF),
+    "gelu_tanh": 0.5 * POINTS * (1 + np.tanh((2 / np.pi) ** 0.5 * (POINTS + 0.044715 * POINTS**3))),
+    "quick_gelu": POINTS / (1 + np.exp(-1.702 * POINTS)),
+    "silu": POINTS / (1 + np.exp(-POINTS)),
+    "relu": np.maximum(POINTS, 0),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_what_their_names_say(name):
+    np.testing.assert_allclose(ACTIVATIONS[name](POINTS), TEXTBOOK[name], atol=2e-6)
+
+
+@pytest.mark.parametrize(("gated", "bias"), [(False, True), (True, False), (True, True)])
+def test_the_layer_is_two_or_three_products(gated, bias):
+    model = MLP(MLPConfig(12, "silu", gated, bias), normal(0.3), normal(0.3))
+    x = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
+    params = meta.unbox(model.init(jax.random.key(0), x))["params"]
+    if bias:
+        params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+
+    def dense(name, x):
+        return x @ params[name]["kernel"] + (np.reshape(params[name]["bias"], (1, 1, -1)) if bias else 0)
+
+    def silu(x):
+        return x / (1 + np.exp(-x))
+
+    up = dense("up", x)
+    want = dense("down", silu(dense("gate", x)) * up if gated else silu(up))
+    assert set(params) == ({"up", "gate", "down"} if gated else {"up", "down"})
+    np.testing.assert_allclose(model.apply({"params": params}, jnp.asarray(x)), want, atol=1e-5)

@@ -1,0 +1,48 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+
+from fm_jax.layers.norm import Norm, NormConfig
+
+X = np.random.default_rng(0).normal(2.0, 3.0, size=(2, 3, 8)).astype(np.float32)
+SCALE, BIAS = (np.random.default_rng(1).normal(size=(2, 8)).astype(np.float32))
+
+
+def normed(cfg, x, **params):
+    return Norm(cfg).apply({"params": params}, jnp.asarray(x))
+
+
+def test_layer_norm_is_the_textbook_one():
+    want = (X - X.mean(-1, keepdims=True)) / np.sqrt(X.var(-1, keepdims=True) + 1e-5) * SCALE + BIAS
+    np.testing.assert_allclose(normed(NormConfig(), X, scale=SCALE, bias=BIAS), want, atol=2e-6)
+    np.testing.assert_allclose(normed(NormConfig(bias=False), X, scale=SCALE), want - BIAS, atol=2e-6)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_rms_norm_is_the_textbook_one(offset):
+    want = X / np.sqrt(np.square(X).mean(-1, keepdims=True) + 1e-6) * (SCALE + offset)
+    np.testing.assert_allclose(normed(NormConfig("rms", 1e-6, offset=offset), X, scale=SCALE), want, atol=2e-6)
+
+
+@pytest.mark.parametrize("cfg", [NormConfig(), NormConfig("rms"), NormConfig("rms", offset=1.0)])
+def test_a_fresh_norm_only_normalises(cfg):
+    params = meta.unbox(Norm(cfg).init(jax.random.key(0), X))["params"]
+    assert set(params) == ({"scale", "bias"} if cfg.kind == "layer" else {"scale"})
+    np.testing.assert_allclose(np.square(normed(cfg, X, **params)).mean(-1), 1.0, atol=1e-4)
+
+
+def test_a_large_mean_does_not_eat_the_variance():
+    rng = np.random.default_rng(2)
+    x = rng.normal(1000.0, 1.0, size=(4, 256)).astype(np.float32)
+    exact = (x - x.mean(-1, keepdims=True, dtype=np.float64)) / x.std(-1, keepdims=True, dtype=np.float64)
+    got = normed(NormConfig(), x, scale=np.ones(256, np.float32), bias=np.zeros(256, np.float32))
+    np.testing.assert_allclose(got, exact, atol=1e-3)
+
+
+def test_half_precision_is_normalised_in_float32():
+    x = jnp.asarray(X * 3e3, jnp.float16)  # squares beyond float16's 65504
+    got = Norm(NormConfig(), jnp.float16).apply({"params": {"scale": SCALE, "bias": BIAS}}, x)
+    assert got.dtype == jnp.float16
+    np.testing.assert_allclose(got, normed(NormConfig(), x.astype(jnp.float32), scale=SCALE, bias=BIAS), atol=5e-3)

@@ -1,0 +1,46 @@
+import jax
+import numpy as np
+import pytest
+
+from fm_jax.objectives.classify import softmax
+
+B, D, C = 6, 3, 5
+RNG = np.random.default_rng(0)
+PARAMS = {"kernel": RNG.normal(size=(D, C)).astype(np.float32)}
+BATCH = {
+    "image": RNG.normal(size=(B, D)).astype(np.float32),
+    "label": RNG.integers(0, C, B),
+    "weights": np.array([1, 1, 0.5, 2, 0, 0], np.float32),
+}
+
+
+def apply(variables, image, rngs=None):
+    noise = jax.random.normal(rngs["dropout"], (B, C)) if rngs else 0.0
+    return image @ variables["params"]["kernel"] + noise
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_the_loss_is_the_textbook_one(label_smoothing):
+    total, weight, metrics = softmax(apply, ("image",), label_smoothing=label_smoothing)(PARAMS, BATCH, None)
+    logits = BATCH["image"] @ PARAMS["kernel"]
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    target = np.eye(C)[BATCH["label"]]
+    smooth = target * (1 - label_smoothing) + label_smoothing / C
+    assert total == pytest.approx((-(smooth * log_p).sum(-1) * BATCH["weights"]).sum(), rel=1e-5)
+    assert metrics["nll"][0] == pytest.approx((-(target * log_p).sum(-1) * BATCH["weights"]).sum(), rel=1e-5)
+    right = (logits.argmax(-1) == BATCH["label"]) * BATCH["weights"]
+    assert metrics["accuracy"][0] == pytest.approx(right.sum())
+    assert weight == metrics["nll"][1] == metrics["accuracy"][1] == 4.5
+
+
+def test_rows_that_only_fill_the_batch_do_nothing():
+    loss = softmax(apply, ("image",))
+    other = {**BATCH, "image": BATCH["image"].copy()}
+    other["image"][4:] = 1e3
+    gradient = jax.grad(lambda params, batch: loss(params, batch, None)[0])
+    np.testing.assert_array_equal(gradient(PARAMS, BATCH)["kernel"], gradient(PARAMS, other)["kernel"])
+
+
+def test_noise_comes_with_a_key_only():
+    loss = softmax(apply, ("image",))
+    assert loss(PARAMS, BATCH, None)[0] == loss(PARAMS, BATCH)[0] != loss(PARAMS, BATCH, jax.random.key(0))[0]

@@ -1,0 +1,216 @@
+"""What every model of the house promises, whatever it models. A new model is one line in MODELS."""
+
+import sys
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fm_jax.core import sharding, tree
+from fm_jax.core.mesh import MeshConfig, make_mesh
+from fm_jax.interpret import capture
+from fm_jax.layers import tap as taps
+from fm_jax.layers.tap import Tap
+from fm_jax.models.language import classifier, decoder
+
+ROWS = 8
+
+
+def ids(time: int, vocab_size: int = 96) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, vocab_size, (ROWS, time), dtype=np.int32)
+
+
+GPT = decoder.tiny()
+LLAMA = replace(decoder.llama(2, 32, 4, 2, 64, vocab_size=96), init_std=0.0)
+MIXED = replace(GPT, attention=replace(GPT.attention, windows=(0, 4)), remat="dots")
+
+# name, module, its inputs (every array has the batch first)
+MODELS: list[tuple[str, nn.Module, tuple[np.ndarray, ...]]] = [
+    ("gpt", decoder.Decoder(GPT), (ids(16),)),
+    ("gpt3, rematerialised", decoder.Decoder(MIXED), (ids(16),)),
+    ("llama", decoder.Decoder(LLAMA), (ids(16),)),
+    ("classifier", classifier.Classifier(decoder.Decoder(GPT), 6), (ids(16), np.arange(9, 17, dtype=np.int32))),
+]
+
+MESHES = [
+    MeshConfig(data=8),
+    MeshConfig(data=1, fsdp=8),
+    MeshConfig(data=2, fsdp=2, tensor=2),
+    MeshConfig(data=1, fsdp=2, tensor=2, sequence=2),
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A model with everything that several tests ask of it, computed once."""
+
+    model: nn.Module
+    inputs: tuple[np.ndarray, ...]
+
+    @cached_property
+    def boxed(self) -> Any:
+        """The abstract parameters with their logical names."""
+        return jax.eval_shape(lambda key: self.model.init(key, *self.inputs), jax.random.key(0))["params"]
+
+    @cached_property
+    def params(self) -> Any:
+        """Fresh parameters, all moved a little: a zero bias would hide what is done to it."""
+        fresh = jax.jit(lambda key: meta.unbox(self.model.init(key, *self.inputs)["params"]))(jax.random.key(0))
+        rng = np.random.default_rng(1)
+        return jax.tree.map(lambda leaf: leaf + rng.normal(0, 0.05, leaf.shape).astype(np.float32), fresh)
+
+    @cached_property
+    def readout(self) -> np.ndarray:
+        shape = jax.eval_shape(self.apply, self.params, *self.inputs).shape
+        return np.random.default_rng(2).normal(size=shape).astype(np.float32)
+
+    def apply(self, params: Any, *inputs: Any) -> jax.Array:
+        return self.model.apply({"params": params}, *inputs)
+
+    def output_and_gradient(self, params: Any, *inputs: Any) -> tuple[jax.Array, Any]:
+        def score(params):
+            out = self.apply(params, *inputs)
+            return (out * self.readout).sum(), out
+
+        gradient, out = jax.grad(score, has_aux=True)(params)
+        return out, gradient
+
+    @cached_property
+    def whole(self) -> tuple[jax.Array, Any]:
+        """The compiled output and gradient on one device."""
+        return jax.jit(self.output_and_gradient)(self.params, *self.inputs)
+
+
+@cache
+def case(index: int) -> Case:
+    return Case(*MODELS[index][1:])
+
+
+every_model = pytest.mark.parametrize("case", range(len(MODELS)), ids=[model[0] for model in MODELS], indirect=True)
+
+
+@pytest.fixture(name="case")
+def made(request):
+    return case(request.param)
+
+
+def close(got, want, tolerance=1e-5):
+    """Compare leaf by leaf, each in units of its largest value."""
+    for path, leaf in tree.flatten({"": want}).items():
+        np.testing.assert_allclose(
+            tree.flatten({"": got})[path], leaf, rtol=0, atol=tolerance * max(1.0, np.abs(leaf).max()), err_msg=path
+        )
+
+
+@every_model
+def test_outputs_are_finite_float32_for_every_row(case):
+    out, _ = case.whole
+    assert out.dtype == jnp.float32
+    assert out.shape[0] == ROWS
+    assert np.isfinite(out).all()
+    assert float(np.std(out, axis=0).min()) > 0  # rows are not mixed up into one
+
+
+@every_model
+def test_jit_computes_what_plain_python_does(case):
+    close(case.apply(case.params, *case.inputs), case.whole[0])
+
+
+@every_model
+def test_the_gradient_reaches_every_parameter(case):
+    gradient = tree.flatten(case.whole[1])
+    assert gradient.keys() == tree.flatten(case.params).keys()
+    assert all(np.isfinite(leaf).all() for leaf in gradient.values())
+    assert not [path for path, leaf in gradient.items() if not leaf.any()]
+
+
+@every_model
+def test_every_parameter_names_its_axes(case):
+    """The tree of layouts is the tree of parameters, and each name has a rule."""
+    boxes = jax.tree_util.tree_leaves_with_path(case.boxed, is_leaf=lambda leaf: isinstance(leaf, meta.AxisMetadata))
+    unnamed = [path for path, leaf in boxes if not isinstance(leaf, nn.Partitioned)]
+    assert not unnamed
+    layouts = sharding.shardings(case.boxed, make_mesh(MeshConfig()))
+    assert jax.tree.structure(layouts) == jax.tree.structure(case.params)
+    for layout, (path, leaf) in zip(jax.tree.leaves(layouts), boxes, strict=True):
+        assert len(layout.spec) == len(leaf.names) == leaf.value.ndim, path
+
+
+@every_model
+@pytest.mark.parametrize("mesh", MESHES, ids=lambda cfg: f"{cfg.data}-{cfg.fsdp}-{cfg.tensor}-{cfg.sequence}")
+def test_a_mesh_changes_nothing(case, mesh):
+    mesh = make_mesh(mesh)
+    layout = sharding.shardings(case.boxed, mesh)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(case.params, layout)
+        inputs = jax.device_put(case.inputs, sharding.batch_sharding(mesh))
+        out, gradient = jax.jit(case.output_and_gradient, out_shardings=(None, layout))(params, *inputs)
+    ways = [len(leaf.sharding.device_set) // _copies(leaf) for leaf in jax.tree.leaves(params)]
+    assert max(ways) == mesh.shape["fsdp"] * mesh.shape["tensor"]  # it was split, and as far as the mesh allows
+    close(out, case.whole[0])
+    close(gradient, case.whole[1])
+
+
+def _copies(leaf):
+    return len(leaf.sharding.device_set) * np.prod(leaf.sharding.shard_shape(leaf.shape)) // leaf.size
+
+
+@every_model
+def test_without_a_tap_the_program_is_the_untapped_one(case, monkeypatch):
+    traced = str(jax.make_jaxpr(case.apply)(case.params, *case.inputs))
+    for module in [module for name, module in sys.modules.items() if name.startswith("fm_jax.")]:
+        for name, stub in (("visit", lambda module, tap, site, x: x), ("touches", lambda tap, prefix: False)):
+            if getattr(module, name, None) is getattr(taps, name):
+                monkeypatch.setattr(module, name, stub)
+    assert str(jax.make_jaxpr(case.apply)(case.params, *case.inputs)) == traced
+
+
+@every_model
+def test_every_declared_site_can_be_read_and_no_other_exists(case):
+    assert set(capture.shapes(case.model, case.params, *case.inputs)) == set(case.model.sites)
+
+
+@every_model
+def test_an_edit_at_every_site_and_layer_changes_the_output(case):
+    """No edit may do nothing in silence. Edits are data, so one compiled program serves them all."""
+    found = capture.shapes(case.model, case.params, *case.inputs)
+    rng = np.random.default_rng(3)
+    noise = {site: rng.normal(size=shape.shape).astype(np.float32) for site, shape in found.items()}
+    nowhere = {site: np.zeros(shape.shape, bool) for site, shape in found.items()}
+
+    @jax.jit
+    def edited(put, add):
+        """Overwrite the sites where `put` is true; add noise where `add` is."""
+        tap = Tap(put={site: (put[site], noise[site]) for site in noise}, add=jax.tree.map(jnp.multiply, add, noise))
+        return capture.run(case.model, case.params, *case.inputs, tap=tap)[0]
+
+    plain = edited(nowhere, nowhere)
+    close(plain, case.whole[0])
+    silent = []
+    for site, shape in found.items():
+        for layer in range(shape.shape[0]) if site.startswith(taps.STACKED) else [...]:
+            there = nowhere[site].copy()
+            there[layer] = True
+            one = {**nowhere, site: there}
+            for kind, out in (("put", edited(one, nowhere)), ("add", edited(nowhere, one))):
+                if float(jnp.abs(out - plain).max()) < 1e-3:
+                    silent.append((kind, site, layer))
+    assert not silent
+
+
+def test_a_model_need_not_know_of_devices():
+    """An output may be laid out as the caller likes."""
+    made = case(0)
+    mesh = make_mesh(MeshConfig(data=2, tensor=4))
+    with jax.set_mesh(mesh):
+        split = NamedSharding(mesh, PartitionSpec("data", None, "tensor"))
+        out = jax.jit(made.apply, out_shardings=split)(made.params, *made.inputs)
+    assert out.sharding.shard_shape(out.shape) == (ROWS // 2, 16, 24)
+    close(out, made.whole[0])

@@ -1,0 +1,297 @@
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+VERBS = ("local", "test", "setup", "slurm", "tpu", "k8s")
+
+# Stands in for Python: makes an environment that holds a copy of itself, notes what pip is asked, else is Python.
+FAKE_PYTHON = f"""#!/usr/bin/env bash
+case "$1 $2" in
+  '-m venv') mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo venv >>calls ;;
+  '-m pip') shift 2; echo "pip $*" >>calls; [[ ! -e broken_index ]] ;;
+  *) exec {shlex.quote(sys.executable)} "$@" ;;
+esac
+"""
+STUB = """
+import os, signal, sys, time
+rank = os.environ.get("FM_PROCESS_ID", "0")
+mode = sys.argv[1] if len(sys.argv) > 1 else ""
+if mode == "saves":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+if mode == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open(f"started{rank}", "w").close()
+if mode == "deaf" and rank == "1":
+    while not os.path.exists("started0"):
+        time.sleep(0.01)
+    sys.exit(3)
+if mode in ("saves", "deaf"):
+    time.sleep(60)
+os.write(1, f"{rank} {os.environ.get('FM_NUM_PROCESSES')} {sys.argv[1:]}\\n".encode())
+"""
+
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    for name in ("launch.sh", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("requirements.lock", ".lock/build.txt", ".lock/cuda12.txt", ".lock/cuda13.txt", "experiments/stub.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(STUB if name.endswith(".py") else name)
+    (tmp_path / "python").write_text(FAKE_PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    return tmp_path
+
+
+def environment(clone: Path, **extra: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FM_", "XLA_", "TPU_"))}
+    return kept | {"FM_EXTRA": "cpu", "FM_PYTHON": str(clone / "python")} | extra
+
+
+@pytest.fixture
+def launch(clone: Path) -> Launch:
+    def call(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "launch.sh", *arguments],
+            cwd=clone,
+            env=environment(clone, **extra),
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+
+    return call
+
+
+def words(done: subprocess.CompletedProcess[str]) -> list[list[str]]:
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("arguments", [(), ("lokal",), ("--dry-run",), ("tpu",), ("tpu", "--dry-run", "--zone=z")])
+def test_a_verb_or_name_that_is_missing_prints_the_use_and_exits_2(launch: Launch, arguments: tuple[str, ...]) -> None:
+    done = launch(*arguments)
+    assert done.returncode == 2
+    assert all(f"\n  {verb} " in done.stderr for verb in VERBS)
+    assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("local", "experiments.absent"), "experiments/absent.py"),
+        (("local", "stub"), "'stub'"),
+        (("local", "-n", "two", "experiments.stub"), "'two'"),
+        (("slurm", "--nodes=2"), "experiments.NAME"),
+        (("k8s", "--pods=2", "experiments.stub"), "--pods=2"),
+        (("k8s", "--nodes=many", "experiments.stub"), "many"),
+    ],
+)
+def test_a_bad_argument_is_named_before_anything_is_made(
+    launch: Launch, clone: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    done = launch(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
+    assert not (clone / "calls").exists()
+
+
+def test_help_is_no_error(launch: Launch) -> None:
+    done = launch("--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith("use: ./launch.sh")
+
+
+@pytest.mark.parametrize(("name", "value"), [("FM_PYTHON", "/nowhere/python"), ("FM_EXTRA", "cuda11")])
+def test_a_bad_choice_is_named(launch: Launch, name: str, value: str) -> None:
+    done = launch("setup", **{name: value})
+    assert done.returncode == 2
+    assert value in done.stderr
+
+
+def test_local_keeps_every_argument_whole(launch: Launch, clone: Path) -> None:
+    given = ["experiments.stub", "--text", "two words", "--quote", 'it\'s "so"', "--empty", "", "--glob", "*"]
+    assert words(launch("local", "--dry-run", *given))[-1] == ["exec", "env", ".venv/bin/python", "-m", *given]
+    assert not (clone / ".venv").exists()
+    assert launch("local", *given).stdout == f"0 None {given[1:]}\n"
+
+
+def test_local_n_gives_each_process_its_place(launch: Launch) -> None:
+    runs = [line for line in words(launch("local", "--dry-run", "-n", "2", "experiments.stub", "a b")) if "env" in line]
+    assert [line[-4:] for line in runs] == [[".venv/bin/python", "-m", "experiments.stub", "a b"]] * 2
+    given = [dict(word.split("=", 1) for word in line if "=" in word) for line in runs]
+    assert [env.pop("FM_PROCESS_ID") for env in given] == ["0", "1"]
+    assert given[0] == given[1]
+    assert given[0]["FM_NUM_PROCESSES"] == "2"
+    assert given[0]["FM_COORDINATOR_ADDRESS"].startswith("127.0.0.1:")
+    assert given[0]["JAX_NUM_CPU_DEVICES"] == "1"
+
+
+def test_local_n_runs_them_all(launch: Launch) -> None:
+    done = launch("local", "-n", "3", "experiments.stub", "a b")
+    assert done.returncode == 0
+    assert sorted(done.stdout.splitlines()) == [f"{rank} 3 ['a b']" for rank in range(3)]
+
+
+def test_the_first_failure_ends_the_rest_even_where_they_do_not_hear_term(launch: Launch) -> None:
+    start = time.monotonic()
+    done = launch("local", "-n", "2", "experiments.stub", "deaf", FM_GRACE="0")
+    assert done.returncode == 3
+    assert time.monotonic() - start < 20
+
+
+def test_term_reaches_every_process_and_their_75_is_handed_on(launch: Launch, clone: Path) -> None:
+    launch("setup")
+    command = ["bash", "launch.sh", "local", "-n", "2", "experiments.stub", "saves"]
+    with subprocess.Popen(command, cwd=clone, env=environment(clone)) as process:
+        limit = time.monotonic() + 20
+        while not all((clone / f"started{rank}").exists() for rank in (0, 1)) and time.monotonic() < limit:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 75
+
+
+def test_test_hands_its_arguments_to_pytest(launch: Launch) -> None:
+    line = words(launch("test", "--dry-run", "-k", "a or b"))[-1]
+    assert line == ["exec", ".venv/bin/python", "-m", "pytest", "-k", "a or b"]
+
+
+def test_nothing_is_installed_without_a_hash_or_with_a_build_of_its_own(launch: Launch) -> None:
+    installs = [line for line in words(launch("setup", "--dry-run", FM_EXTRA="cuda12")) if "pip" in line]
+    first, locked, own = installs
+    assert "--require-hashes" in first
+    assert ".lock/build.txt" in first
+    assert {"--require-hashes", "--no-build-isolation"} < set(locked)
+    assert {"--requirement=requirements.lock", "--requirement=.lock/cuda12.txt"} < set(locked)
+    assert {"--no-deps", "--no-build-isolation", "-e"} < set(own)
+
+
+def test_a_second_run_installs_nothing_until_the_lock_changes(launch: Launch, clone: Path) -> None:
+    def calls_after(**extra: str) -> int:
+        assert launch("setup", **extra).returncode == 0
+        return len((clone / "calls").read_text().splitlines())
+
+    once = calls_after()
+    assert calls_after() == once
+    (clone / "requirements.lock").write_text("another lock")
+    assert calls_after() == 2 * once
+    assert calls_after(FM_EXTRA="cuda12") == 3 * once
+    (clone / ".venv/bin/python").unlink()
+    assert calls_after(FM_EXTRA="cuda12") == 4 * once
+
+
+def test_a_half_made_environment_is_made_again(launch: Launch, clone: Path) -> None:
+    (clone / "broken_index").touch()
+    done = launch("local", "experiments.stub")
+    assert done.returncode == 5
+    assert "setup failed" in done.stderr
+    assert not done.stdout
+    (clone / ".venv/left_over").touch()
+    (clone / "broken_index").unlink()
+    assert launch("local", "experiments.stub").stdout == "0 None []\n"
+    assert not (clone / ".venv/left_over").exists()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "expected"),
+    [
+        ("580.65.06, 9.0\n580.65.06, 9.0", "cuda13"),
+        ("590.10, 7.5", "cuda13"),
+        ("580.65.06, 9.0\n580.65.06, 7.0", "cuda12"),
+        ("535.104.05, 8.0", "cuda12"),
+        ("470.57.02, 8.0", "cpu"),
+    ],
+)
+def test_the_driver_and_the_oldest_gpu_pick_the_wheels(launch: Launch, clone: Path, gpus: str, expected: str) -> None:
+    stub = clone / "bin/nvidia-smi"
+    stub.parent.mkdir()
+    stub.write_text(f"#!/bin/sh\necho '{gpus}'\n")
+    stub.chmod(0o755)
+    done = launch("setup", "--dry-run", FM_EXTRA="", PATH=f"{stub.parent}:{os.environ['PATH']}")
+    assert f"making .venv ({expected})" in done.stderr
+    assert ("older than 525" in done.stderr) == (expected == "cpu")
+
+
+def test_gpu_settings_stand_beside_the_users_own(launch: Launch) -> None:
+    flag = "--xla_gpu_enable_latency_hiding_scheduler"
+    run = ("local", "--dry-run", "experiments.stub")
+    plain = words(launch(*run, FM_EXTRA="cuda12"))[-1]
+    assert {f"XLA_FLAGS={flag}=true", "XLA_PYTHON_CLIENT_MEM_FRACTION=.9"} < set(plain)
+    mine = words(launch(*run, FM_EXTRA="cuda12", XLA_FLAGS="--a=b", XLA_PYTHON_CLIENT_MEM_FRACTION=".5"))[-1]
+    assert {f"XLA_FLAGS=--a=b {flag}=true", "XLA_PYTHON_CLIENT_MEM_FRACTION=.5"} < set(mine)
+    refused = words(launch(*run, FM_EXTRA="cuda12", XLA_FLAGS=f"{flag}=false"))[-1]
+    assert not any(word.startswith("XLA_FLAGS=") for word in refused)
+
+
+def test_slurm_prints_a_job_that_runs_the_same_command(launch: Launch, clone: Path) -> None:
+    done = launch("slurm", "--dry-run", "--nodes=2", "--time=1:00:00", "experiments.stub", "--text", "two words")
+    assert done.returncode == 0
+    *job, submit = done.stdout.splitlines()
+    assert shlex.split(submit) == ["sbatch", "--nodes=2", "--time=1:00:00", "runs/slurm/stub.sbatch"]
+    command = next(line for line in job if line.startswith("run=("))
+    shown = subprocess.run(["bash", "-c", f'{command}; printf "%s|" "${{run[@]}}"'], capture_output=True, text=True)
+    assert shown.stdout == "./launch.sh|local|experiments.stub|--text|two words|"
+    assert subprocess.run(["bash", "-n"], input="\n".join(job), text=True).returncode == 0
+    assert any("srun --kill-on-bad-exit=1" in line for line in job)
+    assert any("scontrol requeue" in line for line in job)
+    assert not (clone / "runs").exists()
+
+
+def test_tpu_copies_the_clone_and_starts_every_worker(launch: Launch, clone: Path) -> None:
+    done = launch("tpu", "--dry-run", "pod", "--zone=here", "experiments.stub", "--text", "two words")
+    copy, start = words(done)[-2:]
+    for line, verb in ((copy, "scp"), (start, "ssh")):
+        assert line[:5] == ["gcloud", "compute", "tpus", "tpu-vm", verb]
+        assert {"--worker=all", "--zone=here"} < set(line)
+    assert copy[-1] == "pod:fm_jax.tgz"
+    assert shlex.split(start[-1])[-5:] == ["./launch.sh", "local", "experiments.stub", "--text", "two words"]
+    assert not (clone / "runs").exists()
+
+
+def test_k8s_renders_an_indexed_job(launch: Launch) -> None:
+    options = ("--name=train", "--image=place/fm:1", "--nodes=4", "--gpus=8")
+    done = launch("k8s", "--dry-run", *options, "experiments.stub", "--text", "two 'words' \"more\"")
+    assert done.returncode == 0, done.stderr
+    service, job = yaml.safe_load_all(done.stdout)
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 4, 4)
+    assert container["image"] == "place/fm:1"
+    assert container["command"] == ["./launch.sh", "local", "experiments.stub", "--text", "two 'words' \"more\""]
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
+    env = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert env["FM_NUM_PROCESSES"] == "4"
+    assert env["FM_EXTRA"] == "cpu"
+    # Process 0 is found by name: pod train-0 below the headless service of the same name.
+    assert env["FM_COORDINATOR_ADDRESS"].startswith(f"train-0.{service['metadata']['name']}:")
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
+
+
+def test_the_locks_pin_and_hash_everything_and_name_no_host() -> None:
+    base = pinned(ROOT / "requirements.lock")
+    assert {"jax", "flax", "setuptools", "pytest", "matplotlib"} <= base
+    for delta in sorted((ROOT / ".lock").glob("*.txt")):
+        names = pinned(delta)
+        assert names == {"setuptools"} if delta.stem == "build" else names and not names & base, delta
+
+
+def pinned(lock: Path) -> set[str]:
+    text = lock.read_text()
+    assert "://" not in text
+    entries = text.replace("\\\n", " ").splitlines()
+    entries = [entry for entry in entries if not entry.startswith("#")]
+    assert all("==" in entry.split(";")[0] and "--hash=sha256:" in entry for entry in entries)
+    return {entry.split("==")[0] for entry in entries}
