@@ -168,7 +168,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         return {
             "validation/nll": nll / tokens,
             "validation/perplexity": metrics.perplexity(nll, tokens),
-            "validation/bits_per_byte": metrics.bits_per_byte(nll, found.tokens("validation").num_bytes),
+            "validation/bits_per_byte": metrics.bits_per_byte(nll, found.num_bytes("validation")),
             "validation/accuracy": sums["accuracy"][0] / tokens,
         }
 

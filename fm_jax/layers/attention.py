@@ -84,9 +84,9 @@ class Attention(nn.Module):
             mask = self._mask(time, where.segments, size)
         z = self._attend(query, key, value, mask, cfg.windows[0], tap)
         z = visit(self, tap, "block.attn.z", z)
-        out = dense(
-            x.shape[-1], ("heads", "embed"), bias=cfg.out_bias, init=self.out_init, dtype=self.dtype, name="o"
-        )(z.reshape(batch, time, cfg.num_heads * cfg.head_dim))
+        out = dense(x.shape[-1], ("heads", "embed"), bias=cfg.out_bias, init=self.out_init, dtype=self.dtype, name="o")(
+            z.reshape(batch, time, cfg.num_heads * cfg.head_dim)
+        )
         return visit(self, tap, "block.attn.out", out)
 
     def _heads(self, name: str, heads: int, x: jax.Array) -> jax.Array:

@@ -10,7 +10,9 @@ TREE = {"b": {"x": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}, "a": {"k
 
 
 def same(one, two):
-    return jax.tree.structure(one) == jax.tree.structure(two) and all(map(np.array_equal, *map(jax.tree.leaves, (one, two))))
+    return jax.tree.structure(one) == jax.tree.structure(two) and all(
+        map(np.array_equal, *map(jax.tree.leaves, (one, two)))
+    )
 
 
 def test_flatten_names_leaves_by_path_in_sorted_order():

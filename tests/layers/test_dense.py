@@ -6,7 +6,9 @@ import pytest
 from fm_jax.layers.dense import dense, normal
 
 
-@pytest.mark.parametrize(("std", "gain", "want"), [(0.02, 1.0, 0.02), (0.0, 1.0, 200**-0.5), (0.0, 0.5, 0.5 * 200**-0.5)])
+@pytest.mark.parametrize(
+    ("std", "gain", "want"), [(0.02, 1.0, 0.02), (0.0, 1.0, 200**-0.5), (0.0, 0.5, 0.5 * 200**-0.5)]
+)
 def test_kernels_are_drawn_with_the_spread_that_is_asked_for(std, gain, want):
     kernel = normal(std, gain)(jax.random.key(0), (200, 300), jnp.float32)
     assert float(kernel.std()) == pytest.approx(want, rel=0.02)

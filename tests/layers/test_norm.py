@@ -7,7 +7,7 @@ from flax.core import meta
 from fm_jax.layers.norm import Norm, NormConfig
 
 X = np.random.default_rng(0).normal(2.0, 3.0, size=(2, 3, 8)).astype(np.float32)
-SCALE, BIAS = (np.random.default_rng(1).normal(size=(2, 8)).astype(np.float32))
+SCALE, BIAS = np.random.default_rng(1).normal(size=(2, 8)).astype(np.float32)
 
 
 def normed(cfg, x, **params):

@@ -11,7 +11,9 @@ from fm_jax.layers.stack import POLICIES, stack
 class Block(nn.Module):
     @nn.compact
     def __call__(self, x, layered, shared):
-        x = nn.Dense(x.shape[-1], kernel_init=nn.with_logical_partitioning(nn.initializers.normal(0.5), ("embed", "mlp")))(x)
+        x = nn.Dense(
+            x.shape[-1], kernel_init=nn.with_logical_partitioning(nn.initializers.normal(0.5), ("embed", "mlp"))
+        )(x)
         x = nn.Dropout(0.5, deterministic=not self.has_rng("dropout"))(x)
         return jnp.tanh(x) * layered + shared, None
 

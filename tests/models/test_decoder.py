@@ -193,9 +193,7 @@ class TestDropout:
     cfg = replace(GPT, dropout=0.5, attention=replace(GPT.attention, dropout=0.5))
 
     def test_it_is_off_without_a_key(self):
-        np.testing.assert_array_equal(
-            forward(self.cfg)(fresh(GPT), tokens()), forward(GPT)(fresh(GPT), tokens())
-        )
+        np.testing.assert_array_equal(forward(self.cfg)(fresh(GPT), tokens()), forward(GPT)(fresh(GPT), tokens()))
 
     def test_it_follows_the_key(self, run):
         key = jax.random.key(0)
@@ -205,7 +203,10 @@ class TestDropout:
 
     def test_each_layer_and_each_half_drops_its_own_half_of_the_update(self, run):
         _, read = run(jax.random.key(0))
-        updates = [read["block.resid_mid"] - read["block.resid_pre"], read["block.resid_post"] - read["block.resid_mid"]]
+        updates = [
+            read["block.resid_mid"] - read["block.resid_pre"],
+            read["block.resid_post"] - read["block.resid_mid"],
+        ]
         dropped = [np.asarray(update[layer] == 0).ravel() for update in updates for layer in range(2)]
         dropped.append(np.asarray(read["embed"] == 0).ravel())
         for i, one in enumerate(dropped):

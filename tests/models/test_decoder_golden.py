@@ -38,7 +38,9 @@ def load(case):
     peer = json.loads(str(GOLDEN[f"{case}/peer"]))["config"]
     cfg = convert.config(peer)
     weights = GOLDEN[f"{case}/weights"].astype(np.float32)
-    into = [convert.params(peer["model_type"], named(case, x), cfg.num_layers) for x in (weights, np.arange(weights.size))]
+    into = [
+        convert.params(peer["model_type"], named(case, x), cfg.num_layers) for x in (weights, np.arange(weights.size))
+    ]
     return cfg, *into
 
 

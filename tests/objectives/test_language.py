@@ -34,7 +34,9 @@ def oracle(batch=BATCH, z_loss=0.0, label_smoothing=0.0):
     return (per_token * batch["weights"]).sum(), logits, log_z
 
 
-@pytest.mark.parametrize("options", [{}, {"z_loss": 0.1}, {"label_smoothing": 0.2}, {"z_loss": 0.1, "label_smoothing": 0.2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"z_loss": 0.1}, {"label_smoothing": 0.2}, {"z_loss": 0.1, "label_smoothing": 0.2}]
+)
 @pytest.mark.parametrize("chunk", [0, 5])
 def test_the_loss_is_the_textbook_one(options, chunk):
     total, weight, metrics = jax.jit(next_token(apply, chunk=chunk, **options))(PARAMS, BATCH)

@@ -81,7 +81,10 @@ LLAMA: dict[str, Entry] = {
     },
     "blocks/attn/norm_q/scale": ("model.layers.{}.self_attn.q_norm.weight", same),
     "blocks/attn/norm_k/scale": ("model.layers.{}.self_attn.k_norm.weight", same),
-    **{f"blocks/mlp/{name}/kernel": (f"model.layers.{{}}.mlp.{name}_proj.weight", flip) for name in ("gate", "up", "down")},
+    **{
+        f"blocks/mlp/{name}/kernel": (f"model.layers.{{}}.mlp.{name}_proj.weight", flip)
+        for name in ("gate", "up", "down")
+    },
 }
 
 TABLES = {"gpt2": GPT2, "gpt_neo": NEO, **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), LLAMA)}

@@ -74,11 +74,17 @@ def test_moments_and_means_are_laid_out_as_their_parameters(mesh, params):
 def test_a_stack_frozen_in_part_keeps_both_its_layouts(mesh):
     """One layer of three is trained: the same path stands in both trees with another number of layers."""
     deep = decoder.Decoder(decoder.gpt(3, 32, 4, vocab_size=96, max_length=32))
-    params = state.init_params(lambda key: deep.init(key, jnp.zeros((1, 4), jnp.int32))["params"], jax.random.key(0), mesh)
+    params = state.init_params(
+        lambda key: deep.init(key, jnp.zeros((1, 4), jnp.int32))["params"], jax.random.key(0), mesh
+    )
     trained, frozen = freeze.below(params, 2)
     placed = state.place(create, trained, frozen, mesh)
     adam = placed.opt_state[1][0]
-    assert placed.params["blocks"]["mlp"]["up"]["kernel"].shape == adam.mu["blocks"]["mlp"]["up"]["kernel"].shape == (1, 32, 128)
+    assert (
+        placed.params["blocks"]["mlp"]["up"]["kernel"].shape
+        == adam.mu["blocks"]["mlp"]["up"]["kernel"].shape
+        == (1, 32, 128)
+    )
     assert placed.frozen["blocks"]["mlp"]["up"]["kernel"].shape == (2, 32, 128)
     for part in (placed.params, placed.frozen, placed.ema, adam.mu, adam.nu):
         for path, leaf in tree.flatten(part).items():

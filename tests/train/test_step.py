@@ -67,7 +67,9 @@ def test_a_mean_of_means_is_not_the_mean():
     exact = jax.grad(mean)(begun.params, batch)
     means = [jax.grad(mean)(begun.params, piece) for piece in pieces]
     averaged = jax.tree.map(lambda *leaves: sum(leaves) / 4, *means)
-    assert max(np.abs(one - two).max() for one, two in zip(*map(jax.tree.leaves, (exact, averaged)), strict=True)) > 1e-3
+    assert (
+        max(np.abs(one - two).max() for one, two in zip(*map(jax.tree.leaves, (exact, averaged)), strict=True)) > 1e-3
+    )
 
 
 def test_rows_that_cannot_be_shared_out_are_refused():
