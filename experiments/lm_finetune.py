@@ -100,7 +100,8 @@ class Bench:
         """Draw nothing yet; `seed` is of the dropout and the batches, each run brings its own for the weights."""
         self.pretrained, self.classes, self.recipe, self.mesh, self.seed = pretrained, classes, recipe, mesh, seed
         self.model = Classifier(decoder.Decoder(pretrained.model), len(classes))
-        self.step = cache(self._step)
+        # made once, so that no run compiles again what another has compiled
+        self.step, self.create = cache(self._step), cache(self._create)
         self.logits = jax.jit(
             lambda params, batch: self.model.apply({"params": params}, batch["tokens"], batch["length"])
         )
@@ -118,12 +119,7 @@ class Bench:
 
     def start(self, way: Way, seed: int) -> tuple[Params, Params]:
         """Return (trained, frozen) parameters before the first step; the head is drawn from `seed`."""
-        tokens, length = np.zeros((1, self.recipe.length), np.int32), np.ones(1, np.int32)
-        fresh = state.init_params(
-            lambda key: self.model.init(key, tokens, length, mutable=["params"])["params"],
-            jax.random.key(seed),
-            self.mesh,
-        )
+        fresh = state.init_params(self._init, jax.random.key(seed), self.mesh)
         if way == "scratch":
             return fresh, {}
         rename, unused = (("(.*)", r"backbone/\1"),), () if self.pretrained.model.tied else ("head/.*",)
@@ -151,10 +147,10 @@ class Bench:
     ) -> tuple[Params, Params]:
         """Train one classifier; return the whole model's parameters, and the trained ones alone."""
         recipe = self.recipe
-        tx, step = self.step(way, learning_rate)
+        _, step = self.step(way, learning_rate)
         batches = loader.Batches(rows, min(recipe.batch_size, len(rows)), seed=seed)
         begun = loop.start(
-            lambda params, frozen: state.create(params, tx, frozen=frozen, ema=False),
+            self.create(way, learning_rate),
             lambda: self.start(way, seed),
             self.mesh,
             store=store,
@@ -168,6 +164,14 @@ class Bench:
         """Return the class probabilities [N, C] of all rows."""
         logits, _ = runner.predict(self.logits, params, loader.Epoch(rows, 64))
         return np.asarray(jax.nn.softmax(logits))
+
+    def _init(self, key: jax.Array) -> Any:
+        tokens, length = np.zeros((1, self.recipe.length), np.int32), np.ones(1, np.int32)
+        return self.model.init(key, tokens, length, mutable=["params"])["params"]
+
+    def _create(self, way: Way, learning_rate: float) -> Callable[[Params, Params], state.TrainState]:
+        tx, _ = self.step(way, learning_rate)
+        return lambda params, frozen: state.create(params, tx, frozen=frozen, ema=False)
 
     def _step(self, way: Way, learning_rate: float) -> tuple[optax.GradientTransformation, Step]:
         recipe = self.recipe

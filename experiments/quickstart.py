@@ -9,8 +9,8 @@ pretraining is worth when labels are few: which of ten packages does a docstring
     ./launch.sh local experiments.quickstart --config demo --workdir runs/demo      # at most 30 minutes
 
 The protocol was fixed before the first look at the test split: task, label budgets, seeds and grid stand in the config.
-Every way has the same grid of learning rates, chosen by validation accuracy at the middle budget with a seed that is
-used for nothing else; the test split is read once a run, at the end, and every budget and seed is reported.
+Every way has the same grid of learning rates, chosen by validation accuracy with a budget and a seed that are used for
+nothing else; the test split is read once a run, at the end, and every budget and seed is reported.
 Results are in the README.
 """
 
@@ -49,29 +49,28 @@ class Config:
 
     pretrain: lm_pretrain.Config
     recipe: Recipe
-    budgets: tuple[int, ...] = (4, 16, 32)  # labelled examples a class
+    budgets: tuple[int, ...] = (4, 8, 32)  # labelled examples a class; the first is the headline
     seeds: tuple[int, ...] = (0, 1, 2)
-    tuning_seed: int = 100  # of the run by which each way's learning rate is chosen
+    tuning_labels: int = 16  # labelled examples a class, and the seed, of the runs that choose each way's learning rate
+    tuning_seed: int = 100
     grid: tuple[float, ...] = (1e-3, 3e-3, 1e-2)  # learning rates, the same for every way
     new_tokens: int = 40
 
 
-def _adamw() -> optimizers.Config:
-    return optimizers.Config(weight_decay=0.1, b1=0.9, b2=0.95)
-
-
 def model(vocab_size: int) -> decoder.Config:
     """Return the decoder of both presets: 4 layers of width 128, context 128."""
-    return replace(decoder.gpt(4, 128, 4, vocab_size=vocab_size, max_length=128), init_std=0.0)
+    base = decoder.gpt(4, 128, 4, vocab_size=vocab_size, max_length=128)
+    # on two cores memory is slower than arithmetic: recomputing all but the products takes a step from 218 to 162 ms
+    return replace(base, init_std=0.0, remat="dots")
 
 
 def config() -> Config:
     """Return the preset for two cores and eight minutes."""
     fit = loop.FitConfig(700, log_every=10, eval_every=175, save_every=175)
-    pretrain = lm_pretrain.Config(
-        model(2048), fit, 3e-3, schedule="linear", warmup=0.05, optimizer=_adamw(), batch_size=16
-    )
-    recipe = Recipe(num_steps=80, batch_size=16, length=48, optimizer=_adamw(), frozen_layers=2)
+    # after 300 steps Muon is at 2.24 bits a byte on the validation split, the better of two AdamW settings at 2.73
+    muon = optimizers.Config(name="muon")
+    pretrain = lm_pretrain.Config(model(2048), fit, 1e-2, schedule="linear", warmup=0.05, optimizer=muon, batch_size=16)
+    recipe = Recipe(num_steps=80, batch_size=16, length=48, frozen_layers=2)
     return Config(pretrain, recipe)
 
 
@@ -83,6 +82,7 @@ def demo() -> Config:
         base,
         pretrain=replace(base.pretrain, fit=fit),
         recipe=replace(base.recipe, num_steps=120, length=64),
+        budgets=(4, 8, 16, 32),
         seeds=(0, 1, 2, 3, 4),
     )
 
@@ -91,7 +91,7 @@ def debug() -> Config:
     """Return two steps of everything, on two small packages."""
     tiny = lm_pretrain.debug()
     recipe = Recipe(num_steps=2, batch_size=8, length=16, frozen_layers=1)
-    return Config(tiny, recipe, budgets=(2,), seeds=(0, 1), grid=(1e-3,), new_tokens=4)
+    return Config(tiny, recipe, budgets=(2,), seeds=(0, 1), tuning_labels=2, grid=(1e-3,), new_tokens=4)
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
@@ -149,9 +149,9 @@ def compare(cfg: Config, bench: Bench, task: labelled.Task, parts: Path) -> dict
 
 def compare_way(cfg: Config, bench: Bench, task: labelled.Task, way: Way, drawn: Drawn) -> dict[str, Any]:
     """Choose a learning rate by validation accuracy, then measure the test accuracy of every budget and seed."""
-    quiet, middle = log.Tee([]), cfg.budgets[len(cfg.budgets) // 2]
+    quiet = log.Tee([])
     validation, test = bench.rows(task.validation, "validation"), bench.rows(task.test, "test")
-    tuning = bench.rows(docstring_task.few(task.train, middle, seed=cfg.tuning_seed), "tuning")
+    tuning = bench.rows(docstring_task.few(task.train, cfg.tuning_labels, seed=cfg.tuning_seed), "tuning")
     tried, started = {}, time.perf_counter()
     for rate in cfg.grid:
         params, _ = bench.train(way, rate, tuning, cfg.tuning_seed, quiet)
@@ -162,7 +162,7 @@ def compare_way(cfg: Config, bench: Bench, task: labelled.Task, way: Way, drawn:
     for (budget, seed), examples in drawn.items():
         params, trained = bench.train(way, best, bench.rows(examples, "train"), seed, quiet)
         runs.append({"labels": budget, "seed": seed} | lm_finetune.scores(bench.probabilities(params, test), test))
-    return summary(runs, middle) | {
+    return summary(runs, cfg.budgets[0]) | {
         "trained_parameters": tree.count(trained),
         "learning_rate": best,
         "validation_accuracy_by_rate": {str(rate): score for rate, score in tried.items()},
@@ -182,7 +182,7 @@ def compare_tfidf(cfg: Config, task: labelled.Task, drawn: Drawn) -> dict[str, A
         fitted = tfidf_logistic(*train, *validation, *test)
         scored = {"accuracy": fitted["test_accuracy"], "macro_f1": fitted["test_macro_f1"]}
         runs.append({"labels": budget, "seed": seed} | scored)
-    return summary(runs, cfg.budgets[len(cfg.budgets) // 2]) | {"runs": runs}
+    return summary(runs, cfg.budgets[0]) | {"runs": runs}
 
 
 def samples(cfg: Config, pretrained: lm_finetune.Pretrained) -> dict[str, Any]:
@@ -196,6 +196,7 @@ def samples(cfg: Config, pretrained: lm_finetune.Pretrained) -> dict[str, Any]:
         cfg=sample.Config(temperature=0.8, top_p=0.95),
         key=jax.random.key(cfg.pretrain.seed),
         eos_id=pretrained.tokenizer.end_id,
+        start_id=pretrained.tokenizer.end_id,  # documents began with it
     )
     return {"samples": [{"prompt": prompt, "text": text} for prompt, text in zip(PROMPTS, texts, strict=True)]}
 

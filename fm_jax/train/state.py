@@ -36,7 +36,7 @@ def create(params: Params, tx: optax.GradientTransformation, *, frozen: Params |
 def init_params(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh) -> Params:
     """Run a model's boxed `init(key)` under jit so that each device makes its own shard only."""
     place = sharding.shardings(jax.eval_shape(init, key), mesh)
-    return jax.jit(lambda key: meta.unbox(init(key)), out_shardings=place)(key)
+    return jax.jit(_unboxed, static_argnums=0, out_shardings=place)(init, key)
 
 
 def abstract(
@@ -71,6 +71,10 @@ def place(
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract(create_state, params, frozen, mesh))
     with jax.set_mesh(mesh):
         return jax.jit(create_state, out_shardings=layout)(params, frozen)
+
+
+def _unboxed(init: Callable[[jax.Array], Any], key: jax.Array) -> Params:
+    return meta.unbox(init(key))
 
 
 def _key(path: tuple[Any, ...]) -> tuple[str, ...]:

@@ -31,16 +31,14 @@ def oracle(batch=BATCH, z_loss=0.0, label_smoothing=0.0):
     log_z = np.log(np.exp(logits).sum(-1))
     target = np.eye(V)[batch["targets"]] * (1 - label_smoothing) + label_smoothing / V
     per_token = -(target * (logits - log_z[..., None])).sum(-1) + z_loss * log_z**2
-    return (per_token * batch["weights"]).sum(), logits, log_z
+    return (per_token * batch["weights"]).sum(), logits
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"z_loss": 0.1}, {"label_smoothing": 0.2}, {"z_loss": 0.1, "label_smoothing": 0.2}]
-)
+@pytest.mark.parametrize("options", [{}, {"z_loss": 0.1, "label_smoothing": 0.2}])
 @pytest.mark.parametrize("chunk", [0, 5])
 def test_the_loss_is_the_textbook_one(options, chunk):
     total, weight, metrics = jax.jit(next_token(apply, chunk=chunk, **options))(PARAMS, BATCH)
-    want, logits, log_z = oracle(**options)
+    want, logits = oracle(**options)
     assert total == pytest.approx(want, rel=1e-5)
     assert weight == pytest.approx(BATCH["weights"].sum())
     plain = oracle()[0]
@@ -83,7 +81,8 @@ def test_chunked_logits_never_exist_all_at_once():
     batch = {"tokens": jnp.zeros((4, 256), int), "targets": jnp.zeros((4, 256), int), "weights": jnp.ones((4, 256))}
     elements, scratch = {}, {}
     for chunk in (0, 64):
-        gradient = jax.jit(jax.grad(lambda params, loss=next_token(apply, chunk=chunk): loss(params, batch)[0]))
+        loss = next_token(apply, chunk=chunk)
+        gradient = jax.jit(jax.grad(lambda params, loss=loss: loss(params, batch)[0]))
         elements[chunk] = largest(jax.make_jaxpr(gradient)(params).jaxpr)
         scratch[chunk] = gradient.lower(params).compile().memory_analysis().temp_size_in_bytes
     assert elements[0] == tokens * vocab  # the measures see it where it is

@@ -58,7 +58,7 @@ def test_far_positions_keep_their_precision_in_half():
 def test_what_cannot_rotate_is_refused():
     with pytest.raises(ConfigError, match="head_dim 7 must be even"):
         rope_frequencies(Rope(), 7)
-    with pytest.raises(ConfigError, match=r"base 0.5 and factor 1.0"):
+    with pytest.raises(ConfigError, match=r"base 0\.5 and factor 1.0"):
         Rope(base=0.5)
-    with pytest.raises(ConfigError, match="factor 0.5"):
+    with pytest.raises(ConfigError, match=r"factor 0\.5"):
         Rope(scaling="linear", factor=0.5)

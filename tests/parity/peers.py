@@ -53,7 +53,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {**_llama, "sliding_window": 5, "num_key_value_heads": 1}),
     "qwen2": ("Qwen2", _llama),
     "qwen2-mixed-windows": (
-        "Qwen2", {**_llama, "num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+        "Qwen2",
+        {**_llama, "num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
     ),
     "qwen3": ("Qwen3", {**_llama, "head_dim": 8, "tie_word_embeddings": True}),
     "gemma": ("Gemma", {**_llama, "head_dim": 8, "num_key_value_heads": 1}),

@@ -130,9 +130,7 @@ def test_two_processes_equal_one(whole: str, tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(
             command(tmp_path, "--fsdp", "2", "--save-every", "5"),
-            env=environment(
-                FM_COORDINATOR_ADDRESS=address, FM_NUM_PROCESSES="2", FM_PROCESS_ID=str(index)
-            ),
+            env=environment(FM_COORDINATOR_ADDRESS=address, FM_NUM_PROCESSES="2", FM_PROCESS_ID=str(index)),
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
