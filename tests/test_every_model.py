@@ -170,10 +170,11 @@ def test_without_a_tap_the_program_is_the_untapped_one(case, monkeypatch):
         return str(jax.make_jaxpr(lambda *arrays: case.apply(*arrays))(case.params, *case.inputs))
 
     traced = program()
-    for module in [module for name, module in sys.modules.items() if name.startswith("fm_jax.")]:
-        for name, stub in (("visit", lambda module, tap, site, x: x), ("touches", lambda tap, prefix: False)):
-            if getattr(module, name, None) is getattr(taps, name):
-                monkeypatch.setattr(module, name, stub)
+    stubs = {taps.visit: lambda module, tap, site, x: x, taps.touches: lambda tap, prefix: False}
+    for name, module in list(sys.modules.items()):
+        for real, stub in stubs.items():
+            if name.startswith("fm_jax.") and getattr(module, real.__name__, None) is real:
+                monkeypatch.setattr(module, real.__name__, stub)
     assert program() == traced
 
 

@@ -39,7 +39,7 @@ def load_params(
     Raises:
         CheckpointError: nothing sealed there, a damaged file, or other parameters than `abstract` says.
     """
-    found = folder(Path(directory), step)
+    found = folder(Path(directory).absolute(), step)  # Orbax refuses a relative path
     known = stored(record(found))
     chosen = {name: sig for name, sig in known.items() if name.startswith((f"{part}/", "frozen/"))}
     if not any(name.startswith(f"{part}/") for name in chosen):

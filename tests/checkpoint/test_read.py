@@ -151,3 +151,13 @@ def test_the_record_is_plain_json(store):
     assert record["leaves"] == {"params/w": ["bfloat16", [2, 3]]}
     assert record["metrics"] == {"loss": "inf"}
     assert (record["step"], record["data"]) == (1, {"next_batch": 1})
+
+
+def test_a_relative_directory_is_one_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = make(1)
+    with Store("checkpoints", meta={}) as store:
+        store.save(1, state, {})
+        store.wait()
+        assert_same(store.restore(1, shapes(state))[0], state)
+    assert_same(load_params("checkpoints"), {**state.params, **state.frozen})

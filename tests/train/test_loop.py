@@ -92,7 +92,7 @@ def test_resume_on_another_mesh(whole: str, tmp_path: Path) -> None:
 
 
 def test_sigterm_saves_and_says_try_again(whole: str, tmp_path: Path) -> None:
-    """SIGTERM between saves: exit code 75, the state of the last finished step is there, and the run goes on exactly."""
+    """SIGTERM between saves: exit code 75, the last finished step is saved, and the run goes on exactly."""
     options = ("--crawl", "0.1", "--save-every", "0")
     process = subprocess.Popen(
         command(tmp_path, *options),
