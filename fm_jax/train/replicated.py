@@ -18,7 +18,10 @@ AXIS = "replica"
 
 
 def make_replicated_step(loss_fn: LossFn, tx: optax.GradientTransformation, **options: Any) -> Step:
-    """Make a pmapped step over all local devices: state replicated, batch split by its first axis."""
+    """Make a pmapped step over all local devices: state replicated, batch split by its first axis.
+
+    For a plain loop of one's own, not for `fit`: pmap refuses to run where a mesh is set.
+    """
 
     def own_noise(params: Params, batch: Batch, rng: jax.Array | None) -> tuple[jax.Array, jax.Array, Metrics]:
         return loss_fn(params, batch, None if rng is None else jax.random.fold_in(rng, jax.lax.axis_index(AXIS)))
