@@ -195,8 +195,8 @@ def test_workers_do_not_change_the_stream_and_need_no_absl_flags(small: Corpus, 
     assert done.returncode == 0, done.stderr
     none, one, two = done.stdout.splitlines()
     assert none == one == two and len(none) > 1000
-    # Batches that Grain's workers had ready when the iterator was closed are freed by Python's resource tracker at exit,
-    # which may say so: that is no error.
+    # Batches that Grain's workers had ready when the iterator was closed are freed by Python's resource tracker at
+    # exit, which may say so: that is no error.
     assert "Traceback" not in done.stderr
 
 
