@@ -15,7 +15,7 @@ import numpy as np
 
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data import mixture
-from fm_jax.data.mixture import Mixture, Source
+from fm_jax.data.mixture import Drawn, Mixture, Source
 
 HostBatch = dict[str, np.ndarray]
 
@@ -74,7 +74,7 @@ class Batches:
             names = ", ".join(source.name for source in sources)
             raise DataError(f"{names}: {total} rows are fewer than one batch of {self.batch_size}")
         order = mixture.order(self.source, self.seed)
-        return self._read(_Reader(sources, order, self.batch_size, self.host * rows, rows), start)
+        return self._read(_Reader(sources, order, self.batch_size, self.host * rows, rows, self.seed), start)
 
     def _read(self, reader: "_Reader", start: int) -> Iterator[HostBatch]:
         import grain
@@ -139,11 +139,12 @@ class _Reader:
     batch_size: int
     first: int  # this host's rows within a batch
     rows: int
+    seed: int
 
     def __call__(self, step: int) -> HostBatch:
         begin = step * self.batch_size + self.first
         picked = [self.order[i] for i in range(begin, begin + self.rows)]
-        found = [_row(self.sources[number], row) for number, row in picked]
+        found = [_row(self.sources[number], row, (self.seed, begin + k)) for k, (number, row) in enumerate(picked)]
         batch = _stack(found, *self.sources)
         for number, source in enumerate(self.sources):
             mine = slice(None) if len(self.sources) == 1 else [k for k, (n, _) in enumerate(picked) if n == number]
@@ -151,9 +152,14 @@ class _Reader:
         return batch
 
 
-def _row(source: Source, number: int) -> HostBatch:
-    """Read one row; any error becomes a DataError that names the source and the row."""
+def _row(source: Source, number: int, seed: tuple[int, int] | None = None) -> HostBatch:
+    """Read one row, or draw it where the source is random; any error becomes a DataError that names source and row.
+
+    A row is drawn from (seed, its place in the endless order): each visit differs, and no host or worker matters.
+    """
     try:
+        if seed is not None and isinstance(source, Drawn):
+            return source.draw(number, np.random.default_rng((seed[0] % 2**32, seed[1])))
         return source[number]
     except Exception as error:
         raise DataError(f"{source.name}: row {number}: {str(error) or type(error).__name__}") from error

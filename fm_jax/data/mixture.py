@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,15 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
+
+
+@runtime_checkable
+class Drawn(Protocol):
+    """A source whose rows are drawn anew at each visit of training; `source[index]` is its one row for evaluation."""
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return one row, whose every random choice is taken from `rng`."""
+        ...
 
 
 @dataclass(frozen=True)

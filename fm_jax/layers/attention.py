@@ -1,4 +1,4 @@
-"""Self-attention with grouped heads, rotary positions, windows, packed segments, a cache and taps."""
+"""Attention, to itself or to a memory, with grouped heads, positions, windows, segments, a cache and taps."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ class AttentionConfig:
     num_heads: int
     num_kv_heads: int  # fewer than num_heads: grouped queries (Ainslie et al. 2023)
     head_dim: int
+    causal: bool = True  # a position sees itself and those before; else all of its segment
     rope: Rope | None = None
     windows: tuple[int, ...] = (0,)  # last keys each layer sees, repeated over the layers; 0 is all of them
     qkv_bias: bool = True
@@ -38,23 +39,27 @@ class AttentionConfig:
             raise ConfigError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
         if not self.windows or min(self.windows) < 0:
             raise ConfigError(f"windows {self.windows} must be one or more numbers ≥ 0 (0: no window)")
+        if not self.causal and any(self.windows):
+            raise ConfigError(f"windows {self.windows} look back only: attention that is not causal has none")
 
 
 class Where(NamedTuple):
     """Where the tokens of a batch stand, the same for every layer."""
 
     positions: jax.Array  # [B or 1, T]
-    segments: jax.Array | None = None  # [B, T], packed documents
+    segments: jax.Array | None = None  # [B, T], packed documents; padding is a segment of its own
+    bias: jax.Array | None = None  # [B or 1, H, T, S], added to the scaled scores
 
 
 class Attention(nn.Module):
-    """[B, T, D] -> [B, T, D], each position attending to itself and those before."""
+    """[B, T, D] -> [B, T, D], each position attending to those of its segment (not after it, where causal)."""
 
     cfg: AttentionConfig
     kernel_init: Initializer
     out_init: Initializer
     norm_epsilon: float = 1e-6
     dtype: Any = jnp.float32
+    query_init: Initializer | None = None  # where queries start otherwise than keys and values
 
     @nn.compact
     def __call__(
@@ -63,7 +68,7 @@ class Attention(nn.Module):
         """Return the update to the residual stream.
 
         `window` overrides the config's for this layer (a scanned stack gives each layer its own).
-        Where the collection "cache" is mutable, keys and values are written to it and read from it.
+        Where the collection "cache" is mutable, causal attention writes keys and values to it and reads them from it.
         """
         cfg, (batch, time, _) = self.cfg, x.shape
         query = visit(self, tap, "block.attn.q", self._heads("q", cfg.num_heads, x))
@@ -78,11 +83,11 @@ class Attention(nn.Module):
             key = rotate(key, where.positions, cfg.rope)
         size = cfg.windows[0] if window is None else window
         mask: jax.Array | None
-        if self.is_mutable_collection("cache") and not self.is_initializing():
+        if cfg.causal and self.is_mutable_collection("cache") and not self.is_initializing():
             key, value, mask = self._cached(key, value, where.positions, size)
         else:
             mask = self._mask(time, where.segments, size)
-        z = self._attend(query, key, value, mask, cfg.windows[0], tap)
+        z = _attend(self, cfg, (query, key, value), mask, where.bias, "block.attn", tap)
         z = visit(self, tap, "block.attn.z", z)
         out = dense(x.shape[-1], ("heads", "embed"), bias=cfg.out_bias, init=self.out_init, dtype=self.dtype, name="o")(
             z.reshape(batch, time, cfg.num_heads * cfg.head_dim)
@@ -90,16 +95,15 @@ class Attention(nn.Module):
         return visit(self, tap, "block.attn.out", out)
 
     def _heads(self, name: str, heads: int, x: jax.Array) -> jax.Array:
-        width, cfg = heads * self.cfg.head_dim, self.cfg
-        project = dense(
-            width, ("embed", "heads"), bias=cfg.qkv_bias, init=self.kernel_init, dtype=self.dtype, name=name
-        )
-        return project(x).reshape(*x.shape[:2], heads, cfg.head_dim)
+        init = self.query_init or self.kernel_init if name == "q" else self.kernel_init
+        return _heads(self.cfg, init, self.dtype, name, heads, x)
 
     def _mask(self, time: int, segments: jax.Array | None, window: jax.Array | int) -> jax.Array | None:
         """Return [B or 1, T, T], or None where causality and a fixed window say it all."""
         if segments is None and isinstance(window, int):
             return None
+        if not self.cfg.causal:
+            return None if segments is None else masking.same_segment(segments, segments)
         index = jnp.arange(time)
         mask = (masking.causal(index, index) & masking.window(index, index, window))[None]
         return mask if segments is None else mask & masking.same_segment(segments, segments)
@@ -115,28 +119,87 @@ class Attention(nn.Module):
         mask = masking.causal(positions, slots) & masking.window(positions, slots, window)
         return stored_key.value, stored_value.value, mask
 
-    def _attend(
-        self,
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        mask: jax.Array | None,
-        window: int,
-        tap: Tap | None,
+
+class CrossAttention(nn.Module):
+    """[B, T, D] reading a memory [B, S, D] -> [B, T, D]; sites are "cross.*"."""
+
+    cfg: AttentionConfig
+    kernel_init: Initializer
+    out_init: Initializer
+    dtype: Any = jnp.float32
+    query_init: Initializer | None = None  # where queries start otherwise than keys and values
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, memory: jax.Array | None, length: jax.Array | None, tap: Tap | None = None
     ) -> jax.Array:
-        """Attend in one fused call, or step by step where a tap or dropout wants the weights."""
-        cfg = self.cfg
-        scale = cfg.scale or cfg.head_dim**-0.5
-        drop = cfg.dropout > 0 and self.has_rng("dropout")
-        if not drop and not touches(tap, "block.attn.scores") and not touches(tap, "block.attn.pattern"):
-            if mask is not None:  # it holds the window too, and counts in cache slots
-                return ops.attention(query, key, value, scale=scale, mask=mask)
-            return ops.attention(query, key, value, scale=scale, is_causal=True, window=window)
-        if mask is None:
-            index = jnp.arange(query.shape[1])
-            mask = (masking.causal(index, index) & masking.window(index, index, window))[None]
-        scores = visit(self, tap, "block.attn.scores", ops.scores(query, key, scale))
-        pattern = visit(self, tap, "block.attn.pattern", ops.pattern(scores, mask))
-        if drop:
-            pattern = nn.Dropout(cfg.dropout, deterministic=False)(pattern)
-        return ops.mix(pattern, value)
+        """Return the update to the residual stream.
+
+        Where the collection "cache" is mutable, the memory's keys and values are kept in it, and without a memory
+        they are read from it: a memory is projected once for all the tokens that are generated from it.
+
+        Args:
+            x: [B, T, D], the queries' side.
+            memory: [B, S, D], or None to read the cache.
+            length: [B], how much of each row of the memory is real; None with no memory.
+            tap: what to read or edit.
+        """
+        cfg, (batch, time, _) = self.cfg, x.shape
+        query = visit(self, tap, "cross.q", self._heads("q", cfg.num_heads, x))
+        if memory is None or length is None:
+            key, value, length = (self.get_variable("cache", name) for name in ("key", "value", "length"))
+        else:
+            key = visit(self, tap, "cross.k", self._heads("k", cfg.num_kv_heads, memory))
+            value = visit(self, tap, "cross.v", self._heads("v", cfg.num_kv_heads, memory))
+            if self.is_mutable_collection("cache") and not self.is_initializing():
+                for name, kept in {"key": key, "value": value, "length": length}.items():
+                    self.put_variable("cache", name, kept)
+        inside = jnp.arange(key.shape[1])[None] < length[:, None]
+        mask = jnp.broadcast_to(inside[:, None], (batch, time, key.shape[1]))
+        z = _attend(self, cfg, (query, key, value), mask, None, "cross", tap)
+        z = visit(self, tap, "cross.z", z)
+        out = dense(x.shape[-1], ("heads", "embed"), bias=cfg.out_bias, init=self.out_init, dtype=self.dtype, name="o")(
+            z.reshape(batch, time, cfg.num_heads * cfg.head_dim)
+        )
+        return visit(self, tap, "cross.out", out)
+
+    def _heads(self, name: str, heads: int, x: jax.Array) -> jax.Array:
+        init = self.query_init or self.kernel_init if name == "q" else self.kernel_init
+        return _heads(self.cfg, init, self.dtype, name, heads, x)
+
+
+def _heads(cfg: AttentionConfig, init: Initializer, dtype: Any, name: str, heads: int, x: jax.Array) -> jax.Array:
+    """Project [B, T, D] to heads [B, T, heads, K]."""
+    width = heads * cfg.head_dim
+    project = dense(width, ("embed", "heads"), bias=cfg.qkv_bias, init=init, dtype=dtype, name=name)
+    return project(x).reshape(*x.shape[:2], heads, cfg.head_dim)
+
+
+def _attend(
+    module: nn.Module,
+    cfg: AttentionConfig,
+    heads: tuple[jax.Array, jax.Array, jax.Array],
+    mask: jax.Array | None,
+    bias: jax.Array | None,
+    site: str,
+    tap: Tap | None,
+) -> jax.Array:
+    """Attend in one fused call, or step by step where a tap or dropout wants the weights.
+
+    A mask holds the window too, and counts in cache slots; without one, `cfg` says which keys a query sees.
+    """
+    query, key, value = heads
+    scale, window = cfg.scale or cfg.head_dim**-0.5, cfg.windows[0]
+    drop = cfg.dropout > 0 and module.has_rng("dropout")
+    if not drop and not touches(tap, f"{site}.scores") and not touches(tap, f"{site}.pattern"):
+        if mask is not None or not cfg.causal:
+            return ops.attention(query, key, value, scale=scale, mask=mask, bias=bias)
+        return ops.attention(query, key, value, scale=scale, is_causal=True, window=window, bias=bias)
+    if mask is None and cfg.causal:
+        index = jnp.arange(query.shape[1])
+        mask = (masking.causal(index, index) & masking.window(index, index, window))[None]
+    scores = visit(module, tap, f"{site}.scores", ops.scores(query, key, scale, bias))
+    pattern = visit(module, tap, f"{site}.pattern", ops.pattern(scores, mask))
+    if drop:
+        pattern = nn.Dropout(cfg.dropout, deterministic=False)(pattern)
+    return ops.mix(pattern, value)

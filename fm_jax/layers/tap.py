@@ -4,15 +4,19 @@ A model calls `visit(self, tap, "block.attn.z", x)` at each site. Without a tap 
 traced program is the untapped model's. With one, edits are arrays, not callbacks: one compile serves a whole
 sweep over layers, heads and positions, under jit, scan, remat, vmap and grad.
 
-Inside a scanned stack every array of a `block.` site has the layers first: [L, ...].
+Inside a scanned stack every array of a `block.` or `cross.` site has the layers first: [L, ...]. In a model with two
+stacks the bare names are the decoder's, and the encoder's stand behind `encoder.`.
 """
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-STACKED = "block."
+STACKED = ("block.", "cross.")
+ENCODER = "encoder."  # before the sites of the encoder of a model that has two stacks
 STORED = "site:"  # before a site's name in the collection "taps", where "embed" is a submodule's name already
 SITES = (
     "embed",
@@ -21,6 +25,9 @@ SITES = (
     "block.attn.z", "block.attn.out",
     "block.mlp.pre", "block.mlp.act", "block.mlp.out",
     "final",
+)  # fmt: skip
+CROSS = (
+    "cross.q", "cross.k", "cross.v", "cross.scores", "cross.pattern", "cross.z", "cross.out",
 )  # fmt: skip
 
 
@@ -32,11 +39,13 @@ class Tap(struct.PyTreeNode):
         put: site -> (mask, value): the activation becomes `where(mask, value, x)`; both broadcast to it.
         add: site -> delta, added after `put`. Differentiate with respect to a delta of zeros to get the
             gradient at the site.
+        prefix: what the names of this tap's sites have lost, put back where they are returned.
     """
 
     read: tuple[str, ...] = struct.field(pytree_node=False, default=())
     put: dict[str, tuple[jax.Array, jax.Array]] = struct.field(default_factory=dict)
     add: dict[str, jax.Array] = struct.field(default_factory=dict)
+    prefix: str = struct.field(pytree_node=False, default="")
 
     def names(self) -> set[str]:
         """Return every site this tap touches."""
@@ -44,11 +53,30 @@ class Tap(struct.PyTreeNode):
 
     def stacked(self) -> "Tap":
         """Return the part of the tap that lives inside the repeated block."""
+        return self._where(lambda name: name.startswith(STACKED))
+
+    def inside(self, prefix: str) -> "Tap":
+        """Return the part of the tap whose names begin with `prefix`, under the names without it."""
+        mine, cut = self._where(lambda name: name.startswith(prefix)), len(prefix)
         return Tap(
-            read=tuple(name for name in self.read if name.startswith(STACKED)),
-            put={name: edit for name, edit in self.put.items() if name.startswith(STACKED)},
-            add={name: delta for name, delta in self.add.items() if name.startswith(STACKED)},
+            read=tuple(name[cut:] for name in mine.read),
+            put={name[cut:]: edit for name, edit in mine.put.items()},
+            add={name[cut:]: delta for name, delta in mine.add.items()},
+            prefix=self.prefix + prefix,
         )
+
+    def _where(self, wanted: Callable[[str], bool]) -> "Tap":
+        return Tap(
+            read=tuple(name for name in self.read if wanted(name)),
+            put={name: edit for name, edit in self.put.items() if wanted(name)},
+            add={name: delta for name, delta in self.add.items() if wanted(name)},
+            prefix=self.prefix,
+        )
+
+
+def is_stacked(site: str) -> bool:
+    """Say whether a site's arrays have the layers first."""
+    return site.removeprefix(ENCODER).startswith(STACKED)
 
 
 def touches(tap: Tap | None, prefix: str) -> bool:
@@ -66,7 +94,7 @@ def visit(module: nn.Module, tap: Tap | None, site: str, x: jax.Array) -> jax.Ar
     if site in tap.add:
         x = x + tap.add[site].astype(x.dtype)
     if site in tap.read:
-        kept = module.sow("taps", STORED + site, x, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+        kept = module.sow("taps", STORED + tap.prefix + site, x, reduce_fn=lambda _, new: new, init_fn=lambda: None)
         if not kept:
             raise ValueError(f'{site} cannot be returned: apply with mutable=["taps"], as interpret.capture.run does')
     return x
