@@ -201,7 +201,7 @@ def test_an_edit_at_every_site_and_layer_changes_the_output(case):
     close(plain, case.whole[0])
     silent = []
     for site, shape in found.items():
-        for layer in range(shape.shape[0]) if site.startswith(taps.STACKED) else [...]:
+        for layer in range(shape.shape[0]) if taps.is_stacked(site) else [...]:
             there = nowhere[site].copy()
             there[layer] = True
             one = {**nowhere, site: there}

@@ -36,12 +36,9 @@ def named(case, flat):
 def load(case):
     """Return our config, our parameters, and for each of their numbers its place in the peer's flat vector."""
     peer = json.loads(str(GOLDEN[f"{case}/peer"]))["config"]
-    cfg = convert.config(peer)
+    model = convert.module(peer)
     weights = GOLDEN[f"{case}/weights"].astype(np.float32)
-    into = [
-        convert.params(peer["model_type"], named(case, x), cfg.num_layers) for x in (weights, np.arange(weights.size))
-    ]
-    return cfg, *into
+    return model.cfg, *(convert.params(model, named(case, x)) for x in (weights, np.arange(weights.size)))
 
 
 def distances(case, cfg, params, places):

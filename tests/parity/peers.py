@@ -169,6 +169,6 @@ def distances(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, flo
     return found
 
 
-def in_our_terms(peer: Mapping[str, Any], kind: str, num_layers: int) -> dict[str, Any]:
+def in_our_terms(peer: Mapping[str, Any], model: Any) -> dict[str, Any]:
     """Rename the peer's gradients as our parameters."""
-    return {**peer, "gradients": convert.params(kind, peer["gradients"], num_layers)}
+    return {**peer, "gradients": convert.params(model, peer["gradients"])}

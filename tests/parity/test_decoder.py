@@ -23,10 +23,9 @@ def expected(name, *, perturbed):
     model = peers.build(name)
     if perturbed:
         peers.perturb(model, seed=0)
-    cfg = convert.config(model.config.to_dict())
-    kind = model.config.model_type
-    params = convert.params(kind, peers.tensors(model), cfg.num_layers)
-    return cfg, params, peers.in_our_terms(peers.theirs(model), kind, cfg.num_layers)
+    ours = convert.module(model.config.to_dict())
+    params = convert.params(ours, peers.tensors(model))
+    return ours.cfg, params, peers.in_our_terms(peers.theirs(model), ours)
 
 
 @pytest.mark.parametrize("name", peers.CASES)

@@ -1,0 +1,180 @@
+"""GPT-2 and GPT-Neo: Radford et al. 2019; EleutherAI's replication of GPT-3's alternating windows."""
+
+from typing import Any
+
+import flax.linen as nn
+
+from fm_jax.hub import heads
+from fm_jax.hub.fields import Fields
+from fm_jax.hub.table import Entry, Table, flipped, linear, norm, same
+from fm_jax.layers.attention import AttentionConfig
+from fm_jax.layers.mlp import MLPConfig
+from fm_jax.layers.norm import NormConfig
+from fm_jax.models.language.classifier import Classifier
+from fm_jax.models.language.decoder import Config, Decoder
+
+ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
+inputs = heads.inputs
+_WORDS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}
+
+_BODY = (
+    same("embed/tokens", "transformer.wte.weight"),
+    same("embed/positions", "transformer.wpe.weight"),
+    *norm("blocks/norm_attn", "transformer.h.{}.ln_1"),
+    *norm("blocks/norm_mlp", "transformer.h.{}.ln_2"),
+    *norm("norm_final", "transformer.ln_f"),
+)
+
+
+def _conv1d(path: str, name: str) -> tuple[Entry, Entry]:
+    """Return kernel and bias of GPT-2's Conv1D, which is stored [in, out] already."""
+    return same(f"{path}/kernel", f"{name}.weight"), same(f"{path}/bias", f"{name}.bias")
+
+
+_GPT2 = (
+    *_BODY,
+    *(
+        Entry(f"blocks/attn/{head}/{ours}", f"transformer.h.{{}}.attn.c_attn.{theirs}", part=part, parts=3)
+        for part, head in enumerate("qkv")
+        for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
+    ),
+    *_conv1d("blocks/attn/o", "transformer.h.{}.attn.c_proj"),
+    *_conv1d("blocks/mlp/up", "transformer.h.{}.mlp.c_fc"),
+    *_conv1d("blocks/mlp/down", "transformer.h.{}.mlp.c_proj"),
+)
+_NEO = (
+    *_BODY,
+    *(flipped(f"blocks/attn/{head}/kernel", f"transformer.h.{{}}.attn.attention.{head}_proj.weight") for head in "qkv"),
+    *linear("blocks/attn/o", "transformer.h.{}.attn.attention.out_proj"),
+    *linear("blocks/mlp/up", "transformer.h.{}.mlp.c_fc"),
+    *linear("blocks/mlp/down", "transformer.h.{}.mlp.c_proj"),
+)
+
+
+def module(fields: Fields) -> nn.Module:
+    """Build the module that a config.json of model_type "gpt2" or "gpt_neo" describes."""
+    cfg = _gpt2(fields) if fields.kind == "gpt2" else _neo(fields)
+    kinds = {"gpt2": "GPT2", "gpt_neo": "GPTNeo"}
+    return heads.headed(fields, Decoder(cfg), kinds[fields.kind])
+
+
+def _gpt2(fields: Fields) -> Config:
+    width, count = fields.take("n_embd", int), fields.take("n_head", int)
+    fields.expect("scale_attn_weights", True)
+    fields.expect("scale_attn_by_inverse_layer_idx", False)
+    fields.expect("reorder_and_upcast_attn", False)
+    fields.expect("tie_word_embeddings", True)
+    fields.expect("n_ctx", fields.take("n_positions", int))
+    fields.skip(*(f"summary_{word}" for word in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")))
+    dropout = fields.take("resid_pdrop", float, 0.1)
+    fields.expect("embd_pdrop", dropout)
+    attention = AttentionConfig(
+        count, count, heads.split(fields, width, count), dropout=fields.take("attn_pdrop", float, 0.1)
+    )
+    activation: Any = fields.choose("activation_function", ACTIVATIONS, "gelu_new")
+    return Config(
+        fields.take("vocab_size", int),
+        fields.take("n_positions", int),
+        fields.take("n_layer", int),
+        width,
+        attention,
+        MLPConfig(fields.take("n_inner", int, 4 * width), activation),
+        NormConfig("layer", fields.take("layer_norm_epsilon", float, 1e-5)),
+        dropout=dropout,
+    )
+
+
+def _neo(fields: Fields) -> Config:
+    width, count = fields.take("hidden_size", int), fields.take("num_heads", int)
+    layers, window = fields.take("num_layers", int), fields.take("window_size", int, 256)
+    pairs = fields.take("attention_types", list)
+    kinds = [kind for group, times in pairs for _ in range(times) for kind in group]
+    fields.expect("attention_layers", kinds)
+    if len(kinds) != layers or set(kinds) - {"global", "local"}:
+        fields.refuse(f"attention_types {pairs} does not name global or local for each of {layers} layers")
+    fields.expect("tie_word_embeddings", True)
+    fields.skip(*(f"summary_{word}" for word in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")))
+    fields.skip("classifier_dropout")
+    dropout = fields.take("resid_dropout", float, 0.0)
+    fields.expect("embed_dropout", dropout)
+    attention = AttentionConfig(
+        count,
+        count,
+        heads.split(fields, width, count),
+        windows=tuple(window if kind == "local" else 0 for kind in kinds),
+        qkv_bias=False,
+        scale=1.0,
+        dropout=fields.take("attention_dropout", float, 0.0),
+    )
+    activation: Any = fields.choose("activation_function", ACTIVATIONS, "gelu_new")
+    return Config(
+        fields.take("vocab_size", int),
+        fields.take("max_position_embeddings", int),
+        layers,
+        width,
+        attention,
+        MLPConfig(fields.take("intermediate_size", int, 4 * width), activation),
+        NormConfig("layer", fields.take("layer_norm_epsilon", float, 1e-5)),
+        dropout=dropout,
+    )
+
+
+def table(module: nn.Module) -> Table:
+    """Return the names of a GPT-2's or GPT-Neo's tensors."""
+    decoder = heads.backbone(module)
+    neo = not decoder.cfg.attention.qkv_bias
+    found = Table(
+        _NEO if neo else _GPT2,
+        # the first published files, and base models today, have no "transformer." before their names
+        rename=((r"((?:wte|wpe|ln_f|h\.\d+)\..*)", r"transformer.\1"),),
+        skip=(r"(?:transformer\.)?h\.\d+\.attn\.(?:attention\.)?(?:bias|masked_bias)",),
+        tied=(("lm_head.weight", "transformer.wte.weight"),),
+    )
+    if isinstance(module, Classifier):
+        return found.under("backbone", flipped("head/kernel", "score.weight"), tied=())
+    return found
+
+
+def fields(module: nn.Module) -> dict[str, Any]:
+    """Return the config.json from which `module` builds this module again."""
+    cfg = heads.backbone(module).cfg
+    if not cfg.attention.qkv_bias:
+        kinds = ["local" if window else "global" for window in cfg.attention.windows]
+        kinds = [kinds[layer % len(kinds)] for layer in range(cfg.num_layers)]
+        kind, sizes = "GPTNeo", {
+            "model_type": "gpt_neo",
+            "hidden_size": cfg.d_model,
+            "num_heads": cfg.attention.num_heads,
+            "num_layers": cfg.num_layers,
+            "max_position_embeddings": cfg.max_length,
+            "intermediate_size": cfg.mlp.d_ff,
+            "attention_types": [[[kind], 1] for kind in kinds],
+            "attention_layers": kinds,
+            "window_size": max(cfg.attention.windows) or 256,
+            "resid_dropout": cfg.dropout,
+            "embed_dropout": cfg.dropout,
+            "attention_dropout": cfg.attention.dropout,
+        }  # fmt: skip
+        suffix = "ForCausalLM"
+    else:
+        kind, suffix, sizes = "GPT2", "LMHeadModel", {
+            "model_type": "gpt2",
+            "n_embd": cfg.d_model,
+            "n_head": cfg.attention.num_heads,
+            "n_layer": cfg.num_layers,
+            "n_positions": cfg.max_length,
+            "n_inner": cfg.mlp.d_ff,
+            "resid_pdrop": cfg.dropout,
+            "embd_pdrop": cfg.dropout,
+            "attn_pdrop": cfg.attention.dropout,
+        }  # fmt: skip
+    if isinstance(module, Classifier):
+        suffix, sizes = "ForSequenceClassification", {**sizes, **heads.labels(module.num_classes)}
+    return {
+        **sizes,
+        "architectures": [kind + suffix],
+        "vocab_size": cfg.vocab_size,
+        "activation_function": _WORDS.get(cfg.mlp.activation, cfg.mlp.activation),
+        "layer_norm_epsilon": cfg.norm.epsilon,
+        "tie_word_embeddings": cfg.tied,
+    }

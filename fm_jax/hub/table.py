@@ -1,0 +1,318 @@
+"""Two-way name tables: our path <-> their name, read in both directions.
+
+Our layers are stacked, [L, …], theirs are tensors of their own: "{}" in a name stands for the layer. A leaf is filled
+layer by layer straight into its shards, so that neither a device nor a host ever holds more than its share and one of
+the file's tensors.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from fm_jax.core import tree
+from fm_jax.core.errors import CheckpointError
+from fm_jax.core.types import Params
+
+Index = tuple[slice, ...]
+_SHOWN = 10
+_WHOLE = 1 << 25  # bytes of a stacked leaf below which the host puts it together at once
+
+
+class Spec(NamedTuple):
+    """What is known of a stored tensor without reading it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Weights(Protocol):
+    """Named tensors that can be read in parts."""
+
+    where: str  # for messages
+
+    @property
+    def specs(self) -> Mapping[str, Spec]:
+        """Return dtype and shape of every tensor."""
+        ...
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        """Return a part of a tensor, one slice an axis."""
+        ...
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Weights that are in memory already."""
+
+    arrays: Mapping[str, np.ndarray]
+    where: str = "the given arrays"
+
+    @property
+    def specs(self) -> Mapping[str, Spec]:
+        """Return dtype and shape of every array."""
+        return {name: Spec(np.dtype(array.dtype).name, array.shape) for name, array in self.arrays.items()}
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        """Return a part of an array."""
+        return self.arrays[name][index]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of our leaves and where its numbers stand."""
+
+    path: str  # ours; a leaf [L, …] where `name` holds "{}"
+    name: str  # theirs
+    axes: tuple[int, ...] = ()  # of their tensor in our order; () leaves them as they are
+    part: int = 0  # which of the `parts` equal parts of their last axis this leaf is (a fused projection)
+    parts: int = 1
+
+    @property
+    def stacked(self) -> bool:
+        """Say whether the leaf has the layers first."""
+        return "{}" in self.name
+
+
+@dataclass(frozen=True)
+class Table:
+    """All names of one model.
+
+    Attributes:
+        entries: may list more than a configuration has (a bias, a head): leaves that the model lacks are passed over.
+        rename: (regular expression, replacement) for whole names in older files, the first that matches is applied.
+        skip: regular expressions of stored tensors that are no parameters, such as masks and position ids.
+        tied: stored copy -> the name it must equal; a copy is left out when written.
+    """
+
+    entries: tuple[Entry, ...]
+    rename: tuple[tuple[str, str], ...] = ()
+    skip: tuple[str, ...] = ()
+    tied: tuple[tuple[str, str], ...] = ()
+
+    def under(self, prefix: str, *more: Entry, **changes: Any) -> "Table":
+        """Return the table of a model that holds this one below `prefix`, with further entries of its own."""
+        moved = tuple(replace(entry, path=f"{prefix}/{entry.path}") for entry in self.entries)
+        return replace(self, entries=moved + more, **changes)
+
+
+def same(path: str, name: str) -> Entry:
+    """Return the entry of a leaf that is stored as it is."""
+    return Entry(path, name)
+
+
+def flipped(path: str, name: str) -> Entry:
+    """Return the entry of a matrix [in, out] that torch's Linear stores as [out, in]."""
+    return Entry(path, name, axes=(1, 0))
+
+
+def linear(path: str, name: str) -> tuple[Entry, Entry]:
+    """Return kernel and bias of a torch Linear."""
+    return flipped(f"{path}/kernel", f"{name}.weight"), same(f"{path}/bias", f"{name}.bias")
+
+
+def norm(path: str, name: str) -> tuple[Entry, Entry]:
+    """Return scale and bias of a normalisation."""
+    return same(f"{path}/scale", f"{name}.weight"), same(f"{path}/bias", f"{name}.bias")
+
+
+def read(table: Table, wanted: Params, weights: Weights) -> Params:
+    """Return the model's parameters, each in the sharding and dtype of `wanted`.
+
+    Args:
+        table: of the model.
+        wanted: `jax.ShapeDtypeStruct` of every leaf, with a sharding or without (then: the first local device).
+        weights: what was stored.
+
+    Raises:
+        CheckpointError: names that are missing, left over, matched twice, or of another shape, all in one message.
+    """
+    leaves = tree.flatten(wanted)
+    stored = _match(table, leaves, weights)
+    by_path = {entry.path: entry for entry in table.entries if entry.path in leaves}
+    return tree.unflatten(
+        {
+            path: _fill(partial(_piece, by_path[path], weights, stored), by_path[path], leaf)
+            for path, leaf in leaves.items()
+        }
+    )
+
+
+def write(table: Table, params: Params) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (their name, array) for every stored tensor, one at a time and in the order of the table.
+
+    Raises:
+        CheckpointError: a leaf that the table has no name for.
+    """
+    leaves = tree.flatten(params)
+    named = {entry.path for entry in table.entries}
+    if nameless := [path for path in leaves if path not in named]:
+        raise CheckpointError(f"no stored name for {_some(nameless)}: the other library's model has no such parameter")
+    groups: dict[str, list[Entry]] = {}
+    for entry in table.entries:
+        if entry.path in leaves:
+            groups.setdefault(entry.name, []).append(entry)
+    for name, entries in groups.items():
+        entries.sort(key=lambda entry: entry.part)
+        for layer in range(leaves[entries[0].path].shape[0] if entries[0].stacked else 1):
+            pieces = [_theirs(entry, leaves[entry.path], layer) for entry in entries]
+            whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1)
+            yield name.replace("{}", str(layer)), np.ascontiguousarray(whole)
+
+
+def specs(table: Table, params: Params) -> dict[str, Spec]:
+    """Return what `write` will yield, for arrays or abstract arrays, without touching a number."""
+    leaves, found = tree.flatten(params), dict[str, Spec]()
+    for entry in table.entries:
+        if entry.path in leaves:
+            leaf = leaves[entry.path]
+            shape = _their_shape(entry, leaf.shape[1:] if entry.stacked else leaf.shape)
+            for layer in range(leaf.shape[0] if entry.stacked else 1):
+                found[entry.name.replace("{}", str(layer))] = Spec(np.dtype(leaf.dtype).name, shape)
+    return found
+
+
+def _match(table: Table, leaves: Mapping[str, Any], weights: Weights) -> dict[str, str]:
+    """Return {their name as the table has it: the name in the file}, or raise with all that does not fit."""
+    problems: list[str] = []
+    origin: dict[str, str] = {}
+    for name in weights.specs:
+        if any(re.fullmatch(pattern, name) for pattern in table.skip):
+            continue
+        new = next((re.sub(p, r, name) for p, r in table.rename if re.fullmatch(p, name)), name)
+        if new in origin:
+            problems.append(f"{new}: stored twice, as {origin[new]} and as {name}")
+        origin.setdefault(new, name)
+    copies = _copies(table, origin, weights, problems)
+    uses: dict[str, list[Entry]] = {}
+    missing = set(leaves)
+    for entry in table.entries:
+        if entry.path not in leaves:
+            continue
+        if entry.path not in missing:
+            problems.append(f"{entry.path}: the table names it twice")
+        missing.discard(entry.path)
+        leaf = leaves[entry.path]
+        shape = _their_shape(entry, leaf.shape[1:] if entry.stacked else leaf.shape)
+        for layer in range(leaf.shape[0] if entry.stacked else 1):
+            name = entry.name.replace("{}", str(layer))
+            uses.setdefault(name, []).append(entry)
+            if name not in origin:
+                problems.append(f"{name} (for {entry.path}): not stored")
+            elif (found := weights.specs[origin[name]].shape) != shape:
+                problems.append(f"{name}: stored as {list(found)}, the config wants {list(shape)}")
+    problems += [f"{path}: the table has no name for it" for path in sorted(missing)]
+    for name, entries in uses.items():
+        if sorted(entry.part for entry in entries) != list(range(entries[0].parts)):
+            problems.append(f"{name}: read for {', '.join(entry.path for entry in entries)}")
+    problems += [
+        f"{name}: stored, but the model has no place for it" for name in origin if name not in {*uses, *copies}
+    ]
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise CheckpointError(
+            f"{weights.where} does not fit the model, {count}: {_some(list(dict.fromkeys(problems)))}"
+        )
+    return origin
+
+
+def _copies(table: Table, origin: Mapping[str, str], weights: Weights, problems: list[str]) -> set[str]:
+    """Return the names of stored copies of other tensors; one that differs from its original is a problem."""
+    found = set()
+    for copy, original in table.tied:
+        if copy not in origin or original not in origin:
+            continue
+        found.add(copy)
+        specs = [weights.specs[origin[name]] for name in (copy, original)]
+        whole = tuple(slice(0, size) for size in specs[1].shape)
+        if specs[0].shape != specs[1].shape or not np.array_equal(
+            weights.read(origin[copy], whole), weights.read(origin[original], whole)
+        ):
+            problems.append(f"{copy} differs from {original}, to which the config ties it")
+    return found
+
+
+def _their_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the stored shape of one layer of a leaf."""
+    if entry.axes:
+        theirs = [0] * len(shape)
+        for ours, axis in enumerate(entry.axes):
+            theirs[axis] = shape[ours]
+        shape = tuple(theirs)
+    return (*shape[:-1], shape[-1] * entry.parts) if entry.parts > 1 else shape
+
+
+def _piece(
+    entry: Entry, weights: Weights, stored: Mapping[str, str], shape: tuple[int, ...], layer: int, index: Index
+) -> np.ndarray:
+    """Read a part of one layer of a leaf: `shape` is the layer's, `index` the slices of it."""
+    cuts = [slice(*cut.indices(size)) for cut, size in zip(index, shape, strict=True)]
+    axes = entry.axes or tuple(range(len(shape)))
+    theirs = [slice(None)] * len(shape)
+    for ours, axis in enumerate(axes):
+        theirs[axis] = cuts[ours]
+    if entry.parts > 1:
+        size = _their_shape(entry, shape)[-1] // entry.parts
+        last = theirs[-1]
+        theirs[-1] = slice(last.start + entry.part * size, last.stop + entry.part * size)
+    return weights.read(stored[entry.name.replace("{}", str(layer))], tuple(theirs)).transpose(axes)
+
+
+def _fill(piece: Any, entry: Entry, leaf: Any) -> jax.Array:
+    """Make one leaf in its shards; `piece(shape, layer, index)` reads a part of a layer."""
+    where = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
+    dtype = np.dtype(leaf.dtype)
+
+    def read_in(shape: tuple[int, ...], layer: int, index: Any) -> np.ndarray:
+        return np.ascontiguousarray(piece(shape, layer, index)).astype(dtype, copy=False)
+
+    if not entry.stacked:
+        return jax.make_array_from_callback(leaf.shape, where, lambda index: read_in(leaf.shape, 0, index))
+    layers, shape = leaf.shape[0], leaf.shape[1:]
+    if leaf.size * dtype.itemsize <= _WHOLE or layers == 1:
+
+        def together(index: Any) -> np.ndarray:
+            return np.stack([read_in(shape, layer, index[1:]) for layer in range(layers)[index[0]]])
+
+        return jax.make_array_from_callback(leaf.shape, where, together)
+    start, put = _layer_writer(leaf.shape, dtype.name, where)
+    made, inner = start(), _below(where)
+    for layer in range(layers):
+        one = jax.make_array_from_callback(shape, inner, partial(read_in, shape, layer))
+        made = put(made, one, layer)
+    return made
+
+
+@lru_cache(maxsize=64)
+def _layer_writer(shape: tuple[int, ...], dtype: str, where: Sharding) -> tuple[Any, Any]:
+    """Return compiled () -> zeros in their shards, and (array, layer's array, number) -> array, in place."""
+    start = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=where)
+
+    def put(array: jax.Array, layer: jax.Array, number: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(array, layer, number, 0)
+
+    return start, jax.jit(put, donate_argnums=0, out_shardings=where)
+
+
+def _below(where: Sharding) -> Sharding:
+    """Return the sharding of one layer of a stacked leaf."""
+    if isinstance(where, NamedSharding):
+        return NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
+    return where
+
+
+def _theirs(entry: Entry, leaf: Any, layer: int) -> np.ndarray:
+    """Return one layer of a leaf as they store it, or their part of it."""
+    piece = np.asarray(jax.device_get(leaf[layer] if entry.stacked else leaf))
+    return piece.transpose(np.argsort(entry.axes)) if entry.axes else piece
+
+
+def _some(problems: list[str]) -> str:
+    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return "; ".join(problems[:_SHOWN]) + more
