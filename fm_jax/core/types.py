@@ -14,5 +14,8 @@ Batch = Mapping[str, Any]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 """Name -> (sum, weight). Sums and weights add up over microbatches, devices and hosts; division happens once."""
 
+STATISTICS = "statistics/"
+"""Before the path of a running statistic among the metrics: its mean is the leaf's next value, and is not logged."""
+
 LossFn = Callable[[Params, Batch, jax.Array | None], tuple[jax.Array, jax.Array, Metrics]]
 """(params, batch, rng) -> (sum, weight, metrics). `rng=None` means evaluation: no dropout, no noise."""

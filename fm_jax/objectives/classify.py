@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fm_jax.core.types import Batch, LossFn, Metrics, Params
+from fm_jax.objectives.statistics import apply_with
 
 
 def softmax(
@@ -22,8 +23,8 @@ def softmax(
     """
 
     def loss(params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Metrics]:
-        rngs = None if rng is None else {"dropout": rng}
-        logits = apply({"params": params}, *(batch[name] for name in inputs), rngs=rngs).astype(jnp.float32)
+        out, statistics = apply_with(apply, params, *(batch[name] for name in inputs), rng=rng)
+        logits = out.astype(jnp.float32)
         log_p = jax.nn.log_softmax(logits)
         likelihood = -jnp.take_along_axis(log_p, batch["label"][:, None], axis=-1)[:, 0]
         objective = likelihood
@@ -35,7 +36,8 @@ def softmax(
         return (
             (objective * weights).sum(),
             weight,
-            {"nll": ((likelihood * weights).sum(), weight), "accuracy": ((correct * weights).sum(), weight)},
+            {"nll": ((likelihood * weights).sum(), weight), "accuracy": ((correct * weights).sum(), weight)}
+            | statistics,
         )
 
     return loss

@@ -9,7 +9,7 @@ import optax
 
 from fm_jax.core import tree
 from fm_jax.core.errors import ConfigError
-from fm_jax.core.types import Batch, LossFn, Metrics, Params
+from fm_jax.core.types import STATISTICS, Batch, LossFn, Metrics, Params
 from fm_jax.train.state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -66,14 +66,27 @@ def make_train_step(
         if state.ema is not None:
             decay = 0.0 if ema_decay is None else ema_decay
             ema = jax.tree.map(lambda mean, new: mean + (1 - decay) * (new - mean), state.ema, params)
+        means = {name: summed / jnp.maximum(part, 1e-9) for name, (summed, part) in metrics.items()}
+        frozen, means = _running(state.frozen, means, finite)
         before = (state.params, state.opt_state, state.ema)
         keep = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, opt_state, ema), before)
         skipped = jnp.where(finite, 0, state.skipped + 1)
-        new = TrainState(state.step + 1, keep[0], state.frozen, keep[1], keep[2], skipped)
-        means = {name: summed / jnp.maximum(part, 1e-9) for name, (summed, part) in metrics.items()}
+        new = TrainState(state.step + 1, keep[0], frozen, keep[1], keep[2], skipped)
         return new, {"loss": value / safe, **means, "grad_norm": norm, "skipped": skipped, "skip": ~finite}
 
     return step
+
+
+def _running(frozen: Params, means: dict[str, jax.Array], finite: jax.Array) -> tuple[Params, dict[str, jax.Array]]:
+    """Put the running statistics among the metrics into the frozen leaves, and return the metrics without them."""
+    new = {name.removeprefix(STATISTICS): value for name, value in means.items() if name.startswith(STATISTICS)}
+    if not new:
+        return frozen, means
+    held = tree.flatten(frozen)
+    if trained := sorted(new.keys() - held.keys()):
+        raise ConfigError(f"running statistics {trained[:3]} are among the trained leaves: split them off first")
+    held |= {path: jnp.where(finite, value, held[path]) for path, value in new.items()}
+    return tree.unflatten(held), {name: mean for name, mean in means.items() if not name.startswith(STATISTICS)}
 
 
 def _accumulate(grads_of: Any, params: Params, batch: Batch, rng: jax.Array, parts: int) -> Any:

@@ -14,9 +14,10 @@ BATCH = {
 }
 
 
-def apply(variables, image, rngs=None):
+def apply(variables, image, rngs=None, mutable=None):
     noise = jax.random.normal(rngs["dropout"], (B, C)) if rngs else 0.0
-    return image @ variables["params"]["kernel"] + noise
+    logits = image @ variables["params"]["kernel"] + noise
+    return (logits, {}) if mutable else logits
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])

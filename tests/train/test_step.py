@@ -1,16 +1,21 @@
 from dataclasses import replace
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.core import meta
 
 from fm_jax.core import sharding
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.mesh import MeshConfig, make_mesh
+from fm_jax.layers.batch_norm import BatchNorm
 from fm_jax.models.language import decoder
+from fm_jax.objectives import statistics
+from fm_jax.objectives.classify import softmax
 from fm_jax.objectives.language import next_token
 from fm_jax.optim import optimizer, schedule
 from fm_jax.train import state
@@ -18,6 +23,7 @@ from fm_jax.train.step import make_train_step
 from tests.train import toy
 
 KEY = jax.random.key(7)
+ROWS = 16
 ADAM = optax.adamw(0.1)
 
 
@@ -228,3 +234,51 @@ def train(cfg, devices=None):
 
 def _create(tx, params, frozen):
     return state.create(params, tx, frozen=frozen, ema=True)
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, name="head")(BatchNorm(name="norm")(x))
+
+
+def labelled():
+    rng = np.random.default_rng(3)
+    image = rng.normal(2.0, 1.5, (ROWS, 5)).astype(np.float32)
+    return {"image": image, "label": rng.integers(0, 3, ROWS), "weights": np.ones(ROWS, np.float32)}
+
+
+NORMED = softmax(Normed().apply, ("image",))
+
+
+def normed(batch):
+    return meta.unbox(Normed().init(jax.random.key(0), batch["image"]))["params"]
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_running_statistics_move_in_the_frozen_leaves_and_are_not_logged(parts):
+    batch = labelled()
+    trained, running = statistics.split(normed(batch))
+    done, metrics = stepper(NORMED, accumulate=parts)(begin(frozen=running, params=trained), batch)
+    pieces = batch["image"].reshape(ROWS // parts, parts, 5)
+    toy.close(
+        done.frozen["norm"],
+        {"mean": 0.1 * batch["image"].mean(0), "var": 0.9 + 0.1 * pieces.var(0, ddof=1).mean(0)},
+        atol=1e-5,
+    )
+    assert not [name for name in metrics if "norm/" in name]
+
+
+def test_a_step_with_bad_numbers_leaves_running_statistics_alone():
+    batch = labelled()
+    trained, running = statistics.split(normed(batch))
+    bad = {**batch, "image": np.where(np.arange(ROWS)[:, None] == 3, np.nan, batch["image"]).astype(np.float32)}
+    done, metrics = stepper(NORMED)(begin(frozen=running, params=trained), bad)
+    assert metrics["skip"]
+    toy.equal(done.frozen, running)
+
+
+def test_running_statistics_among_the_trained_leaves_are_refused():
+    batch = labelled()
+    with pytest.raises(ConfigError, match="split them off"):
+        stepper(NORMED)(begin(params=normed(batch)), batch)
