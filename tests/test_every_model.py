@@ -18,7 +18,7 @@ from fm_jax.core.mesh import MeshConfig, make_mesh
 from fm_jax.interpret import capture
 from fm_jax.layers import tap as taps
 from fm_jax.layers.tap import Tap
-from fm_jax.models.language import classifier, decoder
+from fm_jax.models.language import classifier, decoder, encoder, masked_lm, sentence, span, tagger
 
 ROWS = 8
 
@@ -30,13 +30,38 @@ def ids(time: int, vocab_size: int = 96) -> np.ndarray:
 GPT = decoder.tiny()
 LLAMA = replace(decoder.llama(2, 32, 4, 2, 64, vocab_size=96), init_std=0.0)
 MIXED = replace(GPT, attention=replace(GPT.attention, windows=(0, 4)), remat="dots")
+BERT = encoder.Encoder(encoder.tiny())
+ALBERT = encoder.Encoder(replace(BERT.cfg, num_layers=3, embed_size=16, shared=True, remat="full"))
+TYPES = np.tile(np.arange(16) > 6, (ROWS, 1)).astype(np.int32)
+LENGTHS, FULL = np.arange(9, 17, dtype=np.int32), np.full(ROWS, 16, np.int32)
+
+
+class Joined(nn.Module):
+    """A model of several outputs, seen as one array."""
+
+    inner: nn.Module
+
+    @property
+    def sites(self):
+        return self.inner.sites
+
+    def __call__(self, *inputs, tap=None):
+        return jnp.stack(self.inner(*inputs, tap=tap), axis=1)
+
 
 # name, module, its inputs (every array has the batch first)
 MODELS: list[tuple[str, nn.Module, tuple[np.ndarray, ...]]] = [
     ("gpt", decoder.Decoder(GPT), (ids(16),)),
     ("gpt3, rematerialised", decoder.Decoder(MIXED), (ids(16),)),
     ("llama", decoder.Decoder(LLAMA), (ids(16),)),
-    ("classifier", classifier.Classifier(decoder.Decoder(GPT), 6), (ids(16), np.arange(9, 17, dtype=np.int32))),
+    ("classifier", classifier.Classifier(decoder.Decoder(GPT), 6), (ids(16), LENGTHS)),
+    ("bert", BERT, (ids(16),)),
+    ("albert, rematerialised", ALBERT, (ids(16),)),
+    ("masked words", masked_lm.MaskedLM(ALBERT), (ids(16),)),
+    ("bert's classifier", classifier.Classifier(BERT, 6, "first", hidden="tanh"), (ids(16), LENGTHS, TYPES)),
+    ("electra's discriminator", tagger.discriminator(BERT), (ids(16), LENGTHS)),
+    ("span", Joined(span.SpanFinder(BERT)), (ids(16), FULL, TYPES)),
+    ("sentence", sentence.SentenceEncoder(BERT, normalise=True), (ids(16), LENGTHS)),
 ]
 
 MESHES = [

@@ -59,3 +59,25 @@ def test_a_cached_query_is_not_windowed_by_its_row(monkeypatch):
     fused, cached = calls
     assert fused["window"] == 3 and fused["is_causal"] and fused.get("mask") is None
     assert cached["mask"] is not None and not cached.get("window") and not cached.get("is_causal")
+
+
+def test_attention_that_is_not_causal_keeps_no_cache():
+    cfg = AttentionConfig(num_heads=2, num_kv_heads=2, head_dim=6, causal=False)
+    model = Attention(cfg, normal(0.5), normal(0.5))
+    where = Where(jnp.arange(T)[None])
+    params = meta.unbox(model.init(jax.random.key(0), X, where))["params"]
+    out, kept = model.apply({"params": params}, X, where, mutable=["cache"])
+    assert not kept
+    np.testing.assert_array_equal(out, model.apply({"params": params}, X, where))
+
+
+@pytest.mark.parametrize("layer", ["self", "cross"])
+def test_queries_may_start_otherwise_than_keys(layer):
+    cfg = AttentionConfig(num_heads=8, num_kv_heads=8, head_dim=8)
+    x = jnp.zeros((1, 2, 64))
+    made = {"self": attention.Attention, "cross": attention.CrossAttention}[layer]
+    inputs = (x, Where(jnp.arange(2)[None])) if layer == "self" else (x, x, jnp.array([2]))
+    model = made(cfg, normal(0.5), normal(0.25), query_init=normal(0.1))
+    params = meta.unbox(model.init(jax.random.key(0), *inputs))["params"]
+    spread = {name: float(params[name]["kernel"].std()) for name in "qkvo"}
+    assert spread == pytest.approx({"q": 0.1, "k": 0.5, "v": 0.5, "o": 0.25}, rel=0.05)

@@ -43,3 +43,14 @@ def test_the_layer_is_two_or_three_products(gated, bias):
     want = dense("down", silu(dense("gate", x)) * up if gated else silu(up))
     assert set(params) == ({"up", "gate", "down"} if gated else {"up", "down"})
     np.testing.assert_allclose(model.apply({"params": params}, jnp.asarray(x)), want, atol=1e-5)
+
+
+def test_dropout_falls_on_the_activations_and_comes_with_a_key_only():
+    x = jnp.ones((1, 1, 8))
+    model = MLP(MLPConfig(1000, "relu", bias=False, dropout=0.25), normal(0.3), normal(0.3))
+    params = meta.unbox(model.init(jax.random.key(0), x))["params"]
+    params["down"]["kernel"] = jnp.ones((1000, 8)) / 1000  # the mean of the activations
+    params["up"]["kernel"] = jnp.ones((8, 1000)) / 8
+    assert model.apply({"params": params}, x)[0, 0].tolist() == pytest.approx([1.0] * 8, abs=1e-4)
+    dropped = model.apply({"params": params}, x, rngs={"dropout": jax.random.key(1)})[0, 0]
+    assert len(set(dropped.tolist())) == 1 and 0 < abs(float(dropped[0]) - 1) < 0.1  # kept ones are 4/3, on average 1

@@ -73,3 +73,16 @@ def test_only_dots_with_weights_are_kept():
     # forward 1, backward 2, and "full" makes the forward product again
     assert products("none") == products("dots") == 3
     assert products("full") == 4
+
+
+@pytest.mark.parametrize("remat", ["none", *POLICIES])
+def test_a_shared_layer_is_applied_over_and_over(remat):
+    model = stack(Block, 3, remat, shared=True)()
+    boxed = model.init(jax.random.key(0), X, SCALES, SHARED)["params"]
+    assert boxed["Dense_0"]["kernel"].names == ("embed", "mlp")
+    params, x = meta.unbox(boxed), X
+    for scale in SCALES:
+        x, _ = Block().apply({"params": params}, x, scale, SHARED)
+    np.testing.assert_allclose(model.apply({"params": params}, X, SCALES, SHARED)[0], x, atol=1e-6)
+    gradient = jax.grad(lambda p: model.apply({"params": p}, X, SCALES, SHARED)[0].sum())(params)
+    assert gradient["Dense_0"]["kernel"].shape == (4, 4)

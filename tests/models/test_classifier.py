@@ -1,12 +1,11 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import meta
 
 from fm_jax.core import tree
-from fm_jax.models.language import decoder
-from fm_jax.models.language.classifier import Classifier, pool
+from fm_jax.models.language import decoder, encoder
+from fm_jax.models.language.classifier import Classifier
 
 BACKBONE = decoder.Decoder(decoder.tiny())
 TOKENS = np.random.default_rng(0).integers(0, 96, (3, 12), dtype=np.int32)
@@ -17,15 +16,6 @@ LENGTH = np.array([12, 5, 1], np.int32)
 def params():
     model = Classifier(BACKBONE, 4)
     return jax.jit(lambda key: meta.unbox(model.init(key, TOKENS, LENGTH)["params"]))(jax.random.key(0))
-
-
-def test_pooling_is_the_mean_or_the_last_of_the_real_tokens():
-    hidden = np.random.default_rng(1).normal(size=(3, 12, 5)).astype(np.float32)
-    rows = list(zip(hidden, LENGTH, strict=True))
-    mean, last = (pool(jnp.asarray(hidden), jnp.asarray(LENGTH), how) for how in ("mean", "last"))
-    np.testing.assert_allclose(mean, [row[:length].mean(axis=0) for row, length in rows], atol=1e-6)
-    np.testing.assert_array_equal(last, [row[length - 1] for row, length in rows])
-    assert pool(jnp.asarray(hidden), jnp.array([0, 1, 2]), "mean")[0].tolist() == [0.0] * 5  # a row that only fills
 
 
 @pytest.mark.parametrize("how", ["mean", "last"])
@@ -44,3 +34,18 @@ def test_the_backbone_keeps_its_own_parameters(params):
     alone = jax.eval_shape(BACKBONE.init, jax.random.key(0), TOKENS)["params"]
     assert tree.flatten(params["backbone"]).keys() == tree.flatten(meta.unbox(alone)).keys()
     assert params["head"]["kernel"].shape == (32, 4)
+
+
+def test_an_encoder_is_classified_by_its_first_token_and_sees_no_padding():
+    model = Classifier(encoder.Encoder(encoder.tiny()), 4, pool="first", hidden="tanh")
+    types = np.tile(np.arange(12) > 3, (3, 1)).astype(np.int32)
+    params = jax.jit(lambda key: meta.unbox(model.init(key, TOKENS, LENGTH, types)["params"]))(jax.random.key(0))
+    assert params["head"]["hidden"]["kernel"].shape == (32, 32)
+    inside = np.arange(12) < LENGTH[:, None]
+    apply = jax.jit(lambda tokens, types: model.apply({"params": params}, tokens, LENGTH, types))
+    plain = apply(np.where(inside, TOKENS, 0), types)
+    np.testing.assert_array_equal(plain, apply(np.where(inside, TOKENS, 95), types))
+    assert (np.abs(plain - apply(TOKENS, 1 - types)).max(axis=1) > 0).all()
+    changed = TOKENS.copy()
+    changed[0, 11] += 1  # the last token moves what the first one says: attention sees both ways
+    assert np.abs(apply(changed, types) - apply(TOKENS, types))[0].max() > 0

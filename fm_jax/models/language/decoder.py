@@ -72,7 +72,7 @@ def llama(
     num_layers: int, d_model: int, num_heads: int, num_kv_heads: int, d_ff: int, vocab_size: int = 32000
 ) -> Config:
     """Return a model of LLaMA's form, context 4096."""
-    heads = AttentionConfig(num_heads, num_kv_heads, d_model // num_heads, Rope(), qkv_bias=False, out_bias=False)
+    heads = AttentionConfig(num_heads, num_kv_heads, d_model // num_heads, rope=Rope(), qkv_bias=False, out_bias=False)
     gated = MLPConfig(d_ff, activation="silu", gated=True, bias=False)
     return Config(vocab_size, 4096, num_layers, d_model, heads, gated, NormConfig("rms", 1e-5), tied=False)
 
@@ -122,6 +122,7 @@ class Decoder(nn.Module):
 
     cfg: Config
 
+    causal = True
     sites = SITES
 
     def setup(self) -> None:

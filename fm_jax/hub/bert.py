@@ -1,0 +1,187 @@
+"""BERT, RoBERTa, XLM-RoBERTa, DistilBERT, ELECTRA and ALBERT, with the heads that each is published with."""
+
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from fm_jax.core.errors import CheckpointError
+from fm_jax.hub import bert_names, heads
+from fm_jax.hub.bert_names import ALBERT, DISTILBERT, ELECTRA, KINDS, ROBERTA, Kind, kind_of
+from fm_jax.hub.fields import Fields
+from fm_jax.layers.attention import AttentionConfig
+from fm_jax.layers.mlp import MLPConfig
+from fm_jax.layers.norm import NormConfig
+from fm_jax.models.language.classifier import Classifier
+from fm_jax.models.language.encoder import Config, Encoder
+from fm_jax.models.language.masked_lm import MaskedLM
+from fm_jax.models.language.span import SpanFinder
+from fm_jax.models.language.tagger import Tagger
+
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+_WORDS = {"gelu_tanh": "gelu_new"}
+table = bert_names.table
+
+
+def module(fields: Fields) -> nn.Module:
+    """Build the module that a config.json of one of these families describes, with the head `architectures` names."""
+    kind = KINDS[fields.kind]
+    backbone = Encoder(_distilbert(fields) if kind is DISTILBERT else _config(fields, kind))
+    stem = "XLMRoberta" if fields.kind == "xlm-roberta" else kind.stem
+    task = fields.architecture.removeprefix(stem)
+    act, dropout = backbone.cfg.mlp.activation, _head_dropout(fields, kind, task)
+    if task == "Model":
+        fields.skip("tie_word_embeddings")
+        return backbone
+    if task == "ForMaskedLM" or (task == "ForPreTraining" and kind.pair):
+        fields.expect("tie_word_embeddings", True)
+        if kind in (ROBERTA, ELECTRA) and act != "gelu":
+            fields.refuse(f"{fields.architecture} has a gelu in its head, and {act} in its layers")
+        return MaskedLM(backbone, next_sentence=task == "ForPreTraining")
+    fields.skip("tie_word_embeddings")
+    if task == "ForPreTraining" and kind is ELECTRA:
+        if act != "gelu":
+            fields.refuse(f"a discriminator with {act} in its head")
+        return Tagger(backbone, 1, hidden="gelu")
+    if task == "ForSequenceClassification":
+        return Classifier(backbone, heads.num_classes(fields), pool="first", dropout=dropout, hidden=kind.hidden)
+    if task == "ForTokenClassification":
+        return Tagger(backbone, heads.num_classes(fields), dropout)
+    if task == "ForQuestionAnswering":
+        return SpanFinder(backbone, dropout)
+    raise CheckpointError(
+        f"{fields.where}: architectures names {fields.architecture or 'nothing'}; supported are {stem}Model and "
+        f"{stem}For(MaskedLM, PreTraining, SequenceClassification, TokenClassification, QuestionAnswering)"
+    )
+
+
+def _config(fields: Fields, kind: Kind) -> Config:
+    width, count = fields.take("hidden_size", int), fields.take("num_attention_heads", int)
+    offset = fields.take("pad_token_id", int, 1) + 1 if kind is ROBERTA else 0
+    fields.expect("is_decoder", False)
+    fields.expect("is_encoder_decoder", False)
+    fields.expect("position_embedding_type", "absolute")
+    embed = 0
+    if kind in (ELECTRA, ALBERT):
+        embed = fields.take("embedding_size", int, 128)
+        embed = 0 if embed == width and kind is ELECTRA else embed
+        fields.skip(*(f"summary_{word}" for word in ("type", "use_proj", "activation", "last_dropout")))
+    if kind is ALBERT:
+        fields.expect("num_hidden_groups", 1)
+        fields.expect("inner_group_num", 1)
+        fields.skip("down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks")
+    drop = 0.0 if kind is ALBERT else 0.1
+    attention = fields.take("attention_probs_dropout_prob", float, drop)
+    activation: Any = fields.choose("hidden_act", ACTIVATIONS, "gelu_new" if kind is ALBERT else "gelu")
+    return Config(
+        fields.take("vocab_size", int),
+        fields.take("max_position_embeddings", int, 512) - offset,
+        fields.take("num_hidden_layers", int),
+        width,
+        AttentionConfig(count, count, heads.split(fields, width, count), causal=False, dropout=attention),
+        MLPConfig(fields.take("intermediate_size", int), activation),
+        NormConfig("layer", fields.take("layer_norm_eps", float, 1e-12)),
+        num_types=fields.take("type_vocab_size", int, 2),
+        embed_size=embed,
+        position_offset=offset,
+        shared=kind is ALBERT,
+        dropout=fields.take("hidden_dropout_prob", float, drop),
+    )
+
+
+def _distilbert(fields: Fields) -> Config:
+    width, count = fields.take("dim", int), fields.take("n_heads", int)
+    fields.skip("sinusoidal_pos_embds", "tie_weights_")  # how the stored positions were drawn
+    fields.expect("is_encoder_decoder", False)
+    activation: Any = fields.choose("activation", ACTIVATIONS, "gelu")
+    attention = fields.take("attention_dropout", float, 0.1)
+    return Config(
+        fields.take("vocab_size", int),
+        fields.take("max_position_embeddings", int, 512),
+        fields.take("n_layers", int),
+        width,
+        AttentionConfig(count, count, heads.split(fields, width, count), causal=False, dropout=attention),
+        MLPConfig(fields.take("hidden_dim", int), activation),
+        num_types=0,
+        dropout=fields.take("dropout", float, 0.1),
+    )
+
+
+def _head_dropout(fields: Fields, kind: Kind, task: str) -> float:
+    """Return the dropout of what a head's last layer reads, and account for those of the others."""
+    if kind is DISTILBERT:
+        own = {
+            "ForSequenceClassification": fields.take("seq_classif_dropout", float, 0.2),
+            "ForQuestionAnswering": fields.take("qa_dropout", float, 0.1),
+        }
+        return own.get(task, fields.take("dropout", float, 0.1))
+    general = fields.take("hidden_dropout_prob", float, 0.0 if kind is ALBERT else 0.1)
+    found = fields.take("classifier_dropout_prob" if kind is ALBERT else "classifier_dropout", float, general)
+    return 0.0 if task == "ForQuestionAnswering" else found
+
+
+def inputs(module: nn.Module) -> tuple[np.ndarray, ...]:
+    """Return the smallest inputs that the module can be initialised with."""
+    tokens = np.zeros((1, 1), np.int32)
+    return (tokens,) if isinstance(module, Encoder | MaskedLM) else (tokens, np.ones(1, np.int32))
+
+
+def fields(module: nn.Module) -> dict[str, Any]:
+    """Return the config.json from which `module` builds this module again."""
+    kind, cfg = kind_of(module), getattr(module, "backbone", module).cfg
+    word = _WORDS.get(cfg.mlp.activation, cfg.mlp.activation)
+    shared = {
+        "model_type": next(name for name, found in KINDS.items() if found is kind),
+        "architectures": [kind.stem + _task(module)],
+        "vocab_size": cfg.vocab_size,
+        "max_position_embeddings": cfg.max_length + cfg.position_offset,
+        "tie_word_embeddings": True,
+        **(heads.labels(_outputs(module)) if _outputs(module) > 1 else {}),
+    }
+    if kind is DISTILBERT:
+        return shared | {
+            "dim": cfg.d_model,
+            "n_heads": cfg.attention.num_heads,
+            "n_layers": cfg.num_layers,
+            "hidden_dim": cfg.mlp.d_ff,
+            "activation": word,
+            "dropout": cfg.dropout,
+            "attention_dropout": cfg.attention.dropout,
+        }
+    if kind is ROBERTA:
+        shared["pad_token_id"] = cfg.position_offset - 1
+    if kind in (ELECTRA, ALBERT):
+        shared["embedding_size"] = cfg.embed_size or cfg.d_model
+    return shared | {
+        "hidden_size": cfg.d_model,
+        "num_attention_heads": cfg.attention.num_heads,
+        "num_hidden_layers": cfg.num_layers,
+        "intermediate_size": cfg.mlp.d_ff,
+        "hidden_act": word,
+        "layer_norm_eps": cfg.norm.epsilon,
+        "type_vocab_size": cfg.num_types,
+        "hidden_dropout_prob": cfg.dropout,
+        "attention_probs_dropout_prob": cfg.attention.dropout,
+    }
+
+
+def _task(module: nn.Module) -> str:
+    """Return the part of the class name that says what the head is for."""
+    if isinstance(module, Encoder):
+        return "Model"
+    if isinstance(module, MaskedLM):
+        return "ForPreTraining" if module.next_sentence else "ForMaskedLM"
+    if isinstance(module, SpanFinder):
+        return "ForQuestionAnswering"
+    if isinstance(module, Tagger):
+        return "ForPreTraining" if module.hidden == "gelu" else "ForTokenClassification"
+    if isinstance(module, Classifier):
+        return "ForSequenceClassification"
+    raise CheckpointError(f"a {type(module).__name__} has no form in another library: save its backbone")
+
+
+def _outputs(module: nn.Module) -> int:
+    """Return how many labels the head tells apart, 0 where it has none."""
+    if isinstance(module, Classifier):
+        return module.num_classes
+    return module.num_labels if isinstance(module, Tagger) else 0

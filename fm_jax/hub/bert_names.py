@@ -1,0 +1,174 @@
+"""The names of BERT, RoBERTa, DistilBERT, ELECTRA and ALBERT, and of the heads that each is published with."""
+
+from dataclasses import dataclass, replace
+
+import flax.linen as nn
+
+from fm_jax.core.errors import CheckpointError
+from fm_jax.hub.table import Entry, Table, linear, norm, same
+from fm_jax.layers.readout import Hidden
+from fm_jax.models.language.classifier import Classifier
+from fm_jax.models.language.encoder import Encoder
+from fm_jax.models.language.masked_lm import MaskedLM
+from fm_jax.models.language.span import SpanFinder
+from fm_jax.models.language.tagger import Tagger
+
+_DETECT = "discriminator_predictions"
+_AS_BERT = (
+    (r"electra\.(.*)", r"bert.\1"),
+    (r"generator_predictions\.(.*)", r"cls.predictions.transform.\1"),
+    (r"generator_lm_head\.bias", "cls.predictions.bias"),
+    (r"generator_lm_head\.weight", "cls.predictions.decoder.weight"),
+)
+_UNREAD = (r"cls\.seq_relationship\..*", r"sop_classifier\..*")  # in files of masked-word models, and read by none
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What sets a family's names and heads apart."""
+
+    stem: str  # of its class names
+    body: tuple[Entry, ...]
+    words: tuple[str, str, str]  # masked words: dense, norm, bias
+    labels: tuple[str, str]  # classifier: hidden layer, last layer
+    hidden: Hidden  # activation of the classifier's hidden layer
+    pair: tuple[str, str] | None = None  # next sentence: pooler, last layer
+
+
+def _embeddings(prefix: str) -> tuple[Entry, ...]:
+    names = {"embed/tokens": "word", "embed/positions": "position", "types": "token_type"}
+    tables = (same(path, f"{prefix}.embeddings.{name}_embeddings.weight") for path, name in names.items())
+    return *tables, *norm("norm_embed", f"{prefix}.embeddings.LayerNorm")
+
+
+def _bert(prefix: str) -> tuple[Entry, ...]:
+    layer = f"{prefix}.encoder.layer.{{}}"
+    return (
+        *_embeddings(prefix),
+        *linear("project", f"{prefix}.embeddings_project"),
+        *(e for h in ("query", "key", "value") for e in linear(f"blocks/attn/{h[0]}", f"{layer}.attention.self.{h}")),
+        *linear("blocks/attn/o", f"{layer}.attention.output.dense"),
+        *norm("blocks/norm_attn", f"{layer}.attention.output.LayerNorm"),
+        *linear("blocks/mlp/up", f"{layer}.intermediate.dense"),
+        *linear("blocks/mlp/down", f"{layer}.output.dense"),
+        *norm("blocks/norm_mlp", f"{layer}.output.LayerNorm"),
+    )
+
+
+_LAYER = "distilbert.transformer.layer.{}"
+_DISTILBERT = (
+    *_embeddings("distilbert"),
+    *(e for h in "qkv" for e in linear(f"blocks/attn/{h}", f"{_LAYER}.attention.{h}_lin")),
+    *linear("blocks/attn/o", f"{_LAYER}.attention.out_lin"),
+    *norm("blocks/norm_attn", f"{_LAYER}.sa_layer_norm"),
+    *linear("blocks/mlp/up", f"{_LAYER}.ffn.lin1"),
+    *linear("blocks/mlp/down", f"{_LAYER}.ffn.lin2"),
+    *norm("blocks/norm_mlp", f"{_LAYER}.output_layer_norm"),
+)
+_SHARED = "albert.encoder.albert_layer_groups.0.albert_layers.0"
+_ALBERT = (
+    *_embeddings("albert"),
+    *linear("project", "albert.encoder.embedding_hidden_mapping_in"),
+    *(e for h in ("query", "key", "value") for e in linear(f"blocks/attn/{h[0]}", f"{_SHARED}.attention.{h}")),
+    *linear("blocks/attn/o", f"{_SHARED}.attention.dense"),
+    *norm("blocks/norm_attn", f"{_SHARED}.attention.LayerNorm"),
+    *linear("blocks/mlp/up", f"{_SHARED}.ffn"),
+    *linear("blocks/mlp/down", f"{_SHARED}.ffn_output"),
+    *norm("blocks/norm_mlp", f"{_SHARED}.full_layer_layer_norm"),
+)
+
+_TRANSFORM = "cls.predictions.transform"
+_PROJECTED = ("classifier.dense", "classifier.out_proj")
+BERT = Kind(
+    "Bert",
+    _bert("bert"),
+    (f"{_TRANSFORM}.dense", f"{_TRANSFORM}.LayerNorm", "cls.predictions.bias"),
+    ("bert.pooler.dense", "classifier"),
+    "tanh",
+    ("bert.pooler.dense", "cls.seq_relationship"),
+)
+ROBERTA = Kind("Roberta", _bert("roberta"), ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"), _PROJECTED, "tanh")
+DISTILBERT = Kind(
+    "DistilBert",
+    _DISTILBERT,
+    ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
+    ("pre_classifier", "classifier"),
+    "relu",
+)
+ELECTRA = Kind(
+    "Electra",
+    _bert("electra"),
+    ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias"),
+    _PROJECTED,
+    "gelu",
+)
+ALBERT = Kind(
+    "Albert",
+    _ALBERT,
+    ("predictions.dense", "predictions.LayerNorm", "predictions.bias"),
+    ("albert.pooler", "classifier"),
+    "tanh",
+    ("albert.pooler", "sop_classifier.classifier"),
+)
+KINDS = {
+    "bert": BERT, "roberta": ROBERTA, "xlm-roberta": ROBERTA, "distilbert": DISTILBERT, "electra": ELECTRA,
+    "albert": ALBERT,
+}  # fmt: skip
+
+
+def kind_of(module: nn.Module) -> Kind:
+    """Return the family that has a module's form; ELECTRA without a narrower embedding and its own heads is BERT."""
+    backbone = getattr(module, "backbone", module)
+    if not isinstance(backbone, Encoder):
+        raise CheckpointError(f"a {type(backbone).__name__} is no encoder, and has no name in this family")
+    cfg = backbone.cfg
+    if cfg.shared:
+        return ALBERT
+    if not cfg.num_types:
+        return DISTILBERT
+    if cfg.position_offset:
+        return ROBERTA
+    return ELECTRA if cfg.embed_size or getattr(module, "hidden", "none") == "gelu" else BERT
+
+
+def table(module: nn.Module) -> Table:
+    """Return the names of a module's tensors."""
+    kind = kind_of(module)
+    prefix = kind.body[0].name.split(".")[0]
+    found = Table(
+        kind.body,
+        rename=(
+            (r"(.*LayerNorm)\.gamma", r"\1.weight"),  # as the first published files have it
+            (r"(.*LayerNorm)\.beta", r"\1.bias"),
+            # base models have no prefix; an ELECTRA of BERT's form is read under BERT's names
+            (r"((?:embeddings|encoder|embeddings_project|transformer|pooler)\..*)", rf"{prefix}.\1"),
+            *(_AS_BERT if kind is BERT else ()),
+        ),
+        skip=(r"(?:.*\.)?position_ids",),
+    )
+    no_pooler = (*found.skip, rf"(?:{prefix}\.)?pooler\..*")  # files of all tasks may hold one
+    if isinstance(module, Encoder):
+        return replace(found, skip=no_pooler)
+    if isinstance(module, MaskedLM):
+        dense, normed, bias = kind.words
+        entries: tuple[Entry, ...] = (*linear("head/dense", dense), *norm("head/norm", normed), same("head/bias", bias))
+        if module.next_sentence and kind.pair:
+            entries += (*linear("next/hidden", kind.pair[0]), *linear("next", kind.pair[1]))
+            return found.under("backbone", *entries, tied=_tied(kind))
+        return found.under("backbone", *entries, skip=(*no_pooler, *_UNREAD), tied=_tied(kind))
+    if isinstance(module, Classifier):
+        entries = (*linear("head/hidden", kind.labels[0]), *linear("head", kind.labels[1]))
+        return found.under("backbone", *entries, skip=found.skip if "pooler" in kind.labels[0] else no_pooler)
+    entries = linear("head", "qa_outputs" if isinstance(module, SpanFinder) else "classifier")
+    if isinstance(module, Tagger) and module.hidden != "none":
+        entries = (*linear("head/hidden", f"{_DETECT}.dense"), *linear("head", f"{_DETECT}.dense_prediction"))
+    return found.under("backbone", *entries, skip=no_pooler)
+
+
+def _tied(kind: Kind) -> tuple[tuple[str, str], ...]:
+    """Return the copies of the token table and of its bias that files may hold."""
+    tokens, bias = kind.body[0].name, kind.words[2]
+    stem = bias.rpartition(".")[0]
+    if kind in (DISTILBERT, ELECTRA):
+        return ((f"{stem}.weight", tokens),)
+    return ((f"{stem}.decoder.weight", tokens), (f"{stem}.decoder.bias", bias))

@@ -1,0 +1,36 @@
+"""Extractive question answering: where in a text the answer begins and ends, on a bidirectional backbone.
+
+Devlin et al. 2019, section 4.2: question and paragraph in one row, and two scores a token.
+
+Dims: B batch, T time, D d_model.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fm_jax.layers.readout import Head, inside, states
+from fm_jax.layers.tap import Tap
+from fm_jax.ops.attention import MASKED
+
+
+class SpanFinder(nn.Module):
+    """Tokens [B, T] and their lengths [B] -> (start, end), logits [B, T] each; parameters "backbone/…" and "head/…"."""
+
+    backbone: nn.Module
+    dropout: float = 0.0
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Name the backbone's sites: the head adds none."""
+        return self.backbone.sites
+
+    @nn.compact
+    def __call__(
+        self, tokens: jax.Array, length: jax.Array, types: jax.Array | None = None, *, tap: Tap | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the logits of first and last tokens in float32; padding has none to speak of (-1e30)."""
+        hidden = states(self.backbone, tokens, length, types, tap)
+        logits = Head(2, dropout=self.dropout, name="head")(hidden)
+        real = inside(tokens, length)
+        return jnp.where(real, logits[..., 0], MASKED), jnp.where(real, logits[..., 1], MASKED)

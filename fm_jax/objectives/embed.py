@@ -1,0 +1,64 @@
+"""Bringing the vectors of texts that belong together near each other.
+
+Batch fields: tokens, length (the first text of each pair), other_tokens, other_length (the second), weights [B].
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fm_jax.core.types import Batch, LossFn, Metrics, Params
+
+FIRST, SECOND = ("tokens", "length"), ("other_tokens", "other_length")
+
+
+def in_batch(
+    apply: Callable[..., Any],
+    first: tuple[str, ...] = FIRST,
+    second: tuple[str, ...] = SECOND,
+    *,
+    scale: float = 20.0,
+) -> LossFn:
+    """Make the ranking loss with the other rows' second texts as negatives (Henderson et al. 2017, section 4.4).
+
+    The cross-entropy of telling a text's own partner from all the partners in the batch, by `scale` times the cosine.
+    Rows of weight 0 are no negatives either. What a row is compared with is its batch: unlike other losses, this one
+    changes with the batch's size, and with accumulation.
+
+    Args:
+        apply: `apply(variables, *inputs, rngs=…) -> vectors [B, D]`.
+        first: fields that the first texts are made of.
+        second: fields that the second texts are made of.
+        scale: inverse of the temperature.
+
+    Returns:
+        LossFn whose metrics are "nll" and "accuracy" (the partner is nearest), both per weighted row.
+    """
+
+    def loss(params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Metrics]:
+        keys = (None, None) if rng is None else jax.random.split(rng)
+        one, two = (
+            _unit(
+                apply(
+                    {"params": params}, *(batch[name] for name in names), rngs=None if key is None else {"dropout": key}
+                )
+            )
+            for names, key in zip((first, second), keys, strict=True)
+        )
+        weights = batch["weights"].astype(jnp.float32)
+        scores = jnp.where(weights[None] > 0, scale * one @ two.T, -1e30)
+        rows = jnp.arange(scores.shape[0])
+        nll = jnp.where(weights > 0, -jax.nn.log_softmax(scores)[rows, rows], 0.0)
+        total, weight = (nll * weights).sum(), weights.sum()
+        right = ((scores.argmax(axis=-1) == rows) * weights).sum()
+        return total, weight, {"nll": (total, weight), "accuracy": (right, weight)}
+
+    return loss
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """Scale vectors to length 1; one of zeros stays."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-24))

@@ -1,0 +1,142 @@
+"""The BERT family's config.json and names, in both directions; tensors are those of the golden file's tiny models."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fm_jax.core import tree
+from fm_jax.core.errors import CheckpointError
+from fm_jax.hub import bert, families, table
+from fm_jax.hub.fields import Fields
+from fm_jax.models.language.encoder import Encoder, roberta_base
+
+with np.load(Path(__file__).parents[1] / "goldens" / "encoder.npz") as stored:
+    PEERS = {name.split("/")[0]: json.loads(str(stored[name])) for name in stored if name.endswith("/peer")}
+
+
+def module(config):
+    fields = Fields(config, "config.json")
+    found = bert.module(fields)
+    fields.close()
+    return found
+
+
+def tensors(case):
+    """Return named tensors of the case's shapes, every number another."""
+    found, start = {}, 0
+    for name, shape in PEERS[case]["tensors"]:
+        size = int(np.prod(shape))
+        found[name] = np.arange(start, start + size, dtype=np.float32).reshape(shape)
+        start += size
+    return found
+
+
+def read(model, given):
+    return table.read(bert.table(model), families.abstract(model), table.Arrays(given))
+
+
+@pytest.mark.parametrize("case", PEERS)
+def test_a_config_comes_back_as_the_module_it_was_written_from(case):
+    model = module(PEERS[case]["config"])
+    config = bert.fields(model)
+    assert config["architectures"] == PEERS[case]["config"]["architectures"]
+    again = module(json.loads(json.dumps(config)))
+    assert type(again) is type(model)
+    assert again.backbone.cfg == model.backbone.cfg
+    assert bert.kind_of(again) is bert.kind_of(model) is bert.KINDS[config["model_type"]]
+
+
+@pytest.mark.parametrize("case", PEERS)
+def test_tensors_come_back_under_their_names(case):
+    model, given = module(PEERS[case]["config"]), tensors(case)
+    written = dict(table.write(bert.table(model), read(model, given)))
+    assert written.keys() == given.keys()
+    for name, tensor in given.items():
+        np.testing.assert_array_equal(written[name], tensor, err_msg=name)
+
+
+def same_parameters(one, two):
+    one, two = tree.flatten(one), tree.flatten(two)
+    assert one.keys() == two.keys()
+    for path, leaf in one.items():
+        np.testing.assert_array_equal(leaf, two[path], err_msg=path)
+
+
+def test_the_first_files_called_a_norms_parameters_gamma_and_beta():
+    model, given = module(PEERS["bert-pretraining"]["config"]), tensors("bert-pretraining")
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in given.items()
+    }
+    assert old.keys() != given.keys()
+    same_parameters(read(model, old), read(model, given))
+
+
+def test_stored_copies_of_tied_tensors_must_be_equal():
+    model, given = module(PEERS["bert-pretraining"]["config"]), tensors("bert-pretraining")
+    copy = {
+        **given,
+        "cls.predictions.decoder.weight": given["bert.embeddings.word_embeddings.weight"],
+        "cls.predictions.decoder.bias": given["cls.predictions.bias"],
+        "bert.embeddings.position_ids": np.arange(32)[None],
+    }
+    same_parameters(read(model, copy), read(model, given))
+    copy["cls.predictions.decoder.bias"] = copy["cls.predictions.decoder.bias"] + 1
+    with pytest.raises(CheckpointError, match=r"cls.predictions.decoder.bias differs from cls.predictions.bias"):
+        read(model, copy)
+
+
+def test_a_masked_word_model_reads_a_file_that_was_pretrained_on_pairs_too():
+    """The published bert-base files name BertForMaskedLM, and hold pooler and next-sentence head beside it."""
+    config, given = dict(PEERS["bert-pretraining"]["config"]), tensors("bert-pretraining")
+    both = read(module(config), given)
+    words = read(module({**config, "architectures": ["BertForMaskedLM"]}), given)
+    same_parameters(words, {name: node for name, node in both.items() if name != "next"})
+
+
+@pytest.mark.parametrize("prefix", ["", "bert.", "electra."])
+def test_a_bare_model_is_read_with_or_without_a_prefix_and_without_its_pooler(prefix):
+    given = tensors("bert-labels")
+    base = {name.removeprefix("bert."): tensor for name, tensor in given.items() if name.startswith("bert.")}
+    model = module({**PEERS["bert-labels"]["config"], "architectures": ["BertModel"]})
+    assert isinstance(model, Encoder)
+    whole = read(module(PEERS["bert-labels"]["config"]), given)
+    without = {prefix + name: tensor for name, tensor in base.items() if "pooler" not in name}
+    same_parameters(read(model, without), whole["backbone"])
+    if prefix != "electra.":
+        same_parameters(read(model, {prefix + name: tensor for name, tensor in base.items()}), whole["backbone"])
+
+
+def test_published_configs_give_the_published_sizes():
+    """RoBERTa base as its config.json has it, fields of the library that wrote it included."""
+    config = {
+        "architectures": ["RobertaForMaskedLM"], "attention_probs_dropout_prob": 0.1, "bos_token_id": 0,
+        "eos_token_id": 2, "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 768,
+        "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-05, "max_position_embeddings": 514,
+        "model_type": "roberta", "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 1,
+        "type_vocab_size": 1, "vocab_size": 50265,
+    }  # fmt: skip
+    assert module(config).backbone.cfg == roberta_base()
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "message"),
+    [
+        ("bert-labels", {"position_embedding_type": "relative_key"}, 'only "absolute" is supported'),
+        ("bert-labels", {"is_decoder": True}, "is_decoder is true"),
+        ("bert-labels", {"hidden_act": "swish"}, "hidden_act 'swish' is not supported"),
+        ("bert-labels", {"rotary": 1}, "rotary .* is unknown"),
+        ("bert-labels", {"architectures": ["BertForMultipleChoice"]}, "names BertForMultipleChoice; supported are"),
+        ("bert-labels", {"architectures": None}, "names nothing; supported are"),
+        ("bert-pretraining", {"tie_word_embeddings": False}, "tie_word_embeddings is false"),
+        ("roberta-words", {"hidden_act": "relu"}, "has a gelu in its head, and relu in its layers"),
+        ("electra-replaced", {"hidden_act": "relu"}, "a discriminator with relu"),
+        ("albert-words", {"num_hidden_groups": 2}, "num_hidden_groups is 2"),
+        ("bert-labels", {"num_attention_heads": 3}, "does not divide into 3 heads"),
+    ],
+)
+def test_what_would_be_computed_otherwise_is_refused(case, changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        module({**PEERS[case]["config"], **changes})
