@@ -18,7 +18,7 @@ from fm_jax.core.mesh import MeshConfig, make_mesh
 from fm_jax.interpret import capture
 from fm_jax.layers import tap as taps
 from fm_jax.layers.tap import Tap
-from fm_jax.models.language import classifier, decoder, encoder, masked_lm, sentence, span, tagger
+from fm_jax.models.language import classifier, decoder, encoder, encoder_decoder, masked_lm, sentence, span, tagger
 
 ROWS = 8
 
@@ -32,6 +32,9 @@ LLAMA = replace(decoder.llama(2, 32, 4, 2, 64, vocab_size=96), init_std=0.0)
 MIXED = replace(GPT, attention=replace(GPT.attention, windows=(0, 4)), remat="dots")
 BERT = encoder.Encoder(encoder.tiny())
 ALBERT = encoder.Encoder(replace(BERT.cfg, num_layers=3, embed_size=16, shared=True, remat="full"))
+T5 = encoder_decoder.tiny()
+GATED = replace(T5.mlp, activation="gelu_tanh", gated=True)
+T5_V1_1 = replace(T5, num_encoder_layers=3, mlp=GATED, tied=False, scale_head=False, remat="dots")
 TYPES = np.tile(np.arange(16) > 6, (ROWS, 1)).astype(np.int32)
 LENGTHS, FULL = np.arange(9, 17, dtype=np.int32), np.full(ROWS, 16, np.int32)
 
@@ -61,6 +64,8 @@ MODELS: list[tuple[str, nn.Module, tuple[np.ndarray, ...]]] = [
     ("bert's classifier", classifier.Classifier(BERT, 6, "first", hidden="tanh"), (ids(16), LENGTHS, TYPES)),
     ("electra's discriminator", tagger.discriminator(BERT), (ids(16), LENGTHS)),
     ("span", Joined(span.SpanFinder(BERT)), (ids(16), FULL, TYPES)),
+    ("t5", encoder_decoder.EncoderDecoder(T5), (ids(16), ids(12), LENGTHS - 4)),
+    ("t5 v1.1, rematerialised", encoder_decoder.EncoderDecoder(T5_V1_1), (ids(16), ids(12), LENGTHS - 4)),
     ("sentence", sentence.SentenceEncoder(BERT, normalise=True), (ids(16), LENGTHS)),
 ]
 

@@ -8,6 +8,7 @@ Dims: B batch, K num_beams, N max_new_tokens, V vocabulary, C candidates.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -21,7 +22,7 @@ from jax.typing import ArrayLike
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
 from fm_jax.generate.decode import Ids, InitCache, advance, check, prefill
-from fm_jax.layers.cache import init_cache
+from fm_jax.layers.cache import Context, init_cache
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def search(
     lengths: ArrayLike,
     *,
     max_new_tokens: int,
+    context: Context = None,
     cfg: Config = Config(),
     eos_id: Ids = None,
     pad_id: int = 0,
@@ -79,10 +81,10 @@ def search(
     """Return the `num_beams` best continuations found for each prompt; arguments as in `decode.generate`.
 
     Raises:
-        ConfigError: T + N is beyond the model's max_length, or a length is out of range.
+        ConfigError: T + N is beyond the model's max_length, a length is out of range, or a context has another batch.
     """
-    eos = check(model, prompts, lengths, max_new_tokens, eos_id)
-    arrays = params, jnp.asarray(prompts, jnp.int32), jnp.asarray(lengths, jnp.int32)
+    eos = check(model, prompts, lengths, max_new_tokens, eos_id, context)
+    arrays = params, jnp.asarray(prompts, jnp.int32), jnp.asarray(lengths, jnp.int32), dict(context or {})
     return _search(model, max_new_tokens, cfg, eos, pad_id, init_cache, *arrays)
 
 
@@ -118,9 +120,11 @@ def _search(
     params: Params,
     prompts: jax.Array,
     lengths: jax.Array,
+    context: Mapping[str, jax.Array],
 ) -> Output:
     (batch, time), width = prompts.shape, cfg.num_beams
-    logits, cache = prefill(model, params, init_cache(model, params, batch, time + count), prompts, lengths)
+    cache = init_cache(model, params, batch, time + count, context)
+    logits, cache = prefill(model, params, cache, prompts, lengths, context)
     logits = jnp.repeat(logits, width, axis=0)  # [B·K, V], a row's beams side by side
     cache = jax.tree.map(lambda leaf: jnp.repeat(leaf, width, axis=1), cache)
     starts = jnp.repeat(lengths, width)

@@ -6,7 +6,7 @@ were alone; what padding wrote into the cache is overwritten before the row's qu
 Dims: B batch, T padded prompt, N max_new_tokens, V vocabulary, D d_model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,9 +20,9 @@ from jax.typing import ArrayLike
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
 from fm_jax.generate.sample import GREEDY, Config, row_keys, sample, seen_tokens
-from fm_jax.layers.cache import init_cache
+from fm_jax.layers.cache import Context, init_cache
 
-InitCache = Callable[[nn.Module, Params, int, int], Any]
+InitCache = Callable[[nn.Module, Params, int, int, Context], Any]
 Ids = int | tuple[int, ...] | None
 Stop = tuple[tuple[int, ...], ...]
 
@@ -52,6 +52,7 @@ def generate(
     lengths: ArrayLike,
     *,
     max_new_tokens: int,
+    context: Context = None,
     cfg: Config = GREEDY,
     key: jax.Array | None = None,
     seeds: ArrayLike | None = None,
@@ -71,24 +72,27 @@ def generate(
         prompts: int32 [B, T], padded on the right with anything.
         lengths: int32 [B], the tokens of each prompt, 1 to T.
         max_new_tokens: N.
+        context: what the model reads beside the prompts, by the names of its arguments, every array with the batch
+            first: {"source": [B, S], "source_length": [B]} for an encoder-decoder, whose prompts are [B, 1] start ids.
         cfg: how to choose tokens; greedy by default.
         key: needed unless temperature is 0.
         seeds: int32 [B], default 0, 1, …: a row's text depends on key and its seed, not on the rest of the batch.
         eos_id: token or tokens that end a row.
         pad_id: what fills `tokens` after a row's end.
         stop: token sequences that end a row once all of one has been generated; the prompt's tokens do not count.
-        init_cache: (model, params, batch, length) -> cache, for models with a cache of their own.
+        init_cache: (model, params, batch, length, context) -> cache, for models with a cache of their own.
 
     Raises:
-        ConfigError: T + N is beyond the model's max_length, a length is out of range, or the key is missing.
+        ConfigError: T + N is beyond the model's max_length, a length is out of range, a context has another batch, or
+            the key is missing.
     """
-    eos, stop = check(model, prompts, lengths, max_new_tokens, eos_id), check_stop(stop)
+    eos, stop = check(model, prompts, lengths, max_new_tokens, eos_id, context), check_stop(stop)
     if cfg.temperature > 0 and key is None:
         raise ConfigError(f"temperature {cfg.temperature} draws at random: give a key, or temperature 0")
     prompts = jnp.asarray(prompts, jnp.int32)
     seeds = jnp.arange(prompts.shape[0]) if seeds is None else jnp.asarray(seeds)
     run = partial(_generate, model, max_new_tokens, cfg, eos, pad_id, stop, init_cache)
-    return run(params, prompts, jnp.asarray(lengths, jnp.int32), key, seeds)
+    return run(params, prompts, jnp.asarray(lengths, jnp.int32), dict(context or {}), key, seeds)
 
 
 class _State(NamedTuple):
@@ -114,11 +118,13 @@ def _generate(
     params: Params,
     prompts: jax.Array,
     lengths: jax.Array,
+    context: Mapping[str, jax.Array],
     key: jax.Array | None,
     seeds: jax.Array,
 ) -> Output:
     batch, time = prompts.shape
-    logits, cache = prefill(model, params, init_cache(model, params, batch, time + count), prompts, lengths)
+    cache = init_cache(model, params, batch, time + count, context)
+    logits, cache = prefill(model, params, cache, prompts, lengths, context)
     keys = None if key is None else row_keys(key, seeds)
 
     def choose(state: _State, logits: jax.Array) -> _State:
@@ -148,8 +154,7 @@ def _generate(
 
     def body(state: _State) -> _State:
         logits, cache = advance(model, params, state.cache, state.last, lengths + state.step - 1)
-        out = state.out.replace(steps=state.out.steps + 1)
-        return choose(state._replace(cache=cache, out=out), logits)
+        return choose(state._replace(cache=cache, out=state.out.replace(steps=state.out.steps + 1)), logits)
 
     empty = Output(
         tokens=jnp.full((batch, count), pad_id, jnp.int32),
@@ -173,9 +178,9 @@ def _ends(token: jax.Array, tail: jax.Array, eos: tuple[int, ...], stop: Stop) -
 
 
 def prefill(
-    model: nn.Module, params: Params, cache: Any, prompts: jax.Array, lengths: jax.Array
+    model: nn.Module, params: Params, cache: Any, prompts: jax.Array, lengths: jax.Array, context: Context = None
 ) -> tuple[jax.Array, Any]:
-    """Read the prompts [B, T] into the cache and return the logits [B, V] after each row's last token.
+    """Read the prompts [B, T] and the context into the cache; return the logits [B, V] after each row's last token.
 
     The head reads one position a row: logits for all T would be the largest array of the whole generation.
     """
@@ -184,7 +189,8 @@ def prefill(
     tokens = jnp.where(index < lengths[:, None], prompts, 0)
     positions = jnp.broadcast_to(index, tokens.shape)
     variables = {"params": params, "cache": cache}
-    read: Any = model.apply(variables, tokens, positions=positions, mutable=["cache"], method="hidden")
+    options: dict[str, Any] = {"mutable": ["cache"], "method": "hidden", **(context or {})}
+    read: Any = model.apply(variables, tokens, positions=positions, **options)
     hidden, updated = read
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
     logits: Any = model.apply({"params": params}, last, method="logits")
@@ -202,9 +208,14 @@ def advance(
 
 
 def check(
-    model: nn.Module, prompts: ArrayLike, lengths: ArrayLike, max_new_tokens: int, eos_id: Ids
+    model: nn.Module,
+    prompts: ArrayLike,
+    lengths: ArrayLike,
+    max_new_tokens: int,
+    eos_id: Ids,
+    context: Context = None,
 ) -> tuple[int, ...]:
-    """Refuse prompts and counts that cannot work; return the end tokens as a tuple.
+    """Refuse prompts, counts and a context that cannot work; return the end tokens as a tuple.
 
     Raises:
         ConfigError: naming the numbers that do not fit together.
@@ -225,6 +236,9 @@ def check(
         if values.size and (values.min() < 1 or values.max() > time):
             row = int(np.flatnonzero((values < 1) | (values > time))[0])
             raise ConfigError(f"the length of prompt {row} is {values[row]}: it must be between 1 and {time}")
+    for name, array in (context or {}).items():
+        if np.shape(array)[:1] != shape[:1]:
+            raise ConfigError(f"context {name!r} is {np.shape(array)}: its first axis must be the {shape[0]} prompts")
     return () if eos_id is None else tuple(np.atleast_1d(eos_id).tolist())
 
 

@@ -11,6 +11,7 @@ from fm_jax.core.errors import ConfigError, NumericError
 from fm_jax.core.types import Params
 from fm_jax.generate.decode import Ids, Output, generate
 from fm_jax.generate.sample import GREEDY, Config
+from fm_jax.layers.cache import Context
 
 SMALLEST_BUCKET = 16
 
@@ -18,7 +19,9 @@ SMALLEST_BUCKET = 16
 class Tokenizer(Protocol):
     """What is asked of a tokenizer (`data/tokenizer.py` has it)."""
 
-    end_id: int
+    @property
+    def end_id(self) -> int:
+        """Return the id that ends a text."""
 
     def encode(self, text: str) -> Any:
         """Return the ids of a text."""
@@ -34,6 +37,7 @@ def text(
     prompts: Sequence[str],
     *,
     max_new_tokens: int,
+    context: Context = None,
     cfg: Config = GREEDY,
     key: jax.Array | None = None,
     eos_id: Ids = None,
@@ -53,6 +57,8 @@ def text(
         tokenizer: with `encode`, `decode` and `end_id`.
         prompts: none of them empty unless there is a `start_id`.
         max_new_tokens: per prompt.
+        context: as in `decode.generate`, a row for each prompt. For an encoder-decoder a prompt is what its text begins
+            with, "" for nothing, after `start_id` (T5's is 0).
         cfg: how to choose tokens; greedy by default.
         key: needed unless temperature is 0.
         eos_id: token or tokens that end a text, by default the tokenizer's `end_id`; () for none.
@@ -62,7 +68,7 @@ def text(
         batch_size: rows generated at once.
 
     Raises:
-        ConfigError: a prompt is empty, or with max_new_tokens is beyond the model's max_length.
+        ConfigError: a prompt is empty, or too long with max_new_tokens, or the context has another number of rows.
         NumericError: the model gave a number that is not finite.
     """
     if batch_size < 1:
@@ -70,22 +76,30 @@ def text(
     if "" in stop:
         raise ConfigError("a stop string is empty: remove it")
     ends = tokenizer.end_id if eos_id is None else eos_id
-    start = [] if start_id is None else [start_id]
-    ids = [np.array([*start, *tokenizer.encode(prompt)], np.int32) for prompt in prompts]
-    limit = model.cfg.max_length - max_new_tokens
-    _check(ids, prompts, max_new_tokens, model.cfg.max_length)
-    sequences = tuple(tuple(map(int, tokenizer.encode(string))) for string in stop)
+    ids = _encode(tokenizer, prompts, start_id, max_new_tokens, model.cfg.max_length)
+    beside = _rows(context, len(prompts))
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "cfg": cfg, "key": key, "eos_id": ends}
+    options["stop"] = tuple(tuple(map(int, tokenizer.encode(string))) for string in stop)
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     texts = [""] * len(ids)
-    for first in range(0, len(order), batch_size):
-        chosen = order[first : first + batch_size]
+    for chosen in (order[first : first + batch_size] for first in range(0, len(order), batch_size)):
         rows = chosen + [chosen[-1]] * (_power(len(chosen), batch_size) - len(chosen))
-        padded, lengths = _pad([ids[row] for row in rows], limit)
-        out = jax.device_get(generate(model, params, padded, lengths, seeds=np.array(rows), stop=sequences, **options))
+        padded, lengths = _pad([ids[row] for row in rows], model.cfg.max_length - max_new_tokens)
+        options |= {"context": {name: array[rows] for name, array in beside.items()}, "seeds": np.array(rows)}
+        out = jax.device_get(generate(model, params, padded, lengths, **options))
         for place, row in enumerate(chosen):
             texts[row] = _cut(tokenizer, ids[row], _row(out, place, prompts[row]), ends, stop)
     return texts
+
+
+def _encode(
+    tokenizer: Tokenizer, prompts: Sequence[str], start_id: int | None, max_new_tokens: int, max_length: int
+) -> list[np.ndarray]:
+    """Return the ids of each prompt, none of them empty or too long."""
+    start = [] if start_id is None else [start_id]
+    ids = [np.array([*start, *tokenizer.encode(prompt)], np.int32) for prompt in prompts]
+    _check(ids, prompts, max_new_tokens, max_length)
+    return ids
 
 
 def _power(count: int, limit: int) -> int:
@@ -111,6 +125,14 @@ def _check(ids: Sequence[np.ndarray], prompts: Sequence[str], max_new_tokens: in
                 f"prompt {index} has {tokens.size} tokens, + max_new_tokens {max_new_tokens} ="
                 f" {tokens.size + max_new_tokens}, beyond max_length {max_length}: shorten one of them"
             )
+
+
+def _rows(context: Context, count: int) -> dict[str, np.ndarray]:
+    """Return a context on the host, one row for each of `count` prompts."""
+    found = {name: np.asarray(array) for name, array in (context or {}).items()}
+    if wrong := [f"{name!r} has {len(array)}" for name, array in found.items() if len(array) != count]:
+        raise ConfigError(f"{count} prompts need as many rows of context, but {', '.join(wrong)}")
+    return found
 
 
 def _row(out: Output, place: int, prompt: str) -> np.ndarray:

@@ -61,6 +61,9 @@ def _config(fields: Fields, kind: Kind) -> Config:
     fields.expect("is_decoder", False)
     fields.expect("is_encoder_decoder", False)
     fields.expect("position_embedding_type", "absolute")
+    # written by the first TensorFlow checkpoints, and read by none
+    pooler = ("fc_size", "num_attention_heads", "num_fc_layers", "size_per_head", "type")
+    fields.skip("directionality", *(f"pooler_{word}" for word in pooler))
     embed = 0
     if kind in (ELECTRA, ALBERT):
         embed = fields.take("embedding_size", int, 128)

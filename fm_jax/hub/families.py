@@ -1,5 +1,6 @@
 """Which family's file reads a config.json, and which writes a module."""
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -9,12 +10,14 @@ from flax.core import meta
 from jax.sharding import Mesh
 
 from fm_jax.core import sharding
-from fm_jax.core.errors import CheckpointError
+from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Params
-from fm_jax.hub import gpt2, llama
+from fm_jax.hub import bert, gpt2, llama, t5
 from fm_jax.hub.fields import Fields
-from fm_jax.hub.table import Table
+from fm_jax.hub.table import Table, Weights
 from fm_jax.models.language.decoder import Decoder
+from fm_jax.models.language.encoder import Encoder
+from fm_jax.models.language.encoder_decoder import EncoderDecoder
 
 
 class Family(Protocol):
@@ -37,7 +40,13 @@ class Family(Protocol):
         ...
 
 
-FAMILIES: dict[str, Family] = {"gpt2": gpt2, "gpt_neo": gpt2, **dict.fromkeys(llama.KINDS, llama)}
+FAMILIES: dict[str, Family] = {
+    "gpt2": gpt2,
+    "gpt_neo": gpt2,
+    **dict.fromkeys(llama.KINDS, llama),
+    **dict.fromkeys(bert.KINDS, bert),
+    **dict.fromkeys(t5.KINDS, t5),
+}
 
 
 def reading(fields: Fields) -> Family:
@@ -53,6 +62,26 @@ def reading(fields: Fields) -> Family:
     return FAMILIES[fields.kind]
 
 
+def build(fields: Fields, ignore: Iterable[str] = ()) -> tuple[Family, nn.Module]:
+    """Return family and module of a config.json, every field of which is accounted for, but for those in `ignore`.
+
+    Raises:
+        CheckpointError: something in it is unknown, unsupported or impossible.
+    """
+    family = reading(fields)
+    try:
+        module = family.module(fields)
+    except ConfigError as error:
+        raise CheckpointError(f"{fields.where}: {error}") from None
+    fields.close(ignore)
+    return family, module
+
+
+def settled(family: Family, module: nn.Module, weights: Weights) -> nn.Module:
+    """Return the module in the form that the file holds, where a family's config.json leaves that open (T5's head)."""
+    return t5.settle(module, weights) if family is t5 else module
+
+
 def writing(module: nn.Module) -> Family:
     """Return the family that writes a module.
 
@@ -62,6 +91,10 @@ def writing(module: nn.Module) -> Family:
     backbone = getattr(module, "backbone", module)
     if isinstance(backbone, Decoder):
         return llama if backbone.cfg.attention.rope else gpt2
+    if isinstance(backbone, Encoder):
+        return bert
+    if isinstance(backbone, EncoderDecoder):
+        return t5
     raise CheckpointError(f"a {type(backbone).__name__} has no form in another library")
 
 

@@ -5,8 +5,9 @@ layer by layer straight into its shards, so that neither a device nor a host eve
 the file's tensors.
 """
 
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
@@ -60,8 +61,8 @@ class Arrays:
         return {name: Spec(np.dtype(array.dtype).name, array.shape) for name, array in self.arrays.items()}
 
     def read(self, name: str, index: Index) -> np.ndarray:
-        """Return a part of an array."""
-        return self.arrays[name][index]
+        """Return a part of an array, copied: jax may keep the memory it is given."""
+        return self.arrays[name][index].copy()
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,10 @@ class Table:
     rename: tuple[tuple[str, str], ...] = ()
     skip: tuple[str, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
+
+    def current(self, name: str) -> str:
+        """Return the name that the table knows for one that an older file may have."""
+        return next((re.sub(old, new, name) for old, new in self.rename if re.fullmatch(old, name)), name)
 
     def under(self, prefix: str, *more: Entry, **changes: Any) -> "Table":
         """Return the table of a model that holds this one below `prefix`, with further entries of its own."""
@@ -185,7 +190,7 @@ def _match(table: Table, leaves: Mapping[str, Any], weights: Weights) -> dict[st
     for name in weights.specs:
         if any(re.fullmatch(pattern, name) for pattern in table.skip):
             continue
-        new = next((re.sub(p, r, name) for p, r in table.rename if re.fullmatch(p, name)), name)
+        new = table.current(name)
         if new in origin:
             problems.append(f"{new}: stored twice, as {origin[new]} and as {name}")
         origin.setdefault(new, name)
@@ -205,15 +210,16 @@ def _match(table: Table, leaves: Mapping[str, Any], weights: Weights) -> dict[st
             uses.setdefault(name, []).append(entry)
             if name not in origin:
                 problems.append(f"{name} (for {entry.path}): not stored")
-            elif (found := weights.specs[origin[name]].shape) != shape:
-                problems.append(f"{name}: stored as {list(found)}, the config wants {list(shape)}")
+            elif (found := weights.specs[origin[name]]).shape != shape:
+                problems.append(f"{name}: stored as {list(found.shape)}, the config wants {list(shape)}")
+            elif jnp.issubdtype(found.dtype, jnp.floating) != jnp.issubdtype(leaf.dtype, jnp.floating):
+                problems.append(f"{name}: stored as {found.dtype}, which is no {np.dtype(leaf.dtype).name}")
     problems += [f"{path}: the table has no name for it" for path in sorted(missing)]
     for name, entries in uses.items():
         if sorted(entry.part for entry in entries) != list(range(entries[0].parts)):
             problems.append(f"{name}: read for {', '.join(entry.path for entry in entries)}")
-    problems += [
-        f"{name}: stored, but the model has no place for it" for name in origin if name not in {*uses, *copies}
-    ]
+    known = {*uses, *copies}
+    problems += [f"{name}: stored, but the model has no place for it" for name in origin if name not in known]
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise CheckpointError(
@@ -229,13 +235,24 @@ def _copies(table: Table, origin: Mapping[str, str], weights: Weights, problems:
         if copy not in origin or original not in origin:
             continue
         found.add(copy)
-        specs = [weights.specs[origin[name]] for name in (copy, original)]
-        whole = tuple(slice(0, size) for size in specs[1].shape)
-        if specs[0].shape != specs[1].shape or not np.array_equal(
-            weights.read(origin[copy], whole), weights.read(origin[original], whole)
+        shapes = [weights.specs[origin[name]].shape for name in (copy, original)]
+        if shapes[0] != shapes[1] or not all(
+            np.array_equal(weights.read(origin[copy], rows), weights.read(origin[original], rows))
+            for rows in _rows(shapes[0])
         ):
             problems.append(f"{copy} differs from {original}, to which the config ties it")
     return found
+
+
+def _rows(shape: tuple[int, ...]) -> Iterator[Index]:
+    """Yield the indices of a tensor's blocks of rows, of four million numbers or one row each."""
+    rest = tuple(slice(0, size) for size in shape[1:])
+    if not shape:
+        yield ()
+        return
+    height = max(1, (1 << 22) // max(1, math.prod(shape[1:])))
+    for top in range(0, shape[0], height):
+        yield (slice(top, min(top + height, shape[0])), *rest)
 
 
 def _their_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -270,23 +287,45 @@ def _fill(piece: Any, entry: Entry, leaf: Any) -> jax.Array:
     dtype = np.dtype(leaf.dtype)
 
     def read_in(shape: tuple[int, ...], layer: int, index: Any) -> np.ndarray:
-        return np.ascontiguousarray(piece(shape, layer, index)).astype(dtype, copy=False)
+        # not made contiguous here: jax transposes three times faster than numpy
+        return _cast(piece(shape, layer, index), dtype, entry.path)
 
     if not entry.stacked:
-        return jax.make_array_from_callback(leaf.shape, where, lambda index: read_in(leaf.shape, 0, index))
+        return _array(leaf.shape, where, lambda index: read_in(leaf.shape, 0, index))
     layers, shape = leaf.shape[0], leaf.shape[1:]
     if leaf.size * dtype.itemsize <= _WHOLE or layers == 1:
 
         def together(index: Any) -> np.ndarray:
             return np.stack([read_in(shape, layer, index[1:]) for layer in range(layers)[index[0]]])
 
-        return jax.make_array_from_callback(leaf.shape, where, together)
+        return _array(leaf.shape, where, together)
     start, put = _layer_writer(leaf.shape, dtype.name, where)
     made, inner = start(), _below(where)
     for layer in range(layers):
-        one = jax.make_array_from_callback(shape, inner, partial(read_in, shape, layer))
-        made = put(made, one, layer)
+        made = put(made, _array(shape, inner, partial(read_in, shape, layer)), layer)
     return made
+
+
+def _array(shape: tuple[int, ...], where: Sharding, read: Callable[[Any], np.ndarray]) -> jax.Array:
+    """Make an array of what `read(index)` returns; what several devices hold is read once."""
+    seen: dict[Any, np.ndarray] = {}
+
+    def part(index: Any) -> np.ndarray:
+        key = tuple((cut.start, cut.stop) for cut in index)
+        if key not in seen:
+            seen[key] = read(index)
+        return seen[key]
+
+    return jax.make_array_from_callback(shape, where, part)
+
+
+def _cast(array: np.ndarray, dtype: np.dtype, path: str) -> np.ndarray:
+    """Return an array in another dtype, in the order in which it lies; one too large for float16 is an error."""
+    with np.errstate(over="ignore"):
+        found = array.astype(dtype, copy=False)
+    if dtype == np.float16 and array.dtype != dtype and (np.isinf(found) & ~np.isinf(array)).any():
+        raise CheckpointError(f"{path} holds a number too large for float16; load it as bfloat16 or float32")
+    return found
 
 
 @lru_cache(maxsize=64)

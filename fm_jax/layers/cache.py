@@ -3,8 +3,12 @@
 A slot's index is its position. A row's new keys are written at positions[b, 0], positions[b, 0] + 1, … and a query
 at position p sees the slots up to p, so no length is stored, and right-padded prompts of different lengths are
 correct: what padding wrote beyond a row's end is overwritten before that row's queries reach it.
+
+What a model reads beside its tokens, such as an encoder's source, is its context: a mapping from the names of its
+arguments to arrays with the batch first. It is given with the prompt, and the cache holds what comes of it.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,16 +17,21 @@ import jax.numpy as jnp
 
 from fm_jax.core.types import Params
 
+Context = Mapping[str, Any] | None
 
-def init_cache(model: nn.Module, params: Params, batch_size: int, length: int) -> Any:
-    """Return an empty cache for `length` positions; every leaf is [L, B, S, G, K]."""
+
+def init_cache(model: nn.Module, params: Params, batch_size: int, length: int, context: Context = None) -> Any:
+    """Return an empty cache for `length` positions and for a context of these shapes.
+
+    Every leaf is [L, B, …]: keys and values [L, B, S, G, K], of an encoder's states too, with their length [L, B].
+    """
     tokens = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
 
-    def prefill(params: Params, tokens: jax.Array) -> Any:
+    def prefill(params: Params, tokens: jax.Array, context: Mapping[str, Any]) -> Any:
         positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
-        return model.apply({"params": params}, tokens, positions=positions, mutable=["cache"])[1]["cache"]
+        return model.apply({"params": params}, tokens, positions=positions, **context, mutable=["cache"])[1]["cache"]
 
-    shapes = jax.eval_shape(prefill, params, tokens)
+    shapes = jax.eval_shape(prefill, params, tokens, dict(context or {}))
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 

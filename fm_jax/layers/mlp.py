@@ -28,6 +28,7 @@ class MLPConfig:
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"] = "gelu_tanh"
     gated: bool = False  # act(x W_gate) · (x W_up), SwiGLU with silu (Shazeer 2020)
     bias: bool = True
+    dropout: float = 0.0  # of the activations, before the second product (T5)
 
 
 class MLP(nn.Module):
@@ -48,5 +49,7 @@ class MLP(nn.Module):
         gate = visit(self, tap, "block.mlp.pre", gate)
         act = ACTIVATIONS[cfg.activation](gate)
         act = visit(self, tap, "block.mlp.act", act * up if cfg.gated else act)
+        if cfg.dropout and self.has_rng("dropout"):
+            act = nn.Dropout(cfg.dropout, deterministic=False)(act)
         out = dense(x.shape[-1], ("mlp", "embed"), bias=cfg.bias, init=self.out_init, dtype=self.dtype, name="down")
         return visit(self, tap, "block.mlp.out", out(act))

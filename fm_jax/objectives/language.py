@@ -29,11 +29,27 @@ def next_token(
         LossFn whose metrics are "nll" (the plain negative log-likelihood in nats, without z-loss and smoothing)
         and "accuracy", both per weighted token.
     """
+    fields = ("positions", "segments")
+    return target_tokens(apply, fields, z_loss=z_loss, label_smoothing=label_smoothing, chunk=chunk)
+
+
+def target_tokens(
+    apply: Callable[..., Any], fields: tuple[str, ...], *, z_loss: float, label_smoothing: float, chunk: int
+) -> LossFn:
+    """Make the loss of the batch's targets [B, T] under what a model makes of its tokens [B, T] and further fields.
+
+    Args:
+        apply: as for `next_token`.
+        fields: of the batch, where it has them: handed to "hidden" by their names.
+        z_loss: as for `next_token`.
+        label_smoothing: as for `next_token`.
+        chunk: as for `next_token`.
+    """
 
     def loss(params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Metrics]:
         variables, rngs = {"params": params}, None if rng is None else {"dropout": rng}
-        where = {name: batch[name] for name in ("positions", "segments") if name in batch}
-        hidden = apply(variables, batch["tokens"], **where, rngs=rngs, method="hidden")
+        given = {name: batch[name] for name in fields if name in batch}
+        hidden = apply(variables, batch["tokens"], **given, rngs=rngs, method="hidden")
         weights = batch["weights"].astype(jnp.float32)
 
         def score(hidden: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:

@@ -68,3 +68,39 @@ def rotate(x: jax.Array, positions: jax.Array, cfg: Rope) -> jax.Array:
     sin = (jnp.sin(angles) * scale)[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """T5's sorting of distances: near ones a bucket each, then ever wider ones (Raffel et al. 2020, section 2.1)."""
+
+    count: int = 32
+    max_distance: int = 128  # from here on all distances share the last bucket
+
+    def __post_init__(self) -> None:
+        """Refuse what leaves no bucket for one of the two halves."""
+        if self.count < 4 or self.max_distance <= self.count // 2:
+            raise ConfigError(
+                f"buckets need a count of at least 4 and a max_distance beyond half of it,"
+                f" not {self.count} and {self.max_distance}"
+            )
+
+
+def bucket(offset: jax.Array, cfg: Buckets, *, bidirectional: bool) -> jax.Array:
+    """Return the bucket of `offset` = key's position - query's, elementwise, in [0, count).
+
+    Bidirectional: the upper half of the buckets is for keys after the query. Else all are for those before it, and
+    a key after it, which no causal query sees, counts as distance 0.
+
+    The bucket of each distance is computed once by numpy in float32, as the published code does it: near a bucket's
+    edge a compiled logarithm may round to the other side.
+    """
+    count = cfg.count // 2 if bidirectional else cfg.count
+    exact = count // 2
+    distances = np.arange(cfg.max_distance + 1)
+    ratio = np.log(np.maximum(distances, 1).astype(np.float32) / exact) / math.log(cfg.max_distance / exact)
+    far = np.minimum(exact + (ratio * (count - exact)).astype(np.int32), count - 1)
+    lookup = jnp.asarray(np.where(distances < exact, distances, far), jnp.int32)
+    distance = jnp.abs(offset) if bidirectional else jnp.maximum(-offset, 0)
+    found = jnp.take(lookup, jnp.minimum(distance, cfg.max_distance))
+    return found + jnp.where(offset > 0, count, 0) if bidirectional else found

@@ -1,9 +1,12 @@
+from pathlib import Path
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fm_jax.core.errors import ConfigError
-from fm_jax.ops.positions import Rope, rope_frequencies, rotate
+from fm_jax.ops.positions import Buckets, Rope, bucket, rope_frequencies, rotate
 
 SCALINGS = [
     Rope(),
@@ -62,3 +65,23 @@ def test_what_cannot_rotate_is_refused():
         Rope(base=0.5)
     with pytest.raises(ConfigError, match=r"factor 0\.5"):
         Rope(scaling="linear", factor=0.5)
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize(("count", "distance"), [(32, 128), (8, 16), (64, 256)])
+def test_every_offset_falls_into_torchs_bucket(count, distance, bidirectional):
+    """Eager and compiled; tests/goldens/make_t5.py wrote what torch computed."""
+    with np.load(Path(__file__).parents[1] / "goldens" / "t5.npz") as golden:
+        want = golden[f"buckets/{count}-{distance}/{'both' if bidirectional else 'causal'}"]
+    offsets = jnp.arange(-2048, 2049)
+    for run in (bucket, jax.jit(bucket, static_argnums=1, static_argnames="bidirectional")):
+        np.testing.assert_array_equal(run(offsets, Buckets(count, distance), bidirectional=bidirectional), want)
+    # the upper half begins with a bucket for keys at distance 0 after the query, which there are none
+    assert set(want.tolist()) == set(range(count)) - ({count // 2} if bidirectional else set())
+
+
+def test_buckets_that_leave_a_half_empty_are_refused():
+    with pytest.raises(ConfigError, match="at least 4 and a max_distance beyond half of it, not 2 and 128"):
+        Buckets(2)
+    with pytest.raises(ConfigError, match="not 32 and 16"):
+        Buckets(32, 16)

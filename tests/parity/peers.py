@@ -146,11 +146,7 @@ def ours(cfg: Any) -> Any:
 
 
 def distances(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, float]:
-    """Return the largest differences at real tokens, in units of the peer's standard deviation.
-
-    A gradient is measured by its norm; one that is nearly zero by rule (a key bias moves every score of a row alike)
-    by a hundredth of the whole gradient's, since nothing but rounding is left of it.
-    """
+    """Return the largest differences at real tokens, in units of the peer's standard deviation."""
     inside = np.arange(TIME) < np.array(LENGTHS)[:, None]
     found = {}
     for name in ("logits", "states"):
@@ -159,14 +155,23 @@ def distances(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, flo
         deviation = want.std() if name == "logits" else want.std(axis=(-2, -1), keepdims=True)
         found[name] = float((np.abs(got - want) / deviation).max())
     found["loss"] = abs(float(mine["loss"]) - peer["loss"])
-    got, want = tree.flatten(mine["gradients"]), tree.flatten(peer["gradients"])
+    found["gradients"] = steepest(mine["gradients"], peer["gradients"])
+    return found
+
+
+def steepest(mine: Any, peer: Any) -> float:
+    """Return the largest difference between the gradients of any parameter, in units of the peer's norm of it.
+
+    One that is nearly zero by rule (a key bias moves every score of a row alike) is measured by a hundredth of the
+    whole gradient's norm, since nothing but rounding is left of it.
+    """
+    got, want = tree.flatten(mine), tree.flatten(peer)
     assert got.keys() == want.keys()
     whole = np.sqrt(sum(np.square(gradient).sum() for gradient in want.values()))
-    found["gradients"] = max(
+    return max(
         float(np.linalg.norm(np.asarray(got[path]) - want[path]) / max(np.linalg.norm(want[path]), 0.01 * whole))
         for path in want
     )
-    return found
 
 
 def in_our_terms(peer: Mapping[str, Any], model: Any) -> dict[str, Any]:

@@ -1,0 +1,258 @@
+"""Open a public checkpoint, and give one back.
+
+A folder as `save_pretrained` writes it: config.json, model.safetensors (or shards and their index), tokenizer.json.
+Arrays go straight from the file to their shards; nothing in a folder is ever executed or unpickled.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fm_jax.core import tree
+from fm_jax.core.errors import CheckpointError, DataError
+from fm_jax.core.types import Params
+from fm_jax.data import tokenizer as tokenizers
+from fm_jax.data.tokenizer import Tokenizer
+from fm_jax.hub import download, families, safetensors, stored, table
+from fm_jax.hub.fields import Fields
+from fm_jax.layers.attention import AttentionConfig
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What a folder holds, ready for `module.apply({"params": params}, …)`."""
+
+    module: nn.Module
+    params: Params
+    tokenizer: Tokenizer | None  # None where the folder has no tokenizer.json
+    labels: tuple[str, ...] = ()  # of a classifier's classes, in order
+
+    def backbone(self) -> tuple[nn.Module, Params]:
+        """Return the model without its head: what a new task starts from."""
+        if hasattr(self.module, "backbone"):
+            return self.module.backbone, self.params["backbone"]
+        return self.module, {name: node for name, node in self.params.items() if name != "head"}
+
+
+def load(
+    source: str | Path,
+    *,
+    dtype: Dtype = "float32",
+    mesh: Mesh | None = None,
+    revision: str | None = None,
+    ignore: Iterable[str] = (),
+) -> Pretrained:
+    """Read a folder, or fetch a public checkpoint by name and read that.
+
+    Args:
+        source: a local folder; or OWNER/NAME, where no such folder exists.
+        dtype: of the parameters and of the computation, whatever the file holds.
+        mesh: puts every parameter in its shards (`core/sharding.py`); None puts all on the first local device.
+        revision: of a checkpoint fetched by name: a commit, or a branch or tag, whose commit is printed.
+        ignore: fields of config.json that are unknown here and change no number.
+
+    Raises:
+        CheckpointError: anything missing, damaged, unsupported or unaccounted for, before memory is taken.
+    """
+    folder = find(source, revision)
+    config = Fields.open(folder / "config.json")
+    family, module = families.build(config, ignore)
+    weights = stored.open_weights(folder)
+    module = computing(families.settled(family, module, weights), dtype)
+    names = family.table(module)
+    wanted = families.abstract(module, dtype, mesh)
+    found = _tokenizer(folder, module)
+    return Pretrained(module, table.read(names, wanted, weights), found, _labels(config))
+
+
+def save(
+    folder: str | Path,
+    module: nn.Module,
+    params: Params,
+    tokenizer: Tokenizer | None = None,
+    *,
+    labels: Sequence[str] = (),
+    dtype: Dtype | None = None,
+    shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write a folder that `transformers` opens with equal results; it appears whole or not at all.
+
+    Args:
+        folder: must not exist yet.
+        module: of a family that the other library has.
+        params: its parameters; with several processes every one of them must hold all.
+        tokenizer: written beside the weights, with the ids of its special tokens in config.json.
+        labels: names of a classifier's classes.
+        dtype: to store the weights in; None keeps each as it is.
+        shard_bytes: a larger model is written as several files and an index.
+
+    Raises:
+        CheckpointError: the folder exists, the parts do not fit each other, or the other library has no model that
+            computes the same.
+    """
+    family = families.writing(module)
+    data = family.fields(module) | _special(tokenizer)
+    if labels:
+        if len(labels) != len(data.get("id2label", ())):
+            raise CheckpointError(f"{len(labels)} labels for a model that tells {len(data.get('id2label', ()))} apart")
+        data |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    check_form(module, data)
+    _check_params(module, params)
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, module)
+    names = family.table(module)
+    specs = table.specs(names, params)
+    if dtype is not None:
+        specs = {name: spec._replace(dtype=dtype) for name, spec in specs.items()}
+    written = (
+        (name, array if dtype is None else array.astype(np.dtype(dtype))) for name, array in table.write(names, params)
+    )
+    data |= {"dtype": dtype or _dtype(params), "transformers_version": "5.0.0"}
+    with appearing(folder) as part:
+        safetensors.write(part, specs, written, shard_bytes=shard_bytes)
+        (part / "config.json").write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", "utf-8")
+        if tokenizer is not None:
+            tokenizer.save(part)
+
+
+@contextlib.contextmanager
+def appearing(folder: str | Path) -> Iterator[Path]:
+    """Give a hidden folder to write into, which takes the name `folder` at the end; after an error it is gone again.
+
+    Raises:
+        CheckpointError: the folder exists already, and is not empty.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists already; give another folder, or move it away")
+    part = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.part")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if folder.exists():
+            folder.rmdir()
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def find(source: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of a checkpoint, fetched first where `source` is a public name.
+
+    Raises:
+        CheckpointError: no such folder, and no such name or no network.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"{folder} is a folder and has no revision {revision!r}; leave the revision out")
+        return folder
+    text = str(source)
+    if text.count("/") > 1 or text.startswith((".", "/", "~")) or folder.is_file():
+        what = "is a file, not a folder" if folder.is_file() else "does not exist"
+        raise CheckpointError(f"{folder} {what}; give the folder that holds config.json, or OWNER/NAME")
+    return download.fetch(text, revision)
+
+
+def computing(module: nn.Module, dtype: Dtype) -> nn.Module:
+    """Return the module with another dtype of the computation."""
+    if hasattr(module, "backbone"):
+        return module.clone(backbone=computing(module.backbone, dtype))
+    return module.clone(cfg=replace(module.cfg, dtype=dtype))
+
+
+def check_form(module: nn.Module, data: dict[str, Any]) -> None:
+    """Raise unless the config to be written describes this very module: what it cannot say would be lost in silence."""
+    _, again = families.build(Fields(data, "the config to be written"))
+    ours, theirs = dict(_form(module)), dict(_form(again))
+    if lost := [
+        f"{name} {ours.get(name)} (it would be {theirs.get(name)})" for name in ours if ours[name] != theirs.get(name)
+    ]:
+        kind = data["architectures"][0]
+        raise CheckpointError(
+            f"no transformers class computes this; nearest is {kind}, which has not {'; '.join(lost)}"
+        )
+
+
+def _check_params(module: nn.Module, params: Params) -> None:
+    """Raise unless these are the module's parameters."""
+    ours, given = tree.flatten(families.abstract(module)), tree.flatten(params)
+    problems = [f"{path} is missing" for path in ours if path not in given]
+    problems += [f"{path} is no parameter of it" for path in given if path not in ours]
+    problems += [
+        f"{path} is {list(given[path].shape)}, not {list(leaf.shape)}"
+        for path, leaf in ours.items()
+        if path in given and given[path].shape != leaf.shape
+    ]
+    if problems:
+        raise CheckpointError(f"the parameters do not fit the {type(module).__name__}: {'; '.join(problems[:10])}")
+
+
+def _form(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of all that decides what a module computes."""
+    if not is_dataclass(value):
+        yield path, value
+        return
+    layers = getattr(value, "num_layers", 0)
+    for field in fields(value):
+        if field.name in ("parent", "name", "dtype", "remat", "init_std", "dropout"):
+            continue
+        found = getattr(value, field.name)
+        if layers and isinstance(found, AttentionConfig):  # windows repeat over the layers: say them for each
+            found = replace(found, windows=tuple(islice(cycle(found.windows), layers)))
+        yield from _form(found, f"{path}.{field.name}" if path else field.name)
+
+
+def _tokenizer(folder: Path, module: nn.Module) -> Tokenizer | None:
+    """Read the folder's tokenizer and check that the model has a row for each of its tokens."""
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    try:
+        found = tokenizers.load(folder)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    _check_tokenizer(found, module)
+    return found
+
+
+def _check_tokenizer(tokenizer: Tokenizer, module: nn.Module) -> None:
+    try:
+        tokenizers.check_vocabulary(tokenizer, getattr(module, "backbone", module).cfg.vocab_size)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _labels(config: Fields) -> tuple[str, ...]:
+    names = config.data.get("id2label") or {}
+    if not isinstance(names, dict) or set(names) != {str(number) for number in range(len(names))}:
+        raise CheckpointError(f"{config.where}: id2label {str(names)[:80]} does not name labels 0, 1, …")
+    return tuple(str(names[str(number)]) for number in range(len(names)))
+
+
+def _dtype(params: Params) -> str:
+    return np.dtype(jax.tree.leaves(params)[0].dtype).name
+
+
+def _special(tokenizer: Tokenizer | None) -> dict[str, int]:
+    """Return the ids that generation and classifiers read from config.json; a model without a tokenizer has none."""
+    if tokenizer is None:
+        return {}
+    names: dict[str, tokenizers.Role] = {"bos_token_id": "start", "eos_token_id": "end", "pad_token_id": "pad"}
+    found: dict[str, int] = {}
+    for name, role in names.items():
+        with contextlib.suppress(DataError):
+            found[name] = tokenizer.special(role)
+    return found

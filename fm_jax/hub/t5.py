@@ -1,0 +1,166 @@
+"""T5, T5 v1.1 and mT5: Raffel et al. 2020, Xue et al. 2021.
+
+Whether such a model has a head of its own, its config.json does not say reliably: transformers 5 writes
+`tie_word_embeddings: true` beside a head that differs from the token table, and reads the head when it finds one.
+`settle` does the same. Whether what the head reads is divided by sqrt(d_model) stands in `scale_decoder_outputs`,
+before transformers 5 in `tie_word_embeddings`; mT5 never divides.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from fm_jax.core.errors import CheckpointError
+from fm_jax.hub.fields import Fields
+from fm_jax.hub.table import Entry, Table, Weights, flipped, same
+from fm_jax.layers.attention import AttentionConfig
+from fm_jax.layers.mlp import MLPConfig
+from fm_jax.layers.norm import NormConfig
+from fm_jax.models.language.encoder_decoder import Config, EncoderDecoder, with_dropout
+from fm_jax.ops.positions import Buckets
+
+KINDS = {"t5": "T5", "mt5": "MT5"}
+# their word -> (our activation, gated, their word for the activation alone); "gated-gelu" has always been the tanh form
+_FEEDS = {
+    "relu": ("relu", False, "relu"),
+    "gelu": ("gelu", False, "gelu"),
+    "silu": ("silu", False, "silu"),
+    "gelu_new": ("gelu_tanh", False, "gelu_new"),
+    "gated-gelu": ("gelu_tanh", True, "gelu_new"),
+    "gated-relu": ("relu", True, "relu"),
+    "gated-silu": ("silu", True, "silu"),
+}
+_LENGTH = 512  # tokens to generate at most, where no `n_positions` says
+
+
+def _stack(ours: str, *parts: tuple[str, str]) -> tuple[Entry, ...]:
+    """Return the names of one side; `parts` are (our name of a layer's half, theirs), in their order."""
+    found = [
+        same(f"{ours}/bias/table", f"{ours}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+        same(f"{ours}/norm_final/scale", f"{ours}.final_layer_norm.weight"),
+    ]
+    for number, (half, theirs) in enumerate(parts):
+        layer, names = f"{ours}.block.{{}}.layer.{number}", "qkvo"
+        found.append(same(f"{ours}/blocks/norm_{half}/scale", f"{layer}.layer_norm.weight"))
+        if half != "mlp":
+            found += [flipped(f"{ours}/blocks/{half}/{h}/kernel", f"{layer}.{theirs}.{h}.weight") for h in names]
+            continue
+        words = {"gate": "wi_0", "up": "wi_1", "down": "wo"}
+        found += [flipped(f"{ours}/blocks/mlp/{h}/kernel", f"{layer}.{theirs}.{w}.weight") for h, w in words.items()]
+    return tuple(found)
+
+
+_GATED = (
+    same("embed/tokens", "shared.weight"),
+    *_stack("encoder", ("attn", "SelfAttention"), ("mlp", "DenseReluDense")),
+    *_stack("decoder", ("attn", "SelfAttention"), ("cross", "EncDecAttention"), ("mlp", "DenseReluDense")),
+    flipped("head/kernel", "lm_head.weight"),
+)
+_PLAIN = tuple(replace(entry, name=entry.name.replace(".wi_1.", ".wi.")) for entry in _GATED)
+
+
+def module(fields: Fields) -> nn.Module:
+    """Build the module that a config.json of model_type "t5" or "mt5" describes."""
+    kind = KINDS[fields.kind]
+    if fields.architecture not in ("", f"{kind}ForConditionalGeneration", f"{kind}WithLMHeadModel"):
+        fields.refuse(f"architectures names {fields.architecture}: supported is {kind}ForConditionalGeneration")
+    for name, value in {"is_encoder_decoder": True, "is_decoder": False, "tie_encoder_decoder": False}.items():
+        fields.expect(name, value)
+    fields.skip("classifier_dropout")
+    usual = {"t5": "relu", "mt5": "gated-gelu"}[fields.kind]
+    activation, gated, word = fields.choose("feed_forward_proj", _FEEDS, usual)
+    fields.expect("dense_act_fn", word)
+    fields.expect("is_gated_act", gated)
+    count, layers = fields.take("num_heads", int), fields.take("num_layers", int)
+    tied = fields.take("tie_word_embeddings", bool, True)
+    scaled = fields.take("scale_decoder_outputs", bool, tied)
+    attention = AttentionConfig(count, count, fields.take("d_kv", int), qkv_bias=False, out_bias=False, scale=1.0)
+    feed: Any = {"activation": activation, "gated": gated, "bias": False}
+    cfg = Config(
+        fields.take("vocab_size", int),
+        fields.take("n_positions", int, _LENGTH),
+        layers,
+        fields.take("num_decoder_layers", int, layers),
+        fields.take("d_model", int),
+        attention,
+        MLPConfig(fields.take("d_ff", int), **feed),
+        NormConfig("rms", fields.take("layer_norm_epsilon", float, 1e-6)),
+        Buckets(
+            fields.take("relative_attention_num_buckets", int, 32),
+            fields.take("relative_attention_max_distance", int, 128),
+        ),
+        tied=tied,
+        scale_head=scaled and fields.kind == "t5",
+    )
+    return EncoderDecoder(with_dropout(cfg, fields.take("dropout_rate", float, 0.1)))
+
+
+def settle(module: nn.Module, weights: Weights) -> nn.Module:
+    """Return the module with a head of its own where the file holds one, whatever the config says."""
+    head, table = "lm_head.weight", "shared.weight"
+    if not _model(module).cfg.tied or head not in weights.specs or table not in weights.specs:
+        return module
+    whole = (slice(None), slice(None))
+    if weights.specs[head].shape == weights.specs[table].shape and np.array_equal(
+        weights.read(head, whole), weights.read(table, whole)
+    ):
+        return module
+    return module.clone(cfg=replace(_model(module).cfg, tied=False))
+
+
+def table(module: nn.Module) -> Table:
+    """Return the names of a T5's tensors."""
+    cfg = _model(module).cfg
+    copies = [(f"{side}.embed_tokens.weight", "shared.weight") for side in ("encoder", "decoder")]
+    if cfg.tied:
+        copies.append(("lm_head.weight", "shared.weight"))
+    return Table(
+        _GATED if cfg.mlp.gated else _PLAIN,
+        # the first published files hold a table that no layer reads
+        skip=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+        tied=tuple(copies),
+    )
+
+
+def fields(module: nn.Module) -> dict[str, Any]:
+    """Return the config.json from which `module` builds this module again."""
+    cfg = _model(module).cfg
+    words = {(activation, gated): word for word, (activation, gated, _) in _FEEDS.items()}
+    return {
+        "model_type": "t5",
+        "architectures": ["T5ForConditionalGeneration"],
+        "vocab_size": cfg.vocab_size,
+        "n_positions": cfg.max_length,
+        "d_model": cfg.d_model,
+        "d_kv": cfg.attention.head_dim,
+        "d_ff": cfg.mlp.d_ff,
+        "num_layers": cfg.num_encoder_layers,
+        "num_decoder_layers": cfg.num_decoder_layers,
+        "num_heads": cfg.attention.num_heads,
+        "relative_attention_num_buckets": cfg.buckets.count,
+        "relative_attention_max_distance": cfg.buckets.max_distance,
+        "feed_forward_proj": words.get((cfg.mlp.activation, cfg.mlp.gated), cfg.mlp.activation),
+        "layer_norm_epsilon": cfg.norm.epsilon,
+        "dropout_rate": cfg.dropout,
+        "tie_word_embeddings": cfg.tied,
+        "scale_decoder_outputs": cfg.scale_head,
+        "is_encoder_decoder": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    }
+
+
+def inputs(module: nn.Module) -> tuple[np.ndarray, ...]:
+    """Return the smallest inputs that the module can be initialised with: tokens, source, source_length."""
+    _model(module)
+    token = np.zeros((1, 1), np.int32)
+    return token, token, np.ones(1, np.int32)
+
+
+def _model(module: nn.Module) -> EncoderDecoder:
+    if not isinstance(module, EncoderDecoder):
+        raise CheckpointError(f"a {type(module).__name__} is no encoder-decoder, and has no name in this family")
+    return module
