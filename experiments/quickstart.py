@@ -24,8 +24,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import lm_finetune, lm_pretrain
-from experiments.lm_finetune import WAYS, Bench, Recipe, Way
+from experiments import lm_pretrain, text_classify
+from experiments.text_classify import WAYS, Bench, Recipe, Way
 from fm_jax import run as command_line
 from fm_jax.core import mesh as meshes
 from fm_jax.core import tree
@@ -34,9 +34,10 @@ from fm_jax.evals import metrics, ngram, report, results
 from fm_jax.evals.tfidf import tfidf_logistic
 from fm_jax.generate import sample
 from fm_jax.generate.text import text as write_text
+from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.language import decoder
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import log, loop
+from fm_jax.train import log, loop, pretrained
 
 Drawn = dict[tuple[int, int], docstring_task.Examples]  # (labels a class, seed) -> training texts
 ORDERS = {"unigram": 1, "bigram": 2, "trigram": 3, "fivegram": 5}
@@ -105,11 +106,11 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     bits = _once(parts / "baselines.json", lambda: baselines(cfg, data_dir))
     found: dict[str, Any] = {"pretrain": measured | {"baselines_bits_per_byte": bits}}
 
-    pretrained = lm_finetune.open_pretrained(workdir / "pretrain")
+    start = pretrained.load(workdir / "pretrain")
     task = labelled.load(labelled.Config(), data_dir)
-    bench = Bench(pretrained, task.classes, cfg.recipe, meshes.make_mesh(cfg.pretrain.mesh), seed=0)
+    bench = Bench(start, task.classes, cfg.recipe, meshes.make_mesh(cfg.pretrain.mesh), seed=0)
     found["finetune"] = compare(cfg, bench, task, parts)
-    found["samples"] = _once(parts / "samples.json", lambda: samples(cfg, pretrained))["samples"]
+    found["samples"] = _once(parts / "samples.json", lambda: samples(cfg, start))["samples"]
     found["seconds"] = seconds(found["finetune"], workdir)
 
     draw(found, workdir)
@@ -154,13 +155,13 @@ def compare_way(cfg: Config, bench: Bench, task: labelled.Task, way: Way, drawn:
     tried, started = {}, time.perf_counter()
     for rate in cfg.grid:
         params, _ = bench.train(way, rate, tuning, cfg.tuning_seed, quiet)
-        tried[rate] = lm_finetune.scores(bench.probabilities(params, validation), validation)["accuracy"]
+        tried[rate] = text_classify.scores(bench.probabilities(params, validation), validation)["accuracy"]
     best = max(tried, key=lambda rate: tried[rate])
     runs: list[dict[str, Any]] = []
     tuned = time.perf_counter()
     for (budget, seed), examples in drawn.items():
         params, trained = bench.train(way, best, bench.rows(examples, "train"), seed, quiet)
-        runs.append({"labels": budget, "seed": seed} | lm_finetune.scores(bench.probabilities(params, test), test))
+        runs.append({"labels": budget, "seed": seed} | text_classify.scores(bench.probabilities(params, test), test))
     return summary(runs, cfg.budgets[0]) | {
         "trained_parameters": tree.count(trained),
         "learning_rate": best,
@@ -184,18 +185,19 @@ def compare_tfidf(cfg: Config, task: labelled.Task, drawn: Drawn) -> dict[str, A
     return summary(runs, cfg.budgets[0]) | {"runs": runs}
 
 
-def samples(cfg: Config, pretrained: lm_finetune.Pretrained) -> dict[str, Any]:
+def samples(cfg: Config, start: Pretrained) -> dict[str, Any]:
     """Let the pretrained model go on from a few prompts."""
+    assert start.tokenizer is not None  # every run has one
     texts = write_text(
-        decoder.Decoder(pretrained.model),
-        pretrained.params,
-        pretrained.tokenizer,
+        start.module,
+        start.params,
+        start.tokenizer,
         PROMPTS,
         max_new_tokens=cfg.new_tokens,
         cfg=sample.Config(temperature=0.8, top_p=0.95),
         key=jax.random.key(cfg.pretrain.seed),
-        eos_id=pretrained.tokenizer.end_id,
-        start_id=pretrained.tokenizer.end_id,  # documents began with it
+        eos_id=start.tokenizer.end_id,
+        start_id=start.tokenizer.end_id,  # documents began with it
     )
     return {"samples": [{"prompt": prompt, "text": text} for prompt, text in zip(PROMPTS, texts, strict=True)]}
 

@@ -27,6 +27,7 @@ class Examples:
     labels: np.ndarray  # [N] int32
     modules: tuple[str, ...]
     classes: tuple[str, ...] = CLASSES
+    second: tuple[str, ...] = ()  # of pairs of texts, the second ones
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -38,6 +39,7 @@ class Examples:
             texts=tuple(self.texts[i] for i in rows),
             labels=self.labels[np.asarray(rows, int)],
             modules=tuple(self.modules[i] for i in rows),
+            second=tuple(self.second[i] for i in rows) if self.second else (),
         )
 
     def counts(self) -> dict[str, int]:

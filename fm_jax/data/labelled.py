@@ -1,11 +1,11 @@
-"""Labelled texts for classification: the built-in docstring task, or a folder of JSON lines."""
+"""Labelled texts, or pairs of texts, for classification: the built-in docstring task, or a folder of JSON lines."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fm_jax.core.errors import DataError
+from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data import docstring_task, folder, standard_library
 from fm_jax.data.docstring_task import Examples
 
@@ -16,6 +16,7 @@ class Config:
 
     path: Path | None = None  # folder of train, validation and test .jsonl; None: the docstring task
     text: str = "text"  # field of the text
+    second: str = ""  # field of the second text, for pairs
     label: str = "label"  # field of the label, any string
 
 
@@ -33,13 +34,17 @@ def load(cfg: Config, data_dir: Path) -> Task:
     """Read all three splits; classes of a folder are the training labels in sorted order.
 
     Raises:
+        ConfigError: a second text asked of the docstring task.
         DataError: a split is missing or empty, or has a label that the training split lacks (it is named).
     """
+    if cfg.path is None and cfg.second:
+        raise ConfigError(f"data.second {cfg.second} needs data.path: the docstring task has no second texts")
     if cfg.path is None:
         train, validation, test = (docstring_task.load(split, data_dir) for split in standard_library.SPLITS)
         return Task(docstring_task.CLASSES, train, validation, test)
     texts = {split: _column(cfg.path, split, cfg.text) for split in standard_library.SPLITS}
     labels = {split: _column(cfg.path, split, cfg.label) for split in standard_library.SPLITS}
+    second = {split: _column(cfg.path, split, cfg.second) if cfg.second else () for split in standard_library.SPLITS}
     classes = tuple(sorted(set(labels["train"])))
     for split, found in labels.items():
         if unknown := sorted(set(found) - set(classes)):
@@ -51,6 +56,7 @@ def load(cfg: Config, data_dir: Path) -> Task:
             labels=np.array([number[name] for name in labels[split]], np.int32),
             modules=("",) * len(texts[split]),
             classes=classes,
+            second=second[split],
         )
         for split in standard_library.SPLITS
     )

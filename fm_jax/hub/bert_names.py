@@ -69,12 +69,12 @@ _SHARED = "albert.encoder.albert_layer_groups.0.albert_layers.0"
 _ALBERT = (
     *_embeddings("albert"),
     *linear("project", "albert.encoder.embedding_hidden_mapping_in"),
-    *(e for h in ("query", "key", "value") for e in linear(f"blocks/attn/{h[0]}", f"{_SHARED}.attention.{h}")),
-    *linear("blocks/attn/o", f"{_SHARED}.attention.dense"),
-    *norm("blocks/norm_attn", f"{_SHARED}.attention.LayerNorm"),
-    *linear("blocks/mlp/up", f"{_SHARED}.ffn"),
-    *linear("blocks/mlp/down", f"{_SHARED}.ffn_output"),
-    *norm("blocks/norm_mlp", f"{_SHARED}.full_layer_layer_norm"),
+    *(e for h in ("query", "key", "value") for e in linear(f"block/attn/{h[0]}", f"{_SHARED}.attention.{h}")),
+    *linear("block/attn/o", f"{_SHARED}.attention.dense"),
+    *norm("block/norm_attn", f"{_SHARED}.attention.LayerNorm"),
+    *linear("block/mlp/up", f"{_SHARED}.ffn"),
+    *linear("block/mlp/down", f"{_SHARED}.ffn_output"),
+    *norm("block/norm_mlp", f"{_SHARED}.full_layer_layer_norm"),
 )
 
 _TRANSFORM = "cls.predictions.transform"

@@ -3,15 +3,21 @@
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
-from experiments import lm_finetune, lm_pretrain
+from experiments import harness, lm_pretrain, text_classify
 from fm_jax import run
+from fm_jax.data import tokenizer
+from fm_jax.hub import families, pretrained
+from fm_jax.models.language import decoder
 
 COMPILED: list[str] = []  # one entry for each program that XLA was given
 WORDS = "the quick brown fox jumps over the lazy dog and says nothing of it to anyone at all\n"
@@ -99,10 +105,86 @@ def test_a_corpus_that_is_too_small(
     refuse(lm_pretrain.run, lm_pretrain.CONFIGS, tmp_path / "work", options, 3, message, capsys)
 
 
-def test_finetuning_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    configs = {"debug": lm_finetune.debug}
-    options = ("--pretrained", str(tmp_path / "nowhere"))
-    refuse(lm_finetune.run, configs, tmp_path / "work", options, 4, r"nowhere", capsys)
+def no_model(folder: Path) -> None:
+    del folder
+
+
+def pickled(folder: Path) -> None:
+    saved_model(folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def another_family(folder: Path) -> None:
+    saved_model(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
+
+
+def without_tokenizer(folder: Path) -> None:
+    saved_model(folder)
+    (folder / "tokenizer.json").unlink()
+
+
+def saved_model(folder: Path) -> None:
+    """Write a tiny GPT-2 without computing anything."""
+    module = decoder.Decoder(replace(decoder.tiny(), vocab_size=258))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), families.abstract(module))
+    pretrained.save(folder, module, params, tokenizer.train([WORDS], 258))
+
+
+FINETUNE: dict[str, tuple[tuple[str, ...], int, str, Callable[[Path], None]]] = {
+    "no model": ((), 4, r"model does not exist; give a pretraining run", no_model),
+    "pickled": ((), 4, r"pickle", pickled),
+    "family": ((), 4, r"'mamba' is not supported", another_family),
+    "tokenizer": ((), 4, r"has no tokenizer.json", without_tokenizer),
+    "head": (("--head", "first"), 2, r"head first .*choose mean or last", saved_model),
+    "no labels": (("--labels", "-1"), 2, r"labels must be at least 0 .*not -1", saved_model),
+    "labels": (("--labels", "5"), 3, r"5 labels a class asked for, but bad has only 4", saved_model),
+    "label": (("--data.label", "odd"), 3, r"test has the label 'rare', which no training text has", saved_model),
+    "second text": (("--data.second", "other"), 3, r"no field 'other'", saved_model),
+    "length": (("--recipe.length", "64"), 2, r"64 tokens are longer than the model's max_length 32", saved_model),
+    "lora": (("--way", "lora", "--recipe.lora.targets", "attn/z"), 2, r"'attn/z' matches no parameter", saved_model),
+    "layers": (("--way", "frozen", "--recipe.frozen_layers", "3"), 2, r"within 0 and 2 .*not 3", saved_model),
+    "export": (("--export", "model"), 4, r"--export model exists already", saved_model),
+    "export head": (("--export", "new"), 4, r"no transformers class computes this.*pool mean", saved_model),
+}
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_wrong_finetuning(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, code, message, prepare = FINETUNE[name]
+    prepare(tmp_path / "model")
+    (tmp_path / "texts").mkdir()
+    for split in ("train", "validation", "test"):
+        labels = {"train": ("usual", "good"), "validation": ("usual", "bad"), "test": ("rare", "bad")}[split]
+        rows = [{"text": "a dog", "label": kind, "odd": labels[0]} for kind in ("good", "bad") for _ in range(4)]
+        (tmp_path / "texts" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    given = ("--model", "model", "--data.path", "texts", *(("--labels", "0") if "--labels" not in options else ()))
+    refuse(text_classify.run, {"debug": text_classify.debug}, Path("work"), (*given, *options), code, message, capsys)
+
+
+ASKED: dict[str, tuple[tuple[str, ...], int, str]] = {
+    "no task": (("--tasks", ""), 2, r"tasks"),
+    "limit": (("--limit", "-1"), 2, r"limit must be at least 0, not -1"),
+    "rows": (("--batch_size", "0"), 2, r"batch_size must be at least 1, not 0"),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_wrong_questions(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options, code, message = ASKED[name]
+    refuse(harness.run, {"debug": harness.debug}, tmp_path / "work", options, code, message, capsys)
+
+
+def test_without_the_harness_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    message = r"the harness is not installed .*; install fm_jax\[harness\]"
+    refuse(harness.run, {"debug": harness.debug}, tmp_path / "work", (), 2, message, capsys)
 
 
 def refuse(

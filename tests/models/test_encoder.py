@@ -93,11 +93,12 @@ def test_every_token_of_its_segment_is_seen_and_no_other(form):
 def test_a_shared_layer_is_a_stack_of_copies_of_itself():
     cfg = FORMS["albert"]
     params, apart = fresh(cfg), replace(cfg, shared=False)
-    assert params["blocks"]["attn"]["q"]["kernel"].shape == (32, 32)  # one layer's, however deep the model
-    copies = jax.tree.map(lambda leaf: jnp.stack([leaf] * cfg.num_layers), params["blocks"])
+    assert params["block"]["attn"]["q"]["kernel"].shape == (32, 32)  # one layer's, however deep the model
+    copies = jax.tree.map(lambda leaf: jnp.stack([leaf] * cfg.num_layers), params["block"])
+    rest = {name: node for name, node in params.items() if name != "block"}
     reads = Tap(read=("block.resid_post", "block.attn.pattern"))
     got, read = capture.run(Encoder(cfg), params, TOKENS, tap=reads)
-    want, wanted = capture.run(Encoder(apart), {**params, "blocks": copies}, TOKENS, tap=reads)
+    want, wanted = capture.run(Encoder(apart), {**rest, "blocks": copies}, TOKENS, tap=reads)
     np.testing.assert_allclose(got, want, atol=1e-5)
     for site, activation in wanted.items():
         assert activation.shape[0] == cfg.num_layers

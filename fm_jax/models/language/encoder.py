@@ -131,7 +131,11 @@ class Encoder(nn.Module):
         if cfg.embed_size:
             self.project = dense(cfg.d_model, ("embed", None), bias=True, init=normal(cfg.init_std), dtype=dtype)
         self.dropout = nn.Dropout(cfg.dropout)
-        self.blocks = stack(Block, cfg.num_layers, cfg.remat, shared=cfg.shared)(cfg)
+        blocks = stack(Block, cfg.num_layers, cfg.remat, shared=cfg.shared)(cfg)
+        if cfg.shared:
+            self.block = blocks  # what stands under "blocks" has the layers first, and is treated so everywhere
+        else:
+            self.blocks = blocks
 
     def __call__(
         self,
@@ -180,7 +184,8 @@ class Encoder(nn.Module):
         x = self.dropout(self.norm_embed(x), deterministic=not self.has_rng("dropout"))
         x = visit(self, tap, "embed", self.project(x) if cfg.embed_size else x)
         x = constrain(x, "batch", "time", "width")
-        x, _ = self.blocks(x, tap and tap.stacked(), Where(positions, segments))
+        blocks = self.block if cfg.shared else self.blocks
+        x, _ = blocks(x, tap and tap.stacked(), Where(positions, segments))
         return visit(self, tap, "final", x)
 
     def attend(self, x: jax.Array) -> jax.Array:

@@ -1,0 +1,155 @@
+"""lm_eval's numbers for our decoder and for the same weights in its own torch backend, on tasks of all three kinds."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax.core import meta
+
+pytestmark = pytest.mark.parity
+pytest.importorskip("torch", reason="the live parity tests need torch: pip install torch")
+pytest.importorskip("transformers", reason="the live parity tests need transformers: pip install transformers")
+lm_eval = pytest.importorskip("lm_eval", reason="the harness's parity test needs it: pip install lm_eval")
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+from experiments import harness as experiment  # noqa: E402
+from fm_jax.core.errors import DataError  # noqa: E402
+from fm_jax.data import docstring_task, tokenizer  # noqa: E402
+from fm_jax.evals import harness  # noqa: E402
+from fm_jax.hub import pretrained  # noqa: E402
+from fm_jax.models.language import decoder  # noqa: E402
+
+VOCAB, LENGTH = 280, 48
+WORDS = "the cat sat on the mat and a dog saw the rat that ran over it to the barn where no one lives".split()
+CONFIGS = {
+    "gpt2": replace(decoder.gpt(2, 32, 4, vocab_size=VOCAB, max_length=LENGTH), init_std=0.1),
+    "llama": replace(decoder.llama(2, 32, 4, 2, 48, vocab_size=VOCAB), max_length=LENGTH, init_std=0.1),
+}
+
+
+def sentence(rng: np.random.Generator, low: int, high: int) -> str:
+    return " ".join(rng.choice(WORDS, rng.integers(low, high)))
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions with choices, prompts to continue, and texts; of each some longer than the model's context."""
+    folder, rng = tmp_path_factory.mktemp("tasks"), np.random.default_rng(0)
+    quiz = [
+        # choices of several lengths, one of which begins with a space of its own
+        {"text": sentence(rng, 2, high), "choices": [sentence(rng, 1, 6) for _ in range(3)], "label": index % 3}
+        for index, high in enumerate([4, 8, 12, 60, 90, 5, 7])
+    ]
+    stories = [{"text": sentence(rng, 2, high), "answer": "the"} for high in (4, 20, 90, 6, 50)]
+    texts = [{"text": sentence(rng, low, low + 9)} for low in (1, 5, 30, 60, 120)]
+    write(folder, "quiz", quiz, {
+        "output_type": "multiple_choice", "doc_to_text": "{{text}} ", "doc_to_choice": "choices",
+        "doc_to_target": "label", "fewshot_split": "test", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    })  # fmt: skip
+    write(folder, "stories", stories, {
+        "output_type": "generate_until", "doc_to_text": "{{text}}", "doc_to_target": "answer",
+        "generation_kwargs": {"until": ["z", "th"], "max_gen_toks": 12}, "metric_list": [{"metric": "exact_match"}],
+    })  # fmt: skip
+    write(folder, "texts", texts, {
+        "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
+    })  # fmt: skip
+    return folder
+
+
+def write(folder: Path, name: str, rows: list[dict[str, Any]], form: dict[str, Any]) -> None:
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    head = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}}
+    (folder / f"{name}.yaml").write_text(json.dumps(head | {"test_split": "test"} | form))
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as `transformers` opens it; LLaMA's tokenizer puts a start token before every text."""
+    model, path = decoder.Decoder(CONFIGS[request.param]), tmp_path_factory.mktemp("models") / request.param
+    rng = np.random.default_rng(1)
+    trained = tokenizer.train((sentence(rng, 5, 20) for _ in range(300)), VOCAB)
+    params = meta.unbox(jax.jit(model.init)(jax.random.key(0), np.zeros((1, 4), np.int32))["params"])
+    # at initialisation all gains are one and all biases zero, and the next token hardly matters
+    leaves, kind = jax.tree.flatten(params)
+    params = kind.unflatten(
+        [np.asarray(leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32)) for leaf in leaves]
+    )
+    pretrained.save(path, model, params, trained)
+    if request.param == "llama":
+        file = path / "tokenizer.json"
+        data = json.loads(file.read_text())
+        token = {"id": "<|endoftext|>", "ids": [trained.end_id], "tokens": ["<|endoftext|>"]}
+        first = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+        text = [{"Sequence": {"id": which, "type_id": 0}} for which in "AB"]
+        data["post_processor"] = {
+            "type": "TemplateProcessing", "single": [first, text[0]], "pair": [first, *text],
+            "special_tokens": {"<|endoftext|>": token},
+        }  # fmt: skip
+        file.write_text(json.dumps(data))
+    return path
+
+
+def ask(lm: Any, tasks: Path, shots: int) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    from lm_eval.tasks import TaskManager
+
+    found = lm_eval.simple_evaluate(
+        lm,
+        tasks=["quiz", "stories", "texts"],
+        num_fewshot=shots,
+        bootstrap_iters=0,
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+    )
+    numbers = {name: experiment._plain(entry) for name, entry in found["results"].items()}
+    return numbers, {name: [sample["resps"] for sample in rows] for name, rows in found["samples"].items()}
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_the_same_weights_get_the_same_numbers(shots: int, folder: Path, tasks: Path) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    found = pretrained.load(folder)
+    assert found.tokenizer is not None
+    model = harness.language_model(
+        found.module, found.params, found.tokenizer, experiment.writer(found, 0), batch_size=4
+    )
+    mine, answers = ask(model, tasks, shots)
+    theirs, wanted = ask(HFLM(pretrained=str(folder), device="cpu", batch_size=4, dtype="float32"), tasks, shots)
+    for task, numbers in theirs.items():
+        assert numbers.keys() == mine[task].keys() and len(numbers) > 0
+        for name, value in numbers.items():
+            assert mine[task][name] == pytest.approx(value, rel=1e-4), (task, name)
+    for got, want in zip(answers["quiz"], wanted["quiz"], strict=True):
+        for (one,), (other,) in zip(got, want, strict=True):
+            assert one[0] == pytest.approx(other[0], abs=2e-3) and str(one[1]) == str(other[1])
+    np.testing.assert_allclose(
+        np.array(answers["texts"], float).ravel(), np.array(wanted["texts"], float).ravel(), rtol=1e-5
+    )
+    assert answers["stories"] == wanted["stories"]
+    assert len({str(text) for text in answers["stories"]}) > 1
+
+
+def test_a_task_that_is_not_there_is_named(folder: Path, tasks: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no task is named 'quizz' under .*; there are quiz, stories, texts"):
+        experiment.run(experiment.Config(folder, ("quiz", "quizz"), tasks), tmp_path)
+    with pytest.raises(DataError, match="nowhere is no folder"):
+        experiment.run(experiment.Config(folder, ("quiz",), tmp_path / "nowhere"), tmp_path)
+
+
+def test_the_experiment_writes_what_the_harness_measured(
+    folder: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = experiment.Config(folder, ("texts", "quiz"), tasks, limit=3, batch_size=2)
+    found = experiment.run(cfg, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text()) == found
+    assert found["texts"].keys() == {"word_perplexity", "bits_per_byte"} and 0 <= found["quiz"]["acc"] <= 1
+    examples = docstring_task.Examples(("Read a file.", "Parse it."), np.array([3, 1]), ("", ""))
+    monkeypatch.setattr(docstring_task, "load", lambda split, data_dir: examples)
+    own = experiment.run(replace(cfg, tasks=("docstrings",), include_path=None), tmp_path / "own")
+    assert own["docstrings"].keys() == {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr"}
