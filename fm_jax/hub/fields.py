@@ -5,14 +5,17 @@ left at the end, and is not known to be without effect on what the model compute
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fm_jax.core.errors import CheckpointError
+from fm_jax.hub.safetensors import once
 
 T = TypeVar("T")
 _NEEDED: Any = object()
+_LAYERS = 10_000
 
 # What changes neither a logit nor a gradient: names and versions, how to generate, how fresh weights were drawn, and
 # what the tokenizer folder says again.
@@ -59,10 +62,10 @@ class Fields:
         """Read a config.json.
 
         Raises:
-            CheckpointError: there is none, or it is no JSON object.
+            CheckpointError: there is none, or it is no JSON object, or has a field twice.
         """
         try:
-            data = json.loads(file.read_text("utf-8"))
+            data = json.loads(file.read_text("utf-8"), object_pairs_hook=once)
         except FileNotFoundError:
             raise CheckpointError(f"there is no {file}; a model folder holds config.json beside its weights") from None
         except (ValueError, OSError, RecursionError) as error:
@@ -100,8 +103,11 @@ class Fields:
             return default
         if kind is float and type(value) is int:
             value = float(value)
-        if type(value) is not kind:
+        if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
             raise CheckpointError(f"{self.where}: {name} is {str(value)[:60]!r}, not {kind.__name__}")
+        # what is made a layer at a time must not be made for a billion of them before the weights are looked at
+        if isinstance(value, int) and not -1 <= value < (_LAYERS if "layer" in name else 1 << 31):
+            raise CheckpointError(f"{self.where}: {name} is {value}, a size that no model has")
         return value
 
     def choose(self, name: str, choices: Mapping[str, T], default: str | None = None) -> T:

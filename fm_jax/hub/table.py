@@ -23,6 +23,7 @@ from fm_jax.core.types import Params
 
 Index = tuple[slice, ...]
 _SHOWN = 10
+_ALIGNED = 64  # bytes
 _WHOLE = 1 << 25  # bytes of a stacked leaf below which the host puts it together at once
 
 
@@ -43,8 +44,8 @@ class Weights(Protocol):
         """Return dtype and shape of every tensor."""
         ...
 
-    def read(self, name: str, index: Index) -> np.ndarray:
-        """Return a part of a tensor, one slice an axis."""
+    def read(self, name: str, index: Index, out: np.ndarray | None = None) -> np.ndarray:
+        """Return a part of a tensor, one slice an axis; in `out`, which has its shape and dtype, where that is given."""
         ...
 
 
@@ -60,9 +61,12 @@ class Arrays:
         """Return dtype and shape of every array."""
         return {name: Spec(np.dtype(array.dtype).name, array.shape) for name, array in self.arrays.items()}
 
-    def read(self, name: str, index: Index) -> np.ndarray:
+    def read(self, name: str, index: Index, out: np.ndarray | None = None) -> np.ndarray:
         """Return a part of an array, copied: jax may keep the memory it is given."""
-        return self.arrays[name][index].copy()
+        if out is None:
+            return self.arrays[name][index].copy()
+        out[...] = self.arrays[name][index]
+        return out
 
 
 @dataclass(frozen=True)
@@ -266,9 +270,15 @@ def _their_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _piece(
-    entry: Entry, weights: Weights, stored: Mapping[str, str], shape: tuple[int, ...], layer: int, index: Index
+    entry: Entry,
+    weights: Weights,
+    stored: Mapping[str, str],
+    shape: tuple[int, ...],
+    layer: int,
+    index: Index,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Read a part of one layer of a leaf: `shape` is the layer's, `index` the slices of it."""
+    """Read a part of one layer of a leaf: `shape` is the layer's, `index` the slices of it; in `out` if it can."""
     cuts = [slice(*cut.indices(size)) for cut, size in zip(index, shape, strict=True)]
     axes = entry.axes or tuple(range(len(shape)))
     theirs = [slice(None)] * len(shape)
@@ -278,25 +288,34 @@ def _piece(
         size = _their_shape(entry, shape)[-1] // entry.parts
         last = theirs[-1]
         theirs[-1] = slice(last.start + entry.part * size, last.stop + entry.part * size)
-    return weights.read(stored[entry.name.replace("{}", str(layer))], tuple(theirs)).transpose(axes)
+    name = stored[entry.name.replace("{}", str(layer))]
+    if out is not None and axes == tuple(range(len(shape))) and weights.specs[name].dtype == out.dtype.name:
+        return weights.read(name, tuple(theirs), out)
+    return weights.read(name, tuple(theirs)).transpose(axes)
 
 
 def _fill(piece: Any, entry: Entry, leaf: Any) -> jax.Array:
-    """Make one leaf in its shards; `piece(shape, layer, index)` reads a part of a layer."""
+    """Make one leaf in its shards; `piece(shape, layer, index, out)` reads a part of a layer."""
     where = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
     dtype = np.dtype(leaf.dtype)
 
-    def read_in(shape: tuple[int, ...], layer: int, index: Any) -> np.ndarray:
+    def read_in(shape: tuple[int, ...], layer: int, index: Any, out: np.ndarray | None = None) -> np.ndarray:
         # not made contiguous here: jax transposes three times faster than numpy
-        return _cast(piece(shape, layer, index), dtype, entry.path)
+        return _cast(piece(shape, layer, index, out), dtype, entry.path)
 
     if not entry.stacked:
         return _array(leaf.shape, where, lambda index: read_in(leaf.shape, 0, index))
     layers, shape = leaf.shape[0], leaf.shape[1:]
-    if leaf.size * dtype.itemsize <= _WHOLE or layers == 1:
+    if _in_host_memory(where) or leaf.size * dtype.itemsize <= _WHOLE or layers == 1:
 
         def together(index: Any) -> np.ndarray:
-            return np.stack([read_in(shape, layer, index[1:]) for layer in range(layers)[index[0]]])
+            cuts = [range(*cut.indices(size)) for cut, size in zip(index, leaf.shape, strict=True)]
+            whole = aligned(tuple(map(len, cuts)), dtype)
+            for number, layer in enumerate(cuts[0]):
+                place = whole[number, ...]
+                if (found := read_in(shape, layer, index[1:], place)) is not place:
+                    place[...] = found
+            return whole
 
         return _array(leaf.shape, where, together)
     start, put = _layer_writer(leaf.shape, dtype.name, where)
@@ -304,6 +323,20 @@ def _fill(piece: Any, entry: Entry, leaf: Any) -> jax.Array:
     for layer in range(layers):
         made = put(made, _array(shape, inner, partial(read_in, shape, layer)), layer)
     return made
+
+
+def _in_host_memory(where: Sharding) -> bool:
+    """Say whether what the host puts together can stay where it is."""
+    devices: set[Any] = where.device_set
+    return {device.platform for device in devices} == {"cpu"}
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return an empty array that begins where jax wants it, so that a CPU device takes it as it is, uncopied."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNED, np.uint8)
+    start = -memory.ctypes.data % _ALIGNED
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _array(shape: tuple[int, ...], where: Sharding, read: Callable[[Any], np.ndarray]) -> jax.Array:

@@ -1,0 +1,108 @@
+"""Fetch a public checkpoint by name: only tensors, JSON and vocabularies, of one commit that is named.
+
+Nothing is fetched unless a name is asked for; a second fetch of the same commit comes from the cache on the disk.
+"""
+
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from fm_jax.core.errors import CheckpointError, ConfigError
+from fm_jax.hub.stored import KINDS
+
+_NAME = re.compile(r"(?!.*(?:\.\.|--))\w[\w.\-]{0,95}(?:/\w[\w.\-]{0,95})?", re.ASCII)
+_REVISION = re.compile(r"(?!.*\.\.)\w[\w.\-/]{0,127}", re.ASCII)
+_TEXTS = re.compile(r"(?!.*index\.json$)[\w.\-]+\.json|merges\.txt|vocab\.txt", re.ASCII)
+_LOCAL = "or give the path of a local folder"
+
+
+def fetch(name: str, revision: str | None = None) -> Path:
+    """Return the local folder of a public checkpoint, fetched where the cache has not got it.
+
+    The commit that a branch or tag stands for is printed: given as `revision`, it repeats the run.
+
+    Args:
+        name: OWNER/NAME.
+        revision: a commit, or a branch or tag; None is the branch "main".
+
+    Raises:
+        ConfigError: `name` or `revision` cannot be one.
+        CheckpointError: no such checkpoint, no leave to read it, no network, or no weights in it but pickles.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is no name of a checkpoint; give OWNER/NAME, {_LOCAL}")
+    if revision is not None and not _REVISION.fullmatch(revision):
+        raise ConfigError(f"{revision!r} is no revision; give a commit, a branch or a tag")
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    what = name if revision is None else f"{name} at {revision}"
+    if constants.HF_HUB_OFFLINE:
+        try:
+            folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        except (LocalEntryNotFoundError, FileNotFoundError):
+            raise CheckpointError(
+                f"{what} is not in the cache and HF_HUB_OFFLINE forbids to fetch it; unset that, {_LOCAL}"
+            ) from None
+        return _told(name, revision, folder.name, folder)
+    try:
+        info = HfApi().model_info(name, revision=revision)
+        files = chosen(what, [file.rfilename for file in info.siblings or ()])
+        folder = Path(snapshot_download(name, revision=info.sha, allow_patterns=files))
+    except (CheckpointError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # the library's own, its HTTP library's, and the operating system's
+        raise _failure(what, error) from error
+    return _told(name, revision, str(info.sha), folder)
+
+
+def chosen(what: str, files: Iterable[str]) -> list[str]:
+    """Return the files worth fetching: one set of weights, and the texts beside it.
+
+    Raises:
+        CheckpointError: there are no weights, or only pickles.
+    """
+    top = sorted(name for name in files if "/" not in name)
+    texts = [name for name in top if _TEXTS.fullmatch(name)]
+    for kind in KINDS:
+        index = f"{kind.single}.index.json"
+        if kind.single in top:
+            return [*texts, kind.single]
+        if index in top:
+            return [*texts, index, *(name for name in top if re.fullmatch(kind.shard, name))]
+    pickles = [name for name in top if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]
+    if pickles:
+        raise CheckpointError(
+            f"{what} has its weights only as pickles ({', '.join(pickles[:5])}): nothing was fetched, for a pickle can "
+            "run code; where you trust it, convert it with transformers' save_pretrained and give that folder"
+        )
+    raise CheckpointError(f"{what} has no {KINDS[0].single}; there is {', '.join(top[:10]) or 'nothing'}")
+
+
+def _told(name: str, revision: str | None, commit: str, folder: Path) -> Path:
+    """Print which commit it is, unless that was asked for."""
+    if commit != revision:
+        print(f"{name}: {revision or 'main'} is commit {commit}; that revision repeats this run", file=sys.stderr)
+    return folder
+
+
+def _failure(what: str, error: Exception) -> CheckpointError:
+    """Return one line for what the library raised."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return CheckpointError(
+            f"{what} is gated: ask its owner for leave on its page and log in with huggingface_hub, {_LOCAL}"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return CheckpointError(f"{what}: there is no such commit, branch or tag; leave the revision out for main")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return CheckpointError(
+            f"there is no public checkpoint {what}; mend the name, log in if it is private, {_LOCAL}"
+        )
+    said = " ".join(str(error).split())[:160]
+    return CheckpointError(
+        f"{what} could not be fetched ({type(error).__name__}: {said}); mend the network and call again, set "
+        f"HF_HUB_OFFLINE=1 to use what the cache has, {_LOCAL}"
+    )

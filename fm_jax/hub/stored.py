@@ -1,0 +1,176 @@
+"""The weights of a model folder, whichever way they are stored: one file, shards and their index, or old Flax files.
+
+Nothing that could run code is opened: a pickle is told by its content, whatever its name.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fm_jax.core.errors import CheckpointError
+from fm_jax.hub import msgpack, safetensors
+from fm_jax.hub.table import Index, Spec, Weights
+
+MAX_INDEX = 64_000_000  # bytes
+_SHOWN = 10
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+class Kind(NamedTuple):
+    """One way of storing."""
+
+    single: str
+    shard: str  # regular expression of a shard's name
+    open_file: Callable[..., Weights]
+    name: Callable[[str], str]  # of a tensor in the index -> its name here
+
+
+KINDS = (
+    Kind("model.safetensors", r"model-\d{5}-of-\d{5}\.safetensors", safetensors.open_file, str),
+    Kind("flax_model.msgpack", r"flax_model-\d{5}-of-\d{5}\.msgpack", msgpack.open_file, msgpack.torch_name),
+)
+"""In order of preference; an index is called as the single file with ".index.json" behind."""
+
+
+class Shards:
+    """The tensors of several files as one; implements `table.Weights`."""
+
+    def __init__(self, where: str, files: Sequence[Weights]) -> None:
+        """Join files that have no name in common."""
+        self.where = where
+        self.specs: dict[str, Spec] = {name: spec for file in files for name, spec in file.specs.items()}
+        self._holder = {name: file for file in files for name in file.specs}
+
+    def read(self, name: str, index: Index, out: np.ndarray | None = None) -> np.ndarray:
+        """Return a part of a tensor, from the file that holds it."""
+        return self._holder[name].read(name, index, out)
+
+
+def open_weights(folder: str | Path, *, allow_nonfinite: bool = False) -> Weights:
+    """Return the tensors of a folder, unread: of safetensors, or else of an old Flax file.
+
+    A link is followed wherever it leads, as in the cache of downloads; an index can only name files beside it.
+
+    Args:
+        folder: as `save_pretrained` writes it.
+        allow_nonfinite: reads a tensor that holds an infinity or a NaN, which is otherwise an error when it is read.
+
+    Raises:
+        CheckpointError: no weights, only pickles, two sets of weights, or a file or index that is not sound.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder; give the one that holds config.json and the weights")
+    there = sorted(path.name for path in folder.iterdir())
+    for kind in KINDS:
+        index = f"{kind.single}.index.json"
+        shards = [name for name in there if re.fullmatch(kind.shard, name)]
+        if kind.single in there and (index in there or shards):
+            other = index if index in there else shards[0]
+            raise CheckpointError(f"{folder} holds {kind.single} and {other}; move away the one that is not meant")
+        if kind.single in there:
+            return kind.open_file(_sound(folder / kind.single), allow_nonfinite=allow_nonfinite)
+        if index in there:
+            return _sharded(folder, index, kind, shards, allow_nonfinite)
+        if shards:
+            raise CheckpointError(f"{folder} holds {shards[0]} but no {index}, which says what belongs together")
+    raise _nothing(folder, there)
+
+
+def _sharded(folder: Path, index: str, kind: Kind, there: list[str], allow_nonfinite: bool) -> Shards:
+    """Open all shards of an index and compare what they hold with what it says."""
+    listed = _listed(folder / index, kind)
+    names = sorted(set(listed.values()))
+    where = f"{folder / index} does not fit its files"
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        raise CheckpointError(f"{where}: {_some(absent)} missing; fetch the folder again")
+    if stray := [name for name in there if name not in names]:
+        raise CheckpointError(f"{where}: it does not name {_some(stray)}; move that away if it is of another model")
+    files = [kind.open_file(_sound(folder / name), allow_nonfinite=allow_nonfinite) for name in names]
+    problems = list(_differences(listed, dict(zip(names, files, strict=True))))
+    if problems:
+        raise CheckpointError(f"{where}: {_some(problems)}; fetch the folder again")
+    return Shards(str(folder / index), files)
+
+
+def _differences(listed: Mapping[str, str], files: Mapping[str, Weights]) -> Iterator[str]:
+    seen: dict[str, str] = {}
+    for file, weights in files.items():
+        for name in weights.specs:
+            if name in seen:
+                yield f"{name} is in {seen[name]} and in {file}"
+            elif name not in listed:
+                yield f"{name} is in {file} and not in the index"
+            seen[name] = file
+    for name, file in listed.items():
+        if name not in files[file].specs:
+            yield f"{name} is not in {file}"
+
+
+def _listed(index: Path, kind: Kind) -> dict[str, str]:
+    """Read {tensor: file} of an index."""
+    try:
+        if index.stat().st_size > MAX_INDEX:
+            raise CheckpointError(f"{index} is larger than {MAX_INDEX} bytes")
+        data = json.loads(index.read_text("utf-8"), object_pairs_hook=safetensors.once)
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{index} cannot be read: {str(error)[:200]}") from None
+    found = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(found, dict) or not found:
+        raise CheckpointError(f"{index} has no weight_map, which names the file of every tensor")
+    for name, file in found.items():
+        if not isinstance(file, str) or not re.fullmatch(r"(?!\.)[\w.\-]{1,255}", file, re.ASCII):
+            raise CheckpointError(f"{index}: {name[:80]!r} is in {str(file)[:80]!r}, which is no file beside it")
+    if len(named := {kind.name(name): file for name, file in found.items()}) != len(found):
+        raise CheckpointError(f"{index} names a tensor twice")
+    return named
+
+
+def _sound(file: Path) -> Path:
+    """Return a file that may be opened, or raise with what it is instead."""
+    if not file.is_file():
+        raise CheckpointError(f"{file} is no file, or a link to nothing; fetch the folder again")
+    kind = _disguise(file)
+    if kind == "pickle":
+        raise CheckpointError(f"{file} is a pickle whatever its name says: {_CONVERT}")
+    if kind:
+        raise CheckpointError(f"{file} is {kind}, not the weights; fetch the file itself")
+    return file
+
+
+_CONVERT = (
+    "nothing was opened, for a pickle can run code; where you trust it, load it with transformers and give the folder "
+    "that save_pretrained writes (safetensors)"
+)
+
+
+def _disguise(file: Path) -> str:
+    """Tell by its first bytes a file that is no weights file at all; "" for one that may be."""
+    with file.open("rb") as opened:
+        head = opened.read(32)
+    if not head:
+        return "empty"
+    # torch saves one of these; a safetensors file may begin 80 02 too, with a length whose last five bytes are zero
+    if head.startswith(b"PK\x03\x04") or (re.match(rb"\x80[\x02-\x05]", head) and any(head[3:8])):
+        return "pickle"
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of git-lfs"
+    return "a page of HTML" if head.lstrip().lower().startswith((b"<!doctype", b"<html")) else ""
+
+
+def _nothing(folder: Path, there: list[str]) -> CheckpointError:
+    """Return the error for a folder without weights that can be read."""
+    plain = [name for name in there if (folder / name).is_file()]
+    if pickles := [name for name in plain if name.endswith(_PICKLES) or _disguise(folder / name) == "pickle"]:
+        return CheckpointError(f"{folder} holds its weights only as pickles ({_some(pickles)}): {_CONVERT}")
+    what = _some(there) if there else "nothing"
+    return CheckpointError(f"{folder} holds no model.safetensors; there is {what}")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
