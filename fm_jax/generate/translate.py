@@ -1,0 +1,75 @@
+"""Texts in, texts out, through an encoder-decoder: tokenise, decode greedily or by beams, and read the answers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from fm_jax.core.errors import ConfigError, NumericError
+from fm_jax.core.types import Params
+from fm_jax.data import pairs
+from fm_jax.data.tokenizer import Tokenizer
+from fm_jax.generate import beam, decode
+
+
+def translate(
+    model: nn.Module,
+    params: Params,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    *,
+    source_length: int,
+    max_new_tokens: int,
+    prefix: str = "",
+    beams: beam.Config | None = None,
+    batch_size: int = 64,
+) -> list[str]:
+    """Return what the model answers to each text, in their order.
+
+    All batches have one shape, so one compilation serves them; the texts are sorted by length within, so that a
+    batch's rows end at about the same step. A text's answer does not depend (but for rounding) on its batch.
+
+    Args:
+        model: an encoder-decoder with `cfg.max_length` of at least max_new_tokens + 1.
+        params: its parameters.
+        tokenizer: the one that it was trained with; its padding token starts an answer, its end token ends one.
+        texts: as many as wished; one that is too long loses its end.
+        source_length: S, tokens of a text that are read, the end token among them.
+        max_new_tokens: of an answer.
+        prefix: put before every text: T5's name of the task.
+        beams: how to search; None decodes greedily.
+        batch_size: texts at a time.
+
+    Raises:
+        ConfigError: a batch below 1, or more tokens than the model generates.
+        NumericError: the model gave a number that is not finite.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+    end, pad = tokenizer.end_id, tokenizer.pad_id
+    read = pairs.read_side(
+        tokenizer.encode_batch([prefix + text for text in texts]), source_length, end_id=end, pad_id=pad
+    )
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos_id": end, "pad_id": pad}
+    starts, ones = np.full((batch_size, 1), pad, np.int32), np.ones(batch_size, np.int32)
+    order = np.argsort(read["source_length"], kind="stable")
+    answers = [""] * len(texts)
+    for first in range(0, len(texts), batch_size):
+        rows = order[first : first + batch_size]
+        filled = np.resize(rows, batch_size)  # the last batch repeats its rows
+        context = {name: array[filled] for name, array in read.items()}
+        if beams is None:
+            out: Any = decode.generate(model, params, starts, ones, context=context, **options)
+            tokens, lengths, sums = out.tokens, out.lengths, out.logprobs.sum(axis=-1)
+        else:
+            found = beam.search(model, params, starts, ones, context=context, cfg=beams, **options)
+            tokens, lengths, sums = found.tokens[:, 0], found.lengths[:, 0], found.scores[:, 0]
+        tokens, lengths, sums = jax.device_get((tokens, lengths, sums))
+        for place, row in enumerate(rows):
+            if not np.isfinite(sums[place]):
+                raise NumericError(f"the model gave a probability that is not finite for {texts[row][:40]!r}")
+            ids = tokens[place, : lengths[place]]
+            answers[row] = tokenizer.decode(ids[:-1] if len(ids) and ids[-1] == end else ids)
+    return answers
