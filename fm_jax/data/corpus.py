@@ -1,7 +1,9 @@
 """From a config to token blocks: a tokenizer and one token stream a split, made once and kept.
 
+A stream is of documents, or for encoders of their sentences, an empty one closing each document.
+
 Below `data_dir`, `corpora/KEY/` holds the tokenizer and `train/`, `validation/`, `test/`; KEY changes with the
-documents and the size of the vocabulary, so nothing stale is ever reused.
+documents, the tokenizer's scheme and the size of its vocabulary, so nothing stale is ever reused.
 """
 
 import hashlib
@@ -9,10 +11,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fm_jax.core.errors import DataError
 from fm_jax.data import records, source, text, tokenizer, tokens
+from fm_jax.data.sentences import Sentences
 from fm_jax.data.tokenizer import Tokenizer
+
+Scheme = Literal["bytes", "t5", "wordpiece"]
+SENTINELS = 100  # of scheme t5
 
 # Hashing a stream takes about a second a gigabyte: below this it is done at every start.
 _VERIFY_BELOW = 1 << 30
@@ -60,7 +67,15 @@ class Corpus:
         return self.folder / source.Config(splits=self.names).here(split)
 
 
-def prepare(cfg: source.Config, data_dir: Path, *, vocab_size: int, splits: tuple[str, ...] = source.SPLITS) -> Corpus:
+def prepare(
+    cfg: source.Config,
+    data_dir: Path,
+    *,
+    vocab_size: int,
+    splits: tuple[str, ...] = source.SPLITS,
+    scheme: Scheme = "bytes",
+    by_sentence: bool = False,
+) -> Corpus:
     """Open a corpus, training its tokenizer (on the train split only) and tokenising it where that was not done yet.
 
     Kind "tokens" is opened as it is: `path` holds tokenizer.json and a folder a split, written by `tokens.write` or
@@ -71,6 +86,8 @@ def prepare(cfg: source.Config, data_dir: Path, *, vocab_size: int, splits: tupl
         data_dir: where built corpora and tokens are kept.
         vocab_size: of the tokenizer; a corpus of kind "tokens" must have just this one.
         splits: those needed; others are left alone.
+        scheme: byte-level BPE, the same with T5's layout and sentinels, or BERT's WordPiece without case.
+        by_sentence: cut documents into sentences, as `sentence_pairs` reads them.
 
     Raises:
         DataError: what `source.documents`, `tokenizer.train` and `tokens.load` raise.
@@ -83,17 +100,24 @@ def prepare(cfg: source.Config, data_dir: Path, *, vocab_size: int, splits: tupl
                 f"{cfg.path} has a vocabulary of {found.vocab_size}, not {vocab_size}; set vocab_size to it"
             )
         return Corpus(found, cfg.path, cfg.splits)
-    key = f"{source.fingerprint(cfg, 'train', data_dir)}-{vocab_size}"
-    name = f"{cfg.kind}-{vocab_size}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    form = ("" if scheme == "bytes" else f"-{scheme}") + ("-sentences" if by_sentence else "")
+    key = f"{source.fingerprint(cfg, 'train', data_dir)}-{vocab_size}{form}"
+    name = f"{cfg.kind}-{vocab_size}{form}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     folder = data_dir / "corpora" / name
     if (folder / "tokenizer.json").is_file():
         learned = tokenizer.load(folder)
     else:
-        learned = tokenizer.train(_sample(source.documents(cfg, "train", data_dir)), vocab_size)
+        learned = _learn(scheme, _sample(source.documents(cfg, "train", data_dir)), vocab_size)
         learned.save(folder)
     for split in splits:
-        _tokenise(cfg, split, data_dir, learned, folder / split)
+        _tokenise(cfg, split, data_dir, learned, folder / split, by_sentence)
     return Corpus(learned, folder)
+
+
+def _learn(scheme: Scheme, texts: Iterator[str], vocab_size: int) -> Tokenizer:
+    if scheme == "wordpiece":
+        return tokenizer.train_wordpiece(texts, vocab_size)
+    return tokenizer.train(texts, vocab_size, sentinels=SENTINELS if scheme == "t5" else 0)
 
 
 def _sample(documents: source.Documents) -> Iterator[str]:
@@ -108,12 +132,15 @@ def _sample(documents: source.Documents) -> Iterator[str]:
         yield text
 
 
-def _tokenise(cfg: source.Config, split: str, data_dir: Path, learned: Tokenizer, folder: Path) -> None:
-    wanted = tokens.made_from(source.fingerprint(cfg, split, data_dir), learned)
+def _tokenise(
+    cfg: source.Config, split: str, data_dir: Path, learned: Tokenizer, folder: Path, by_sentence: bool
+) -> None:
+    mark = source.fingerprint(cfg, split, data_dir) + ("-sentences" if by_sentence else "")
     if folder.is_dir():
         found = tokens.load(folder)
-        if found.index.made_from == wanted:
+        if found.index.made_from == tokens.made_from(mark, learned):
             if (folder / "tokens.bin").stat().st_size < _VERIFY_BELOW:
                 tokens.load(folder, verify=True)
             return
-    tokens.write(source.documents(cfg, split, data_dir), learned, folder)
+    documents = source.documents(cfg, split, data_dir)
+    tokens.write(Sentences(documents) if by_sentence else documents, learned, folder)

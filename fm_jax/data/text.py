@@ -10,6 +10,8 @@ from functools import cached_property
 import numpy as np
 
 from fm_jax.core.errors import DataError
+from fm_jax.data import encoded as encodings
+from fm_jax.data.encoded import Encoded
 from fm_jax.data.packing import pack
 from fm_jax.data.tokenizer import Tokenizer
 from fm_jax.data.tokens import Tokens
@@ -91,7 +93,12 @@ class Packed:
 
 
 class Labelled:
-    """Texts cut or padded to `length`: {"tokens": int32 [T], "length", "label": int32 [], "weights": float32 []}."""
+    """Texts, or pairs of texts, framed by the tokenizer's own special tokens, cut or padded to `length`.
+
+    Rows are {"tokens", "types": int32 [T], "length", "label": int32 [], "weights": float32 []}. What is too long loses
+    the end of its text, of a pair's longer one, and keeps its frame. Pairs of a tokenizer that has no frame are parted
+    by its end token.
+    """
 
     def __init__(
         self,
@@ -101,20 +108,29 @@ class Labelled:
         *,
         length: int,
         num_classes: int,
+        second: Sequence[str] | None = None,
         name: str = "labelled texts",
     ) -> None:
         _check_length(length)
         if not len(texts) or len(texts) != len(labels):
             raise DataError(f"{name}: {len(texts)} texts and {len(labels)} labels; there must be some, and as many")
-        ids = tokenizer.encode_batch(texts)
-        self.cropped = sum(len(found) > length for found in ids)
+        for index, label in enumerate(labels):
+            if not 0 <= label < num_classes:
+                raise DataError(f"{name}: text {index} has label {label}, outside 0 to {num_classes - 1}")
+        found = tokenizer.encode_pairs(texts, second)
+        for part, what in enumerate(("text", "second text")[: 1 if second is None else 2]):
+            if (empty := next((i for i, one in enumerate(found) if part not in one.parts), -1)) >= 0:
+                raise DataError(f"{name}: {what} {empty} is empty")
+        if second is not None and all((one.parts >= 0).all() for one in found):
+            found = [encodings.part(one, tokenizer.end_id) for one in found]
+        self.cropped = sum(len(one.ids) > length for one in found)
         """Number of texts that were longer than `length` and lost their ends."""
-        self._lengths = np.array([min(len(found), length) for found in ids], np.int32)
-        self._tokens = np.full((len(ids), length), tokenizer.pad_id, np.int32)
-        for row, found in zip(self._tokens, ids, strict=True):
-            row[: len(found)] = found[:length]
-        if not self._lengths.all():
-            raise DataError(f"{name}: text {int(self._lengths.argmin())} is empty")
+        self._lengths = np.array([min(len(one.ids), length) for one in found], np.int32)
+        self._tokens = np.full((len(found), length), tokenizer.pad_id, np.int32)
+        self._types = np.zeros((len(found), length), np.int32)
+        for tokens, types, one in zip(self._tokens, self._types, found, strict=True):
+            kept = shortened(one, length)
+            tokens[: len(kept)], types[: len(kept)] = one.ids[kept], one.types[kept]
         self._labels = np.asarray(labels, np.int32)
         self.name = name
         digest = hashlib.sha256(self._tokens.tobytes() + self._labels.tobytes()).hexdigest()
@@ -127,10 +143,35 @@ class Labelled:
     def __getitem__(self, index: int) -> Row:
         return {
             "tokens": self._tokens[index],
+            "types": self._types[index],
             "length": self._lengths[index],
             "label": self._labels[index],
             "weights": np.float32(1.0),
         }
+
+
+def shortened(encoded: Encoded, length: int) -> np.ndarray:
+    """Return the places [≤ length] of the tokens to keep: all special ones, and of a pair's longer text no more.
+
+    The ends of texts are lost; of a pair first the longer one's, until both are as long.
+
+    Raises:
+        DataError: no room for any token beside the special ones.
+    """
+    sizes = [int((encoded.parts == part).sum()) for part in (0, 1)]
+    room = length - (special := int((encoded.parts < 0).sum()))
+    if room < sum(size > 0 for size in sizes):
+        raise DataError(f"{length} tokens have no room for text beside {special} special ones; raise the length")
+    if sum(sizes) > room:
+        short = min(*sizes, room // 2) if min(sizes) else 0
+        longer = int(sizes[1] >= sizes[0])
+        sizes[longer], sizes[1 - longer] = room - short, short
+    order = np.zeros(len(encoded.parts), np.int32)  # of each token within its part
+    for part in (0, 1):
+        mine = encoded.parts == part
+        order[mine] = np.arange(mine.sum())
+    limits = np.array([*sizes, len(order) + 1])[encoded.parts]  # part -1, of special tokens, is the last
+    return np.flatnonzero(order < limits)
 
 
 def shifted(stream: np.ndarray, length: int, pad_id: int) -> Row:

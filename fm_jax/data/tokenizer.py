@@ -1,49 +1,133 @@
-"""Byte-level byte-pair encoding (Sennrich et al. 2016, over bytes as in Radford et al. 2019), in files others open.
+"""Text to token ids and back, in files others open: byte-level BPE, BERT's WordPiece, and any tokenizer.json.
 
 A folder with `tokenizer.json` (all of the tokenizer) and `tokenizer_config.json` (the names of its special tokens),
-as `transformers` and llama.cpp's converters read them. Any text round-trips: the 256 bytes are always in the alphabet.
+as `transformers` and llama.cpp's converters read them. Ours is byte-level byte-pair encoding (Sennrich et al. 2016,
+over bytes as in Radford et al. 2019): any text round-trips, for the 256 bytes are always in the alphabet.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from fm_jax.core.errors import ConfigError, DataError
+from fm_jax.data import encoded, tokenizer_file
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
+BYTES = {"start": END, "end": END, "unknown": END, "pad": PAD}
+T5 = {"pad": "<pad>", "end": "</s>", "unknown": "<unk>"}
+BERT = {"pad": "[PAD]", "unknown": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+
+Role = Literal["start", "end", "unknown", "pad", "cls", "sep", "mask"]
+INSTEAD: dict[str, str] = {"start": "cls", "end": "sep"}  # BERT's texts start and end with these
 
 
 class Tokenizer:
-    """Text to token ids and back; made by `train` or `load`."""
+    """Text to token ids and back; made by `train`, `train_wordpiece` or `load`."""
 
-    def __init__(self, inner: Any, end: str = END, pad: str = PAD) -> None:
-        self._inner, self._end, self._pad = inner, end, pad
+    def __init__(
+        self,
+        inner: Any,
+        names: Mapping[str, str],
+        *,
+        config: Mapping[str, Any] | None = None,
+        where: str = "the tokenizer",
+    ) -> None:
+        self._inner, self._names, self._config, self._where = inner, dict(names), config, where
         # Text is never read as a special token: a document that spells <|endoftext|> does not end there.
         inner.encode_special_tokens = True
         inner.no_padding()
         inner.no_truncation()
         self.vocab_size: int = inner.get_vocab_size(with_added_tokens=True)
-        found = inner.token_to_id(end)
-        if found is None:
-            raise DataError(f"the tokenizer has no token {end!r}; name its end-of-text token in tokenizer_config.json")
-        self.end_id: int = found
-        self.pad_id: int = self.end_id if (found := inner.token_to_id(pad)) is None else found
         self.fingerprint = hashlib.sha256(inner.to_str().encode()).hexdigest()[:16]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is cached is cheap to find again, and workers get a tokenizer with every source.
+        return {name: value for name, value in vars(self).items() if name not in ("sentinels", "begins_word")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._inner.encode_special_tokens = True  # the library forgets it on the way
+
+    def special(self, role: Role) -> int:
+        """Return the id of a special token; "end" is BERT's [SEP] and "start" its [CLS] where there is no other.
+
+        Raises:
+            DataError: the tokenizer has none.
+        """
+        for one in (role, INSTEAD.get(role)):
+            if one in self._names and (found := self._inner.token_to_id(self._names[one])) is not None:
+                return int(found)
+        name = f" {self._names[role]!r}" if role in self._names else ""
+        raise DataError(f"{self._where} has no {role} token{name}; name one that it has in tokenizer_config.json")
+
+    @property
+    def end_id(self) -> int:
+        """What stands between documents and after an answer."""
+        return self.special("end")
+
+    @property
+    def pad_id(self) -> int:
+        """What fills rows up; the end token where no other was named."""
+        try:
+            return self.special("pad")
+        except DataError:
+            return self.end_id
+
+    @cached_property
+    def sentinels(self) -> list[int]:
+        """Return the ids of <extra_id_0>, <extra_id_1>, …, T5's marks of left-out spans; [] for other tokenizers."""
+        found: list[int] = []
+        while (index := self._inner.token_to_id(f"<extra_id_{len(found)}>")) is not None:
+            found.append(index)
+        return found
+
+    @cached_property
+    def begins_word(self) -> np.ndarray:
+        """Return which tokens begin a word or are one by themselves: bool [V]."""
+        model = json.loads(self._inner.to_str())["model"]
+        texts = [self._inner.id_to_token(index) for index in range(self.vocab_size)]
+        if prefix := model.get("continuing_subword_prefix"):
+            return np.array([not text.startswith(prefix) for text in texts])
+        # Byte-level and metaspace write the space before a word, as Ġ or ▁, and bytes up to the space as Ā … Ġ.
+        return np.array([not text[:1].isalnum() or "\u0100" <= text[:1] <= "\u0120" for text in texts])
 
     def encode(self, text: str) -> np.ndarray:
         """Return the token ids of a text, without special tokens: int32 [T]."""
-        return np.array(self._inner.encode(text, add_special_tokens=False).ids, np.int32)
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the token ids of many texts, over all cores."""
-        found = self._inner.encode_batch(list(texts), add_special_tokens=False)
+        """Return the token ids of many texts, over all cores.
+
+        Raises:
+            DataError: the tokenizer cannot work through a text.
+        """
+        with tokenizer_file.guard(f"{self._where} cannot encode"):
+            found = self._inner.encode_batch(list(texts), add_special_tokens=False)
         return [np.array(item.ids, np.int32) for item in found]
+
+    def encode_pair(self, first: str, second: str | None = None) -> encoded.Encoded:
+        """Return one text, or two, framed by the tokenizer's own special tokens."""
+        return self.encode_pairs([first], None if second is None else [second])[0]
+
+    def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None = None) -> list[encoded.Encoded]:
+        """Return many texts, or pairs of texts, framed by the tokenizer's own special tokens, over all cores.
+
+        Raises:
+            DataError: not as many second texts as first ones, or a text that the tokenizer cannot work through.
+        """
+        if second is not None and len(first) != len(second):
+            raise DataError(f"{len(first)} first and {len(second)} second texts do not make pairs")
+        texts = list(first) if second is None else list(zip(first, second, strict=True))
+        with tokenizer_file.guard(f"{self._where} cannot encode"):
+            return [encoded.read(item) for item in self._inner.encode_batch(texts, add_special_tokens=True)]
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, keep_special: bool = False) -> str:
         """Return the text of token ids; bytes that are no UTF-8 become U+FFFD.
@@ -55,7 +139,8 @@ class Tokenizer:
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
             wrong = ids.min() if ids.min() < 0 else ids.max()
             raise DataError(f"token id {wrong} is outside the vocabulary of {self.vocab_size}")
-        return self._inner.decode(ids.tolist(), skip_special_tokens=not keep_special)
+        with tokenizer_file.guard(f"{self._where} cannot decode"):
+            return self._inner.decode(ids.tolist(), skip_special_tokens=not keep_special)
 
     def token(self, index: int) -> str:
         """Return how a token is written in the vocabulary (bytes as printable characters, a space as Ġ)."""
@@ -64,77 +149,119 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, each whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": self._end,
-            "eos_token": self._end,
-            "unk_token": self._end,
-            "pad_token": self._pad if self.pad_id != self.end_id else self._end,
-            "add_prefix_space": False,
-            "clean_up_tokenization_spaces": False,
-        }
+        config = {"tokenizer_class": "PreTrainedTokenizerFast"} | dict(self._config or {})
+        config |= {key: self._names[role] for role, key in tokenizer_file.FIELDS.items() if role in self._names}
+        if self._config is None:
+            config |= {"add_prefix_space": False, "clean_up_tokenization_spaces": False}
+        if self._config is None and "cls" in self._names:  # else transformers 5 leaves the types out
+            config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
         _write(folder / "tokenizer_config.json", json.dumps(config, indent=1))
         _write(folder / "tokenizer.json", self._inner.to_str(pretty=True))
 
 
-def train(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2) -> Tokenizer:
-    """Learn merges from texts until the vocabulary is full; the same texts give the same tokenizer.
+def train(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2, sentinels: int = 0) -> Tokenizer:
+    """Learn merges of bytes until the vocabulary is full; the same texts give the same tokenizer.
 
     Args:
         texts: read once, in any order.
-        vocab_size: tokens in all, the 256 bytes and the two special tokens among them.
+        vocab_size: tokens in all, the 256 bytes and the special tokens among them.
         min_frequency: a pair that is rarer is not merged.
+        sentinels: above 0, lay the vocabulary out as T5's: <pad>, </s>, <unk> first and so many <extra_id_…> last,
+            <extra_id_0> being the very last; texts are framed by a closing </s>.
 
     Raises:
         ConfigError: a vocabulary without room for the bytes.
         DataError: no text, or too little for so many tokens.
     """
     import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if vocab_size < len(alphabet) + 2:
-        raise ConfigError(f"vocab_size {vocab_size} is below the {len(alphabet) + 2} of bytes and special tokens")
+    names = T5 if sentinels else BYTES
+    special = list(T5.values()) if sentinels else [END, PAD]
+    if vocab_size < (least := len(alphabet) + len(special) + sentinels):
+        raise ConfigError(f"vocab_size {vocab_size} is below the {least} of bytes and special tokens")
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - sentinels,
         min_frequency=min_frequency,
-        special_tokens=[END, PAD],
+        special_tokens=special,
         initial_alphabet=alphabet,
         show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
-    if (reached := inner.get_vocab_size()) < vocab_size:
-        raise DataError(f"the text has pairs for {reached} tokens, not {vocab_size}; lower vocab_size or add text")
-    return Tokenizer(inner)
+    inner.add_special_tokens([f"<extra_id_{number}>" for number in reversed(range(sentinels))])
+    if sentinels:
+        closing = [("</s>", inner.token_to_id("</s>"))]
+        inner.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", closing)
+    return _full(inner, vocab_size, names)
+
+
+def train_wordpiece(
+    texts: Iterable[str], vocab_size: int, *, lowercase: bool = True, min_frequency: int = 2
+) -> Tokenizer:
+    """Learn BERT's tokenizer: words and their pieces, without case and accents unless `lowercase` is off.
+
+    The ids of [PAD], [UNK], [CLS], [SEP], [MASK] are 0 to 4; a pair is framed as [CLS] A [SEP] B [SEP] with types 0
+    and 1. A word with a character that the texts did not have becomes [UNK].
+    Source: Devlin et al. 2019; pieces by Schuster & Nakajima 2012, here chosen by the frequency of pairs.
+
+    Raises:
+        ConfigError: a vocabulary without room for the characters.
+        DataError: no text, or too little for so many tokens.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    inner = tokenizers.Tokenizer(models.WordPiece(unk_token=BERT["unknown"]))
+    inner.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece()
+    texts = list(texts)
+    first = _characters(texts, inner, most=max(1, (vocab_size - len(BERT)) // 3))
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        # The library numbers ##a as it meets it, in the order of a hash table: here all have their numbers before.
+        special_tokens=[*BERT.values(), *first],
+        initial_alphabet=[token for token in first if len(token) == 1],
+        limit_alphabet=sum(len(token) == 1 for token in first),
+        show_progress=False,
+    )
+    learner = tokenizers.Tokenizer(inner.model)
+    learner.normalizer, learner.pre_tokenizer = inner.normalizer, inner.pre_tokenizer
+    learner.train_from_iterator(texts, trainer)
+    inner.model = models.WordPiece(learner.get_vocab(), unk_token=BERT["unknown"])
+    inner.add_special_tokens(list(BERT.values()))
+    frame = [(token, inner.token_to_id(token)) for token in (BERT["cls"], BERT["sep"])]
+    inner.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", frame)
+    return _full(inner, vocab_size, BERT)
 
 
 def load(folder: Path) -> Tokenizer:
-    """Read a tokenizer.json, ours or another tool's, and the names in the tokenizer_config.json beside it.
+    """Read a tokenizer.json, ours or another tool's, and the names of its special tokens in the files beside it.
 
     Raises:
-        DataError: missing or damaged files.
+        DataError: missing, damaged or unsound files; a special token that is not there is missed when it is asked for.
     """
-    import tokenizers
-
     file = folder / "tokenizer.json" if folder.is_dir() else folder
-    if not file.is_file():
-        raise DataError(f"{file} does not exist")
-    try:
-        inner = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
-        raise DataError(f"{file} is not a tokenizer: {error}") from error
-    names: dict[str, Any] = {}
-    beside = file.parent / "tokenizer_config.json"
-    if beside.is_file():
-        try:
-            names = json.loads(beside.read_text("utf-8"))
-        except ValueError as error:
-            raise DataError(f"{beside} is not JSON: {error}") from error
-    end = _name(names.get("eos_token")) or END
-    return Tokenizer(inner, end, _name(names.get("pad_token")) or PAD)
+    inner, names, config = tokenizer_file.read(file)
+    return Tokenizer(inner, names, config=config, where=str(file))
+
+
+def check_vocabulary(tokenizer: Tokenizer, rows: int) -> None:
+    """Refuse a tokenizer with more tokens than an embedding has rows; fewer are usual, where it was padded.
+
+    Raises:
+        DataError: naming both numbers.
+    """
+    if tokenizer.vocab_size > rows:
+        raise DataError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's embedding {rows} rows; "
+            "take the tokenizer that the model was trained with"
+        )
 
 
 def bytes_per_token(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
@@ -143,9 +270,21 @@ def bytes_per_token(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
     return sum(len(text.encode()) for text in texts) / max(tokens, 1)
 
 
-def _name(value: Any) -> str:
-    """Return a special token's text, which some tools write as an object."""
-    return str(value.get("content", "")) if isinstance(value, dict) else str(value or "")
+def _characters(texts: Iterable[str], inner: Any, *, most: int) -> list[str]:
+    """Return the commonest characters, sorted, and behind them, as ##a, those that can stand within a word."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update("".join(inner.normalizer.normalize_str(text).split()))
+    kept = sorted(sorted(counts, key=lambda character: (-counts[character], character))[: min(most, 1000)])
+    return kept + [f"##{c}" for c in kept if len(inner.pre_tokenizer.pre_tokenize_str(f"a{c}a")) == 1]
+
+
+def _full(inner: Any, vocab_size: int, names: Mapping[str, str]) -> Tokenizer:
+    """Return a tokenizer that was just learnt, if it has the tokens it should."""
+    if (reached := inner.get_vocab_size()) != vocab_size:
+        what = "lower vocab_size or add text" if reached < vocab_size else "raise vocab_size"
+        raise DataError(f"the text has pairs for {reached} tokens, not {vocab_size}; {what}")
+    return Tokenizer(inner, names)
 
 
 def _write(path: Path, text: str) -> None:

@@ -99,6 +99,13 @@ def read(path: Path) -> list[dict[str, Any]]:
     ]
 
 
+def curves(path: Path, names: Mapping[str, str]) -> dict[str, tuple[list[int], list[float]]]:
+    """Return {title: (steps, values)} of the metrics {title: name} that a record holds; those it lacks are left out."""
+    lines = read(path)
+    found = {title: [(line["step"], line[name]) for line in lines if name in line] for title, name in names.items()}
+    return {title: ([p[0] for p in points], [p[1] for p in points]) for title, points in found.items() if points}
+
+
 class TensorBoard:
     """TensorBoard event files, by tensorboardX; steps after `resume_step` of an earlier run are hidden."""
 

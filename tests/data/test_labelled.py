@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from fm_jax.core.errors import DataError
+from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data import docstring_task, labelled
 
 
@@ -26,6 +26,19 @@ def test_a_folder_gives_its_classes_in_sorted_order(cfg: labelled.Config, tmp_pa
     assert task.train.texts == ("fine", "bad", "nice", "worse") and task.train.labels.tolist() == [0, 1, 0, 1]
     assert (task.validation.labels.tolist(), task.test.labels.tolist()) == ([1], [0])
     assert docstring_task.few(task.train, 1, seed=0).counts() == {"good": 1, "poor": 1}
+
+
+def test_pairs_have_a_second_field(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        rows = [{"text": f"{split} {i}", "other": f"and {i}", "label": "xy"[i]} for i in range(2)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = labelled.load(labelled.Config(path=tmp_path, second="other"), tmp_path)
+    assert task.train.second == ("and 0", "and 1") and task.test.take([1]).second == ("and 1",)
+    assert labelled.load(labelled.Config(path=tmp_path), tmp_path).train.take([1]).second == ()
+    with pytest.raises(DataError, match="no field 'nothing'"):
+        labelled.load(labelled.Config(path=tmp_path, second="nothing"), tmp_path)
+    with pytest.raises(ConfigError, match=r"data.second other needs data.path"):
+        labelled.load(labelled.Config(second="other"), tmp_path)
 
 
 def test_a_label_that_training_lacks_is_named(cfg: labelled.Config, tmp_path: Path) -> None:

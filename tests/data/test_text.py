@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from fm_jax.core.errors import DataError
-from fm_jax.data import text
+from fm_jax.data import text, tokenizer
 from fm_jax.data.corpus import Corpus
+from fm_jax.data.encoded import Encoded
+from fm_jax.data.tokenizer import Tokenizer
 
 
 def _rows(source: text.Blocks | text.Packed) -> list[text.Row]:
@@ -89,6 +91,65 @@ def test_labelled_texts_are_padded_and_cut(small: Corpus) -> None:
         assert (row["tokens"][len(ids) :] == small.tokenizer.pad_id).all() and len(row["tokens"]) == 12
     other = text.Labelled(texts, [2, 0, 0], small.tokenizer, length=12, num_classes=3)
     assert other.fingerprint != found.fingerprint
+
+
+@pytest.fixture(scope="module")
+def framed() -> Tokenizer:
+    words = "one two three four five six seven eight nine ten"
+    return tokenizer.train_wordpiece([f"{words} {words}"] * 3, 60)
+
+
+def test_texts_are_framed_by_their_tokenizer_and_cut_within_the_frame(framed: Tokenizer) -> None:
+    texts = ["one two", "one two three four five six seven"]
+    found = text.Labelled(texts, [0, 1], framed, length=8, num_classes=2)
+    short, long = (found[i] for i in range(2))
+    cls, sep = framed.special("cls"), framed.special("sep")
+    assert short["tokens"].tolist()[: short["length"]] == [cls, *framed.encode(texts[0]).tolist(), sep]
+    assert long["tokens"].tolist() == [cls, *framed.encode(texts[1]).tolist()[:6], sep]
+    assert not long["types"].any() and found.cropped == 1
+
+
+def test_pairs_are_told_apart_by_their_types(framed: Tokenizer) -> None:
+    one, two = (text.Labelled(["one"], [0], framed, second=[s], length=24, num_classes=1) for s in ("two", "six"))
+    whole = framed.encode_pair("one", "two")
+    row = one[0]
+    assert row["tokens"].tolist()[: row["length"]] == whole.ids.tolist()
+    assert row["types"].tolist()[: row["length"]] == whole.types.tolist() and whole.types.any()
+    assert one.fingerprint != two.fingerprint
+    with pytest.raises(DataError, match="second text 0 is empty"):
+        text.Labelled(["one"], [0], framed, second=[""], length=24, num_classes=1)
+
+
+def test_pairs_of_a_tokenizer_without_a_frame_are_parted_by_its_end(small: Corpus) -> None:
+    words = small.tokenizer
+    row = text.Labelled(["one"], [0], words, second=["two"], length=24, num_classes=1)[0]
+    wanted = [*words.encode("one").tolist(), words.end_id, *words.encode("two").tolist()]
+    assert row["tokens"].tolist()[: row["length"]] == wanted
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kept"), [(9, 2, (5, 2)), (2, 9, (2, 5)), (9, 9, (3, 4)), (3, 9, (3, 4)), (2, 3, (2, 3))]
+)
+def test_of_a_pair_the_longer_text_is_cut_first(first: int, second: int, kept: tuple[int, int]) -> None:
+    parts = np.array([-1, *[0] * first, -1, *[1] * second, -1], np.int32)
+    none = np.zeros(len(parts), np.int32)
+    places = text.shortened(Encoded(none, none, none, none, parts), 10)
+    assert (np.bincount(parts[places] + 1).tolist()) == [3, *kept]
+    wanted = [0, *range(1, 1 + kept[0]), first + 1, *range(first + 2, first + 2 + kept[1]), first + second + 2]
+    assert places.tolist() == wanted  # from the beginning of each
+
+
+def test_a_frame_that_fills_the_row_is_refused(framed: Tokenizer) -> None:
+    with pytest.raises(DataError, match="2 tokens have no room for text beside 2 special ones"):
+        text.Labelled(["one"], [0], framed, length=2, num_classes=1)
+    with pytest.raises(DataError, match="4 tokens have no room for text beside 3 special ones"):
+        text.Labelled(["one"], [0], framed, second=["two"], length=4, num_classes=1)
+
+
+def test_a_label_outside_the_classes_is_named(small: Corpus) -> None:
+    for label in (3, -1):
+        with pytest.raises(DataError, match=f"text 1 has label {label}, outside 0 to 2"):
+            text.Labelled(["a", "b"], [0, label], small.tokenizer, length=4, num_classes=3)
 
 
 def test_rows_say_what_their_ids_and_labels_must_be_below(small: Corpus) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fm_jax.core.errors import ConfigError
-from fm_jax.train.log import Console, JsonLines, Tee, TensorBoard, read, writers
+from fm_jax.train.log import Console, JsonLines, Tee, TensorBoard, curves, read, writers
 
 
 def write(path: Path, steps: range, resume_step: int | None = None) -> None:
@@ -39,6 +39,15 @@ def test_floats_are_exact_and_every_line_is_strict_json(tmp_path: Path) -> None:
         raise AssertionError(f"{word} is not JSON")
 
     json.loads((tmp_path / "new" / "m.jsonl").read_text(), parse_constant=refuse)
+
+
+def test_curves_are_read_back_by_their_titles(tmp_path: Path) -> None:
+    writer = JsonLines(tmp_path / "metrics.jsonl")
+    writer.write(1, {"train/nll": 3.0})
+    writer.write(2, {"train/nll": 2.5, "validation/nll": 2.75})
+    writer.close()
+    found = curves(tmp_path / "metrics.jsonl", {"training": "train/nll", "held out": "validation/nll", "none": "x"})
+    assert found == {"training": ([1, 2], [3.0, 2.5]), "held out": ([2], [2.75])}
 
 
 def test_takes_jax_scalars(tmp_path: Path) -> None:
