@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data import folder, standard_library
+from fm_jax.data.catalogue import line, open_split
 
 SPLITS = standard_library.SPLITS
 
@@ -95,7 +96,7 @@ class _Records:
         except UnicodeDecodeError as error:
             raise DataError(f"{self._name}: record {index} is not UTF-8 text: {error}") from error
         except Exception as error:  # a damaged file: the reader raises RuntimeError with C++ text
-            raise DataError(f"{self._name}: record {index} cannot be read: {_line(error)}") from error
+            raise DataError(f"{self._name}: record {index} cannot be read: {line(error)}") from error
 
 
 def _python_docs(cfg: Config, split: str, data_dir: Path) -> Documents:
@@ -106,35 +107,5 @@ def _python_docs(cfg: Config, split: str, data_dir: Path) -> Documents:
 
 
 def _catalogue(cfg: Config, here: str, data_dir: Path) -> Documents:
-    """Open a corpus of tensorflow-datasets that is prepared as ArrayRecord, or prepare it where that was asked for."""
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder(cfg.name, data_dir=data_dir, file_format="array_record")
-    except Exception as error:  # an unknown name lists every corpus there is, over hundreds of lines
-        raise DataError(f"tensorflow-datasets has no corpus {cfg.name!r}: {_line(error)}") from error
-    if not builder.is_prepared():
-        if not cfg.download:
-            raise DataError(
-                f"{cfg.name} is not prepared under {data_dir}; set download to true to fetch it, or prepare it on "
-                f"another machine with file_format array_record and copy {builder.data_path} here"
-            )
-        try:
-            builder.download_and_prepare()
-        except Exception as error:
-            raise DataError(f"tensorflow-datasets cannot prepare {cfg.name}: {_line(error)}") from error
-    if cfg.field not in builder.info.features:
-        raise DataError(f"{cfg.name} has no field {cfg.field!r}; it has {', '.join(builder.info.features)}")
-    try:
-        rows = builder.as_data_source(here)
-    except Exception as error:
-        known = ", ".join(builder.info.splits)
-        raise DataError(f"cannot open split {here!r} of {cfg.name} (it has {known}): {_line(error)}") from error
-    if not len(rows):
-        raise DataError(f"split {here!r} of {cfg.name} is empty")
-    return _Records(rows, cfg.field, f"{cfg.name}/{here}", f"{builder.info.full_name}-{here}-{cfg.field}-{len(rows)}")
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    info, rows = open_split(cfg.name, here, data_dir, fields=(cfg.field,), download=cfg.download)
+    return _Records(rows, cfg.field, f"{cfg.name}/{here}", f"{info.full_name}-{here}-{cfg.field}-{len(rows)}")

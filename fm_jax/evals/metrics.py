@@ -31,6 +31,24 @@ def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
     return float(np.mean(labels == predictions))
 
 
+def top_k_accuracy(labels: ArrayLike, scores: ArrayLike, k: int = 5) -> float:
+    """Return the share of labels [N] among the k classes of the largest scores [N, C]; of equal ones the first count.
+
+    Raises:
+        DataError: shapes that do not fit, scores that are NaN, labels outside 0..C-1, or k outside 1..C.
+    """
+    values: np.ndarray = np.asarray(scores)
+    if values.ndim != 2 or not 1 <= k <= values.shape[1]:
+        raise DataError(f"the top {k} need scores [N, C] of at least as many classes, not of shape {values.shape}")
+    labels, _ = _pair(labels, values[:, 0])
+    _check_classes("labels", labels, values.shape[1])
+    if np.isnan(values).any():
+        raise DataError("scores are NaN")
+    own = np.take_along_axis(values, labels[:, None].astype(np.int64), axis=1)
+    before = (values == own) & (np.arange(values.shape[1]) < labels[:, None])
+    return float(np.mean(((values > own) | before).sum(axis=1) < k))
+
+
 def macro_f1(labels: ArrayLike, predictions: ArrayLike) -> float:
     """Return the unweighted mean over classes of F1 = 2·TP / (2·TP + FP + FN), as scikit-learn's `average="macro"`.
 

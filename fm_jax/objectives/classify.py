@@ -1,6 +1,7 @@
 """Softmax classification.
 
-Batch fields: label [B], weights [B] (0 for rows that only fill the batch), and the model's inputs.
+Batch fields: label [B], weights [B] (0 for rows that only fill the batch), and the model's inputs. Where images are
+mixed (data/mixing.py) also target [B, C], the share of every class, of which label names the largest.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,8 @@ def softmax(
 ) -> LossFn:
     """Make the cross-entropy loss of a classifier's `apply(variables, *inputs, rngs=…) -> logits [B, C]`.
 
+    Against target where the batch has one, else against label.
+
     Returns:
         LossFn whose metrics are "nll" (without smoothing, in nats) and "accuracy", both per weighted row.
     """
@@ -26,7 +29,10 @@ def softmax(
         out, statistics = apply_with(apply, params, *(batch[name] for name in inputs), rng=rng)
         logits = out.astype(jnp.float32)
         log_p = jax.nn.log_softmax(logits)
-        likelihood = -jnp.take_along_axis(log_p, batch["label"][:, None], axis=-1)[:, 0]
+        if "target" in batch:
+            likelihood = -(batch["target"].astype(jnp.float32) * log_p).sum(axis=-1)
+        else:
+            likelihood = -jnp.take_along_axis(log_p, batch["label"][:, None], axis=-1)[:, 0]
         objective = likelihood
         if label_smoothing:
             objective = (1 - label_smoothing) * likelihood - label_smoothing * log_p.mean(axis=-1)

@@ -130,3 +130,20 @@ def test_the_interval_of_one_accuracy_is_wilsons():
 def test_bad_input_is_refused_with_its_value(call, said):
     with pytest.raises(DataError, match=said):
         call()
+
+
+def test_the_top_k_hold_the_label_and_of_equal_scores_the_first_count():
+    scores = np.random.default_rng(0).normal(size=(200, 7))
+    labels = np.random.default_rng(1).integers(0, 7, 200)
+    for k in (1, 2, 7):
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        assert metrics.top_k_accuracy(labels, scores, k) == np.mean(
+            [y in row for y, row in zip(labels, best, strict=True)]
+        )
+    assert metrics.top_k_accuracy([0, 1, 2], np.zeros((3, 3)), 2) == pytest.approx(2 / 3)  # no credit for a constant
+    with pytest.raises(DataError, match="scores are NaN"):
+        metrics.top_k_accuracy([0], [[math.nan, 1.0]], 1)
+    with pytest.raises(DataError, match="the top 3 need scores"):
+        metrics.top_k_accuracy([0], [[0.0, 1.0]], 3)
+    with pytest.raises(DataError, match="labels are 2 to 2, but there are 2 classes"):
+        metrics.top_k_accuracy([2], [[0.0, 1.0]], 1)

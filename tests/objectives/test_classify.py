@@ -45,3 +45,21 @@ def test_rows_that_only_fill_the_batch_do_nothing():
 def test_noise_comes_with_a_key_only():
     loss = softmax(apply, ("image",))
     assert loss(PARAMS, BATCH, None)[0] == loss(PARAMS, BATCH)[0] != loss(PARAMS, BATCH, jax.random.key(0))[0]
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_a_soft_target_is_the_mixture_of_its_hard_ones(label_smoothing):
+    loss = softmax(apply, ("image",), label_smoothing=label_smoothing)
+    other = RNG.permutation(BATCH["label"])
+    share = np.linspace(0.5, 1, B, dtype=np.float32)
+    target = share[:, None] * np.eye(C, dtype=np.float32)[BATCH["label"]]
+    target = target + (1 - share[:, None]) * np.eye(C, dtype=np.float32)[other]
+    total, weight, metrics = loss(PARAMS, {**BATCH, "target": target}, None)
+    parts = [
+        loss(PARAMS, {**BATCH, "label": label, "weights": BATCH["weights"] * part}, None)[0]
+        for label, part in ((BATCH["label"], share), (other, 1 - share))
+    ]
+    assert total == pytest.approx(float(sum(parts)), rel=1e-5) and weight == 4.5
+    assert metrics["accuracy"][0] == loss(PARAMS, BATCH, None)[2]["accuracy"][0]
+    hard = {**BATCH, "target": np.eye(C, dtype=np.float32)[BATCH["label"]]}
+    assert loss(PARAMS, hard, None)[0] == pytest.approx(float(loss(PARAMS, BATCH, None)[0]), rel=1e-6)

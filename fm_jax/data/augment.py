@@ -1,0 +1,191 @@
+"""Random changes of one image, each a pure function of (image, generator): equal generators give equal bytes.
+
+Images are uint8 [H, W, 3]; the generator is drawn from as often as the function says by its arguments, never more.
+"""
+
+import math
+
+import numpy as np
+
+from fm_jax.core.errors import DataError
+from fm_jax.data.image import Interpolation, resize, to_bytes
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+
+
+def flip(image: np.ndarray, rng: np.random.Generator, probability: float = 0.5) -> np.ndarray:
+    """Mirror left and right, at a probability."""
+    return np.ascontiguousarray(image[:, ::-1]) if rng.random() < probability else image
+
+
+def centre(
+    image: np.ndarray, size: int, share: float = 1.0, *, interpolation: Interpolation = "bilinear"
+) -> np.ndarray:
+    """Return the middle [size, size] after the shorter side was scaled to size / share (256 for 224 and 0.875)."""
+    height, width = image.shape[:2]
+    short = round(size / share)
+    scaled = [int(short * side / min(height, width)) for side in (height, width)]
+    image = resize(image, *scaled, interpolation=interpolation)
+    top, left = (round((side - size) / 2) for side in scaled)
+    return image[top : top + size, left : left + size]
+
+
+def random_resized_crop(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    size: int,
+    *,
+    area: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    interpolation: Interpolation = "bilinear",
+) -> np.ndarray:
+    """Return a random rectangle of the image, scaled to [size, size].
+
+    Its share of the area is uniform, its ratio of width to height uniform in the logarithm; of ten that do not fit,
+    the largest middle rectangle of an allowed ratio is taken. Source: Szegedy et al. 2015, section 6.
+    """
+    left, top, width, height = _rectangle(image.shape[0], image.shape[1], rng, area, ratio)
+    return resize(image, size, size, box=(left, top, left + width, top + height), interpolation=interpolation)
+
+
+def pad_crop(image: np.ndarray, rng: np.random.Generator, pad: int = 4, fill: int = 0) -> np.ndarray:
+    """Add a frame of `pad` pixels and cut out a random part of the old size. Source: He et al. 2015, section 4.2."""
+    height, width = image.shape[:2]
+    framed = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), constant_values=fill)
+    top, left = rng.integers(0, 2 * pad + 1, 2)
+    return framed[top : top + height, left : left + width]
+
+
+def affine(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    degrees: float = 12.0,
+    shift: float = 0.1,
+    scale: float = 0.1,
+    shear: float = 0.1,
+    fill: int = 0,
+) -> np.ndarray:
+    """Turn, shift (in shares of the sides), scale and shear by up to so much, each uniform; what comes in is `fill`."""
+    angle, stretch, slant = rng.uniform(-1, 1, 3) * (math.radians(degrees), scale, shear)
+    moved = rng.uniform(-shift, shift, 2) * image.shape[1::-1]
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    return warp(image, turn @ [[1, slant], [0, 1]] * (1 + stretch), moved, fill=fill)
+
+
+def warp(image: np.ndarray, matrix: np.ndarray, shift: np.ndarray, *, fill: int = 0) -> np.ndarray:
+    """Move every point p (x, y from the middle) to matrix [2, 2] @ p + shift [2]; bilinear."""
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    middle = np.array([width / 2, height / 2])
+    back = np.linalg.inv(matrix)  # Pillow wants to know where each new pixel comes from
+    origin = middle - back @ (middle + shift)
+    data = (back[0, 0], back[0, 1], origin[0], back[1, 0], back[1, 1], origin[1])
+    moved = Image.fromarray(image).transform(
+        (width, height), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=(fill,) * 3
+    )
+    return np.asarray(moved)
+
+
+def color_jitter(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+    hue: float = 0.0,
+) -> np.ndarray:
+    """Change brightness, contrast and saturation by factors of 1 ± strength, hue by up to `hue` turns, in random order.
+
+    Rounded once, at the end. Source: Howard 2013; the order and ranges of Chen et al. 2020, appendix A.
+    """
+    strengths = (brightness, contrast, saturation)
+    factors = [rng.uniform(max(0.0, 1 - strength), 1 + strength) for strength in strengths]
+    turn = rng.uniform(-hue, hue)
+    values = image.astype(np.float32)
+    for what in rng.permutation(4):
+        if what == 3 and hue:
+            values = rotate_hue(values, turn)
+        elif what < 3 and strengths[what]:
+            grey = _grey(values)
+            base = (np.float32(0), grey.mean(), grey)[what]
+            values = np.clip(base + np.float32(factors[what]) * (values - base), 0, 255)
+    return to_bytes(values)
+
+
+def rotate_hue(values: np.ndarray, turn: float) -> np.ndarray:
+    """Turn the hue of float [H, W, 3] by so many whole turns; lightest and darkest channel of a pixel stay (HSV)."""
+    red, green, blue = np.ascontiguousarray(np.moveaxis(values, 2, 0))  # whole planes: 3 times faster than by pixel
+    high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    span = high - low
+    each = 1 / np.where(span > 0, span, 1)
+    sixth = np.where(
+        high == red, (green - blue) * each, np.where(high == green, 2 + (blue - red) * each, 4 + (red - green) * each)
+    )
+    found = np.empty_like(values)
+    for channel, start in enumerate((5, 3, 1)):
+        place = sixth + np.float32(start + 6 * turn)
+        place -= 6 * np.floor(place * np.float32(1 / 6))
+        found[..., channel] = high - span * np.clip(np.minimum(place, 4 - place), 0, 1)
+    return found
+
+
+def greyscale(image: np.ndarray) -> np.ndarray:
+    """Return the luma in all three channels."""
+    return np.repeat(to_bytes(_grey(image.astype(np.float32))), 3, axis=2)
+
+
+def blur(
+    image: np.ndarray, rng: np.random.Generator, *, sigma: tuple[float, float] = (0.1, 2.0), kernel: float = 0.1
+) -> np.ndarray:
+    """Smooth by a Gaussian of random width in pixels, cut off at half of `kernel` of the height (Chen et al. 2020)."""
+    from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]  # scipy comes with jax
+
+    width = rng.uniform(*sigma)
+    radius = max(1, int(kernel * image.shape[0]) // 2)
+    return to_bytes(gaussian_filter(image.astype(np.float32), (width, width, 0), mode="reflect", radius=radius))
+
+
+def noise(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
+    """Add normal noise of a standard deviation in shares of the range."""
+    return to_bytes(image + rng.normal(0, 255 * strength, image.shape))
+
+
+def erase(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    probability: float = 0.25,
+    *,
+    area: tuple[float, float] = (0.02, 1 / 3),
+    ratio: tuple[float, float] = (0.3, 10 / 3),
+) -> np.ndarray:
+    """Fill a random rectangle of a normalised float image with N(0, 1), at a probability. Source: Zhong et al. 2017."""
+    if not np.issubdtype(image.dtype, np.floating):
+        raise DataError(f"erase takes normalised images, not {image.dtype}; normalise first")
+    if rng.random() >= probability:
+        return image
+    left, top, width, height = _rectangle(image.shape[0], image.shape[1], rng, area, ratio)
+    erased = image.copy()
+    erased[top : top + height, left : left + width] = rng.normal(size=(height, width, image.shape[2]))
+    return erased
+
+
+def _grey(values: np.ndarray) -> np.ndarray:
+    return (values @ _LUMA)[..., None]
+
+
+def _rectangle(
+    height: int, width: int, rng: np.random.Generator, area: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """Draw (left, top, width, height) inside an image."""
+    for _ in range(10):
+        size = rng.uniform(*area) * height * width
+        shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(size * shape)), round(math.sqrt(size / shape))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h
+    w = min(width, max(1, round(height * ratio[1])))
+    h = min(height, max(1, round(width / ratio[0])))
+    return (width - w) // 2, (height - h) // 2, w, h

@@ -1,0 +1,148 @@
+"""Image files to pixels: every mode becomes uint8 RGB, and what cannot be read is an error that names it and says why.
+
+Pillow alone would turn 16 bits to white, put transparent pixels on whatever colour lies beneath them, leave a
+telephone's photograph on its side, and decode ten kilobytes to a gigabyte with no more than a printed warning.
+"""
+
+import io
+import threading
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from fm_jax.core.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # no format that runs another program, as EPS does
+MAX_PIXELS = 25_000_000
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+# `catch_warnings` changes the process and is no thread's own: only what stands under this lock may use it here.
+_WARNINGS = threading.Lock()
+_ORIENTATION = 0x0112
+
+
+def decode(file: bytes | Path, *, max_pixels: int = MAX_PIXELS, name: str = "") -> np.ndarray:
+    """Return an image as uint8 [H, W, 3], upright as its EXIF data say, transparent pixels on white.
+
+    Grey is repeated, 16 bits are scaled to 8, of an animation the first frame is taken.
+
+    Args:
+        file: its bytes, or where it is.
+        max_pixels: more are refused by the header, before anything is decoded.
+        name: for messages; of a path the path.
+
+    Raises:
+        DataError: missing, empty, truncated, too large, not of FORMATS, or numbers without a known range (32-bit).
+    """
+    from PIL import Image
+
+    if isinstance(file, Path):
+        name = name or str(file)
+        try:
+            file = file.read_bytes()
+        except OSError as error:
+            raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
+    name = name or "image"
+    if not file:
+        raise DataError(f"{name}: the file is empty")
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            picture = Image.open(io.BytesIO(file), formats=FORMATS)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise DataError(f"{name}: too large: {error}; the limit is max_pixels {max_pixels:,}") from error
+        except Exception as error:
+            what = f"no image of {', '.join(FORMATS)}, or its header is damaged"
+            raise DataError(f"{name}: {what} ({len(file):,} bytes)") from error
+    if picture.width * picture.height > max_pixels:
+        size = f"{picture.width:,} × {picture.height:,}"
+        raise DataError(f"{name}: {size} pixels are more than max_pixels {max_pixels:,}")
+    try:
+        picture.load()
+        pixels = _rgb(picture, name)
+        return np.ascontiguousarray(_upright(pixels, _orientation(picture)))
+    except DataError:
+        raise
+    except Exception as error:  # OSError where truncated, SyntaxError for a broken PNG, and whatever a plugin raises
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"{name}: {picture.format} cannot be decoded: {lines[0][:120]}") from error
+
+
+def resize(
+    image: np.ndarray,
+    height: int,
+    width: int,
+    *,
+    box: tuple[float, float, float, float] | None = None,
+    interpolation: Interpolation = "bilinear",
+) -> np.ndarray:
+    """Return uint8 [height, width, 3] of an image, or of a box (left, top, right, bottom) of it.
+
+    It is smoothed where it shrinks. What is already of that size is returned as it is.
+    """
+    from PIL import Image
+
+    if box is None and image.shape[:2] == (height, width):
+        return image
+    how = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR}
+    resample = how.get(interpolation, Image.Resampling.BICUBIC)
+    return np.asarray(Image.fromarray(image).resize((width, height), resample, box))
+
+
+def normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Return (image / 255 - mean) / std of uint8 [..., C], in float32."""
+    scale = 1 / (255 * np.asarray(std, np.float32))
+    return image * scale - np.asarray(mean, np.float32) / np.asarray(std, np.float32)
+
+
+def denormalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Return uint8 [..., C] of what `normalise` gave, or a model predicted; out of range is clipped."""
+    values = np.asarray(image, np.float32) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
+    return to_bytes(255 * values)
+
+
+def to_bytes(values: np.ndarray) -> np.ndarray:
+    """Return values of 0 to 255 rounded and clipped, as uint8."""
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def _rgb(picture: "Image", name: str) -> np.ndarray:
+    from PIL import Image
+
+    if picture.mode == "F":
+        raise DataError(f"{name}: 32-bit floats have no known range; save it with 8 or 16 bits")
+    if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
+        values = np.asarray(picture).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise DataError(f"{name}: {values.min()} to {values.max()} does not fit 16 bits; save it with 8 or 16")
+        return np.repeat(((values + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return np.asarray(picture.convert("RGB"))
+
+
+def _orientation(picture: "Image") -> int:
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # damaged EXIF data: the pixels are sound, and stay as they are stored
+        try:
+            return int(picture.getexif().get(_ORIENTATION, 1))
+        except Exception:
+            return 1
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo the EXIF orientation, 1 to 8."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels

@@ -1,0 +1,114 @@
+"""Images beside each other: neighbours of queries, reconstructions under originals, samples in a grid."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fm_jax.core.errors import DataError
+from fm_jax.evals import style
+from fm_jax.evals.neighbours import nearest
+
+_RIGHT, _WRONG = style.COLORS[2], style.COLORS[1]
+
+
+def image_grid(
+    png: Path,
+    rows: Sequence[Sequence[np.ndarray]],
+    *,
+    names: Sequence[str] = (),
+    heads: Sequence[str] = (),
+    marks: Sequence[Sequence[bool | None]] = (),
+    title: str = "",
+) -> None:
+    """Draw images in rows, each at one size, small ones with visible pixels.
+
+    Args:
+        png: the file to write.
+        rows: uint8 [H, W, 3]; a shorter row ends with a gap.
+        names: of the rows, at their left.
+        heads: of the columns, above them.
+        marks: a frame for each image: true green, false red, None none.
+        title: of the picture.
+
+    Raises:
+        DataError: no images, other arrays, or names, heads or marks of another number.
+        ConfigError: matplotlib is missing.
+    """
+    columns = max((len(row) for row in rows), default=0)
+    if not columns:
+        raise DataError("there is no image to draw")
+    for number, row in enumerate(rows):
+        for image in row:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+                raise DataError(f"row {number}: an image must be uint8 [H, W, 3], not {image.dtype} {image.shape}")
+    if (names and len(names) != len(rows)) or (heads and len(heads) != columns):
+        raise DataError(f"{len(rows)} rows and {columns} columns have {len(names)} names and {len(heads)} heads")
+    if marks and [len(row) for row in marks] != [len(row) for row in rows]:
+        raise DataError("marks must be as many as images, row by row")
+    with style.picture(png, max(2.5, 0.95 * columns + 1.0), max(1.5, 0.95 * len(rows) + 0.6)) as axes:
+        for y, row in enumerate(rows):
+            for x, image in enumerate(row):
+                axes.imshow(image, extent=(x + 0.04, x + 0.96, y + 0.96, y + 0.04), interpolation="nearest")
+                mark = marks[y][x] if marks else None
+                if mark is not None:
+                    color = _RIGHT if mark else _WRONG
+                    axes.plot(
+                        [x + 0.04, x + 0.96, x + 0.96, x + 0.04, x + 0.04],
+                        [y + 0.04, y + 0.04, y + 0.96, y + 0.96, y + 0.04],
+                        color=color,
+                        linewidth=2.2,
+                    )
+        axes.set(xlim=(0, columns), ylim=(len(rows), 0), aspect="equal")
+        axes.set_xticks([i + 0.5 for i in range(len(heads))], heads)
+        axes.set_yticks([i + 0.5 for i in range(len(names))], names)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        axes.set_title(title)
+
+
+def neighbours(
+    png: Path,
+    queries: Sequence[np.ndarray],
+    known: Sequence[np.ndarray],
+    features: tuple[np.ndarray, np.ndarray],
+    labels: tuple[np.ndarray, np.ndarray],
+    *,
+    k: int = 8,
+    title: str = "",
+) -> None:
+    """Draw each query with the k nearest of the known images; a frame is green where the class is the query's.
+
+    Args:
+        png: the file to write.
+        queries: images [Q], uint8.
+        known: images [N], uint8; only those that are near are read.
+        features: of queries [Q, D] and of known [N, D].
+        labels: of queries [Q] and of known [N].
+        k: neighbours of each.
+        title: of the picture.
+
+    Raises:
+        DataError: as `image_grid` and `nearest`.
+    """
+    rows, cosines = nearest(features[1], features[0], k)
+    images = [[query, *(known[int(i)] for i in near)] for query, near in zip(queries, rows, strict=True)]
+    marks = [[None, *(bool(labels[1][i] == own) for i in near)] for own, near in zip(labels[0], rows, strict=True)]
+    heads = ["query", *(f"{mean:.2f}" for mean in cosines.mean(axis=0))]
+    image_grid(png, images, heads=heads, marks=marks, title=title)
+
+
+def reconstructions(
+    png: Path, columns: dict[str, Sequence[np.ndarray]], *, names: Sequence[str] = (), title: str = ""
+) -> None:
+    """Draw {head: images}, such as original, masked and reconstructed, an image a row.
+
+    Raises:
+        DataError: as `image_grid`, or columns of different lengths.
+    """
+    if len({len(images) for images in columns.values()}) != 1:
+        raise DataError(f"columns have different numbers of images: { ({k: len(v) for k, v in columns.items()}) }")
+    rows = list(zip(*columns.values(), strict=True))
+    image_grid(png, rows, names=names, heads=list(columns), title=title)
