@@ -33,6 +33,7 @@ STAGES = {
 # composites: (the model's file, the leaf model it is made of)
 COMPOSITES = {
     ("fm_jax.models.language.masked_lm", "fm_jax.models.language.encoder"),
+    ("fm_jax.models.vision.mae", "fm_jax.models.vision.vit"),
 }
 
 CORE = {"jax", "flax", "optax", "orbax", "numpy", "fm_jax"}  # all that fm_jax may import at module level

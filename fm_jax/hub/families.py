@@ -12,12 +12,15 @@ from jax.sharding import Mesh
 from fm_jax.core import sharding
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Params
-from fm_jax.hub import bert, gpt2, llama, t5
+from fm_jax.hub import bert, efficientnet, gpt2, llama, resnet, t5, vit
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.table import Table, Weights
 from fm_jax.models.language.decoder import Decoder
 from fm_jax.models.language.encoder import Encoder
 from fm_jax.models.language.encoder_decoder import EncoderDecoder
+from fm_jax.models.vision.efficientnet import EfficientNet
+from fm_jax.models.vision.resnet import ResNet
+from fm_jax.models.vision.vit import ViT
 
 
 class Family(Protocol):
@@ -46,6 +49,9 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(llama.KINDS, llama),
     **dict.fromkeys(bert.KINDS, bert),
     **dict.fromkeys(t5.KINDS, t5),
+    "resnet": resnet,
+    "efficientnet": efficientnet,
+    **dict.fromkeys(vit.KINDS, vit),
 }
 
 
@@ -95,6 +101,12 @@ def writing(module: nn.Module) -> Family:
         return bert
     if isinstance(backbone, EncoderDecoder):
         return t5
+    if isinstance(backbone, ResNet):
+        return resnet
+    if isinstance(backbone, EfficientNet):
+        return efficientnet
+    if isinstance(backbone, ViT):
+        return vit
     raise CheckpointError(f"a {type(backbone).__name__} has no form in another library")
 
 

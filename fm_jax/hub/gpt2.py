@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from fm_jax.core.errors import CheckpointError
 from fm_jax.hub import heads
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.table import Entry, Table, flipped, linear, norm, same
@@ -88,6 +89,8 @@ def _neo(fields: Fields) -> Config:
     width, count = fields.take("hidden_size", int), fields.take("num_heads", int)
     layers, window = fields.take("num_layers", int), fields.take("window_size", int, 256)
     pairs = fields.take("attention_types", list)
+    if not all(isinstance(p, list) and list(map(type, p)) == [list, int] and 0 <= p[1] <= layers for p in pairs):
+        raise CheckpointError(f"{fields.where}: attention_types {str(pairs)[:80]} is no list of [kinds, times]")
     kinds = [kind for group, times in pairs for _ in range(times) for kind in group]
     fields.expect("attention_layers", kinds)
     if len(kinds) != layers or set(kinds) - {"global", "local"}:

@@ -19,6 +19,11 @@ from fm_jax.ops.positions import Rope
 KINDS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma": "Gemma"}
 # where a config.json leaves a field out, its family's class has this
 _BASES = {"llama": 10_000.0, "mistral": 10_000.0, "qwen2": 10_000.0, "qwen3": 10_000.0, "gemma": 10_000.0}
+# how many turns stretch in full, and how many not at all; () where the config must say
+_TURNS: dict[str, dict[str, tuple[float, ...]]] = {
+    "llama3": {"low_freq_factor": (), "high_freq_factor": ()},
+    "yarn": {"beta_slow": (1.0,), "beta_fast": (32.0,)},
+}
 inputs = heads.inputs
 _GELUS = {"gelu": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}  # Gemma was trained with tanh, whatever the word
 
@@ -98,29 +103,23 @@ def _windows(fields: Fields) -> tuple[int, ...]:
 
 def _rope(fields: Fields) -> Rope:
     """Translate `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before)."""
-    theirs = dict(fields.take("rope_scaling", dict, {})) | dict(fields.take("rope_parameters", dict, {}))
-    base = float(theirs.pop("rope_theta", fields.take("rope_theta", float, _BASES[fields.kind])))
-    fields.take("rope_theta", float, base)
-    kind = theirs.pop("rope_type", theirs.pop("type", "default"))
-    theirs.pop("type", None)
+    found = dict(fields.take("rope_scaling", dict, {})) | dict(fields.take("rope_parameters", dict, {}))
+    theirs = Fields(found, f"{fields.where}, rope scaling")
+    base = theirs.take("rope_theta", float, fields.take("rope_theta", float, _BASES[fields.kind]))
+    kind = theirs.take("rope_type", str, theirs.take("type", str, "default"))
     length = fields.take("max_position_embeddings", int)
     if kind == "default":
         rope = Rope(base)
     elif kind == "linear":
-        rope = Rope(base, "linear", float(theirs.pop("factor")))
-    elif kind == "llama3":
-        low, high = float(theirs.pop("low_freq_factor")), float(theirs.pop("high_freq_factor"))
-        original = theirs.pop("original_max_position_embeddings", length)
-        rope = Rope(base, "llama3", float(theirs.pop("factor")), original, low, high)
-    elif kind == "yarn":
-        low, high = float(theirs.pop("beta_slow", None) or 1.0), float(theirs.pop("beta_fast", None) or 32.0)
-        original = theirs.pop("original_max_position_embeddings", None) or length
-        rope = Rope(base, "yarn", float(theirs.pop("factor")), original, low, high)
+        rope = Rope(base, "linear", theirs.take("factor", float))
+    elif kind in ("llama3", "yarn"):
+        low, high = (theirs.take(word, float, *usual) for word, usual in _TURNS[kind].items())
+        original = theirs.take("original_max_position_embeddings", int, length)
+        rope = Rope(base, "llama3" if kind == "llama3" else "yarn", theirs.take("factor", float), original, low, high)
     else:
         raise CheckpointError(f"{fields.where}: rope_type {kind!r} is not supported; default, linear, llama3, yarn are")
-    for name, value in theirs.items():
-        if value is not None and (name, value) != ("partial_rotary_factor", 1.0):
-            fields.refuse(f"rope scaling {name} {value!r}")
+    theirs.expect("partial_rotary_factor", 1.0)
+    theirs.close()
     return rope
 
 

@@ -208,7 +208,7 @@ def _form(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         return
     layers = getattr(value, "num_layers", 0)
     for field in fields(value):
-        if field.name in ("parent", "name", "dtype", "remat", "init_std", "dropout"):
+        if field.name in ("parent", "name", "dtype", "remat", "init_std", "zero_init", "dropout"):
             continue
         found = getattr(value, field.name)
         if layers and isinstance(found, AttentionConfig):  # windows repeat over the layers: say them for each

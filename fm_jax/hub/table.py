@@ -24,6 +24,7 @@ from fm_jax.core.types import Params
 Index = tuple[slice, ...]
 _SHOWN = 10
 _ALIGNED = 64  # bytes
+_BLOCK = 1 << 20  # bytes that are read at once
 _WHOLE = 1 << 25  # bytes of a stacked leaf below which the host puts it together at once
 
 
@@ -45,7 +46,7 @@ class Weights(Protocol):
         ...
 
     def read(self, name: str, index: Index, out: np.ndarray | None = None) -> np.ndarray:
-        """Return a part of a tensor, one slice an axis; in `out`, which has its shape and dtype, where that is given."""
+        """Return a part of a tensor, one slice an axis; in `out`, of its shape and dtype, where that is given."""
         ...
 
 
@@ -76,13 +77,19 @@ class Entry:
     path: str  # ours; a leaf [L, …] where `name` holds "{}"
     name: str  # theirs
     axes: tuple[int, ...] = ()  # of their tensor in our order; () leaves them as they are
-    part: int = 0  # which of the `parts` equal parts of their last axis this leaf is (a fused projection)
+    part: int = 0  # which of the `parts` equal parts along our last axis this leaf is (a fused projection)
     parts: int = 1
+    singles: int = 0  # axes of size 1 that their tensor has before all others
 
     @property
     def stacked(self) -> bool:
         """Say whether the leaf has the layers first."""
         return "{}" in self.name
+
+    @property
+    def fused(self) -> int:
+        """Return the axis of theirs along which parts lie side by side."""
+        return self.axes[-1] + self.singles if self.axes else -1
 
 
 @dataclass(frozen=True)
@@ -171,7 +178,7 @@ def write(table: Table, params: Params) -> Iterator[tuple[str, np.ndarray]]:
         entries.sort(key=lambda entry: entry.part)
         for layer in range(leaves[entries[0].path].shape[0] if entries[0].stacked else 1):
             pieces = [_theirs(entry, leaves[entry.path], layer) for entry in entries]
-            whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1)
+            whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=entries[0].fused)
             yield name.replace("{}", str(layer)), np.ascontiguousarray(whole)
 
 
@@ -261,12 +268,13 @@ def _rows(shape: tuple[int, ...]) -> Iterator[Index]:
 
 def _their_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the stored shape of one layer of a leaf."""
-    if entry.axes:
-        theirs = [0] * len(shape)
-        for ours, axis in enumerate(entry.axes):
-            theirs[axis] = shape[ours]
-        shape = tuple(theirs)
-    return (*shape[:-1], shape[-1] * entry.parts) if entry.parts > 1 else shape
+    theirs = list(shape)
+    for ours, axis in enumerate(entry.axes):
+        theirs[axis] = shape[ours]
+    theirs = [1] * entry.singles + theirs
+    if entry.parts > 1:
+        theirs[entry.fused] *= entry.parts
+    return tuple(theirs)
 
 
 def _piece(
@@ -284,14 +292,16 @@ def _piece(
     theirs = [slice(None)] * len(shape)
     for ours, axis in enumerate(axes):
         theirs[axis] = cuts[ours]
+    theirs = [slice(0, 1)] * entry.singles + theirs
     if entry.parts > 1:
-        size = _their_shape(entry, shape)[-1] // entry.parts
-        last = theirs[-1]
-        theirs[-1] = slice(last.start + entry.part * size, last.stop + entry.part * size)
+        start, last = entry.part * shape[-1], theirs[entry.fused]
+        theirs[entry.fused] = slice(last.start + start, last.stop + start)
     name = stored[entry.name.replace("{}", str(layer))]
-    if out is not None and axes == tuple(range(len(shape))) and weights.specs[name].dtype == out.dtype.name:
+    as_it_is = axes == tuple(range(len(shape))) and not entry.singles
+    if out is not None and as_it_is and weights.specs[name].dtype == out.dtype.name:
         return weights.read(name, tuple(theirs), out)
-    return weights.read(name, tuple(theirs)).transpose(axes)
+    found = weights.read(name, tuple(theirs))
+    return found.reshape(found.shape[entry.singles :]).transpose(axes)
 
 
 def _fill(piece: Any, entry: Entry, leaf: Any) -> jax.Array:
@@ -303,20 +313,34 @@ def _fill(piece: Any, entry: Entry, leaf: Any) -> jax.Array:
         # not made contiguous here: jax transposes three times faster than numpy
         return _cast(piece(shape, layer, index, out), dtype, entry.path)
 
-    if not entry.stacked:
-        return _array(leaf.shape, where, lambda index: read_in(leaf.shape, 0, index))
-    layers, shape = leaf.shape[0], leaf.shape[1:]
-    if _in_host_memory(where) or leaf.size * dtype.itemsize <= _WHOLE or layers == 1:
+    def fill(place: np.ndarray, shape: tuple[int, ...], layer: int, index: Any) -> None:
+        """Read in blocks of the file's rows: large arrays in between would cost more than the reading."""
+        if not shape:
+            place[...] = read_in(shape, layer, index)
+            return
+        axis = entry.axes.index(0) if entry.axes else 0  # ours that is the file's first
+        start, stop, _ = index[axis].indices(shape[axis])
+        height = max(1, _BLOCK * place.shape[axis] // max(1, place.nbytes))
+        for top in range(start, stop, height):
+            rows = slice(top, min(top + height, stop))
+            block = place[(*(slice(None),) * axis, slice(rows.start - start, rows.stop - start))]
+            found = read_in(shape, layer, (*index[:axis], rows, *index[axis + 1 :]), block)
+            if found is not block:
+                block[...] = found
 
-        def together(index: Any) -> np.ndarray:
-            cuts = [range(*cut.indices(size)) for cut, size in zip(index, leaf.shape, strict=True)]
-            whole = aligned(tuple(map(len, cuts)), dtype)
-            for number, layer in enumerate(cuts[0]):
-                place = whole[number, ...]
-                if (found := read_in(shape, layer, index[1:], place)) is not place:
-                    place[...] = found
+    def together(index: Any) -> np.ndarray:
+        whole = aligned(
+            tuple(len(range(*cut.indices(size))) for cut, size in zip(index, leaf.shape, strict=True)), dtype
+        )
+        if not entry.stacked:
+            fill(whole, leaf.shape, 0, index)
             return whole
+        for number, layer in enumerate(range(leaf.shape[0])[index[0]]):
+            fill(whole[number, ...], leaf.shape[1:], layer, index[1:])
+        return whole
 
+    layers, shape = leaf.shape[0] if entry.stacked else 1, leaf.shape[1:]
+    if layers == 1 or _in_host_memory(where) or leaf.size * dtype.itemsize <= _WHOLE:
         return _array(leaf.shape, where, together)
     start, put = _layer_writer(leaf.shape, dtype.name, where)
     made, inner = start(), _below(where)
@@ -382,7 +406,8 @@ def _below(where: Sharding) -> Sharding:
 def _theirs(entry: Entry, leaf: Any, layer: int) -> np.ndarray:
     """Return one layer of a leaf as they store it, or their part of it."""
     piece = np.asarray(jax.device_get(leaf[layer] if entry.stacked else leaf))
-    return piece.transpose(np.argsort(entry.axes)) if entry.axes else piece
+    piece = piece.transpose(np.argsort(entry.axes)) if entry.axes else piece
+    return piece.reshape((1,) * entry.singles + piece.shape)
 
 
 def _some(problems: list[str]) -> str:

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fm_jax.core.sharding import constrain
 from fm_jax.layers.dense import Initializer
 
 
@@ -47,7 +48,9 @@ class BatchNorm(nn.Module):
             batch_var = jnp.square(x - _wide(batch_mean, x)).mean(axis=axes)
             unbiased = batch_var * (count / max(count - 1, 1))
             for name, old, new in (("mean", mean, batch_mean), ("var", var, unbiased)):
-                self.put_variable("statistics", name, self.momentum * old + (1 - self.momentum) * new)
+                # laid out as the leaf is, or a step's second call would meet a state of another layout
+                moved = constrain(self.momentum * old + (1 - self.momentum) * new, "norm")
+                self.put_variable("statistics", name, moved)
             mean, var = batch_mean, batch_var
         factor = jax.lax.rsqrt(var + self.epsilon) * held["scale"]
         return ((x - _wide(mean, x)) * _wide(factor, x) + _wide(held["bias"], x)).astype(self.dtype)

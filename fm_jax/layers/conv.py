@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fm_jax.core.sharding import constrain
 from fm_jax.layers.dense import Initializer
 from fm_jax.ops.depthwise import depthwise
 
@@ -29,7 +30,7 @@ def conv(
     init: Initializer | None = None,
     dtype: Any = jnp.float32,
     name: str | None = None,
-) -> nn.Conv:
+) -> "Conv":
     """Make a convolution [B, H, W, C] -> [B, H', W', features]; the kernel is [k, k, C, features].
 
     Args:
@@ -49,18 +50,39 @@ def conv(
         padding = [((side - 1) // 2,) * 2 for side in sides]
     elif isinstance(padding, int):
         padding = [(padding, padding)] * 2
-    return nn.Conv(
-        features,
-        sides,
-        strides=(stride, stride),
-        padding=padding,
-        use_bias=bias,
-        kernel_init=nn.with_logical_partitioning(init or fan_out(), (None, None, *axes)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:]),
-        dtype=dtype,
-        param_dtype=jnp.float32,
-        name=name,
-    )
+    pads: Any = padding if isinstance(padding, str) else tuple(padding)
+    return Conv(features, sides, axes, stride, pads, bias, init or fan_out(), dtype, name=name)
+
+
+class Conv(nn.Module):
+    """A convolution whose kernel is whole along "embed" where it is used; make it with `conv`."""
+
+    features: int
+    size: tuple[int, int]
+    axes: tuple[str | None, str | None]
+    stride: int
+    padding: Padding
+    use_bias: bool
+    kernel_init: Initializer
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the filtered image."""
+        init = nn.with_logical_partitioning(self.kernel_init, (None, None, *self.axes))
+        kernel = self.param("kernel", init, (*self.size, x.shape[-1], self.features), jnp.float32)
+        # gather what fsdp splits (as the table of an embedding is): rows are split over that mesh axis too, and XLA's
+        # partitioner (jax 0.10.2, mesh data 2 · fsdp 2 · tensor 2) mixed up the rows of two devices otherwise
+        kept = [None if name == "embed" else name for name in self.axes]
+        kernel = constrain(kernel.astype(self.dtype), None, None, *kept)
+        strides, layout = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
+        out = jax.lax.conv_general_dilated(
+            x.astype(self.dtype), kernel, strides, self.padding, dimension_numbers=layout
+        )
+        if self.use_bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[1:])
+            out = out + self.param("bias", zeros, (self.features,), jnp.float32).astype(self.dtype).reshape(1, 1, 1, -1)
+        return out
 
 
 class Depthwise(nn.Module):
@@ -69,7 +91,8 @@ class Depthwise(nn.Module):
     size: int
     stride: int = 1
     padding: Padding | None = None  # as in `conv`
-    kernel_init: Initializer = fan_out()
+    # a channel reaches k² places, not k² · C: what flax takes for the incoming fan is the outgoing one here
+    kernel_init: Initializer = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
     dtype: Any = jnp.float32
 
     @nn.compact

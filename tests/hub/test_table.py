@@ -29,6 +29,11 @@ TABLE = Table(
         *linear("blocks/mlp/up", "transformer.h.{}.mlp.up"),
         flipped("head/kernel", "lm_head.weight"),
         Entry("conv/kernel", "conv.weight", axes=(2, 3, 1, 0)),  # HWIO from OIHW
+        Entry("first", "first_token", singles=2),
+        *(
+            Entry(f"blocks/{ours}/kernel", "transformer.h.{}.both.weight", axes=(1, 0), part=part, parts=2, singles=1)
+            for part, ours in enumerate(("gate", "into"))
+        ),
         *linear("absent", "transformer.absent"),
     ),
     rename=((r"((?:wte|ln_f|h\.\d+)\..*)", r"transformer.\1"), (r"(.*)\.gamma", r"\1.weight")),
@@ -47,6 +52,9 @@ SHAPES = {
     "blocks/mlp/up/bias": (L, F),
     "head/kernel": (D, V),
     "conv/kernel": (2, 3, 4, D),
+    "first": (D,),
+    "blocks/gate/kernel": (L, D, F // 2),
+    "blocks/into/kernel": (L, D, F // 2),
 }
 AXES = {  # as the model's rules would cut them on a mesh of fsdp=2, tensor=4
     "embed/tokens": ("tensor", "fsdp"),
@@ -56,6 +64,9 @@ AXES = {  # as the model's rules would cut them on a mesh of fsdp=2, tensor=4
     "blocks/mlp/up/bias": (None, "tensor"),
     "head/kernel": ("fsdp", "tensor"),
     "conv/kernel": (None, None, "fsdp", "tensor"),
+    "first": ("fsdp",),
+    "blocks/gate/kernel": (None, "fsdp", "tensor"),
+    "blocks/into/kernel": (None, "fsdp", "tensor"),
 }
 
 
@@ -132,6 +143,9 @@ def test_their_tensors_are_laid_out_as_torch_lays_them_out():
     assert np.array_equal(found["transformer.h.2.mlp.up.weight"], ours["blocks/mlp/up/kernel"][2].T)
     assert np.array_equal(found["conv.weight"], np.einsum("hwio->oihw", ours["conv/kernel"]))
     assert found["conv.weight"].shape == (D, 4, 2, 3)
+    assert np.array_equal(found["first_token"], ours["first"][None, None])
+    both = [ours[f"blocks/{name}/kernel"][1].T for name in ("gate", "into")]
+    assert np.array_equal(found["transformer.h.1.both.weight"], np.concatenate(both)[None])
     assert all(array.flags.c_contiguous for array in found.values())
     assert "transformer.absent.weight" not in found
 

@@ -44,3 +44,8 @@ def test_a_depthwise_layer_has_one_filter_a_channel():
     params = meta.unbox(Depthwise(5, stride=2).init(jax.random.key(0), X))["params"]
     assert params["kernel"].shape == (5, 5, 1, 3)
     assert Depthwise(5, stride=2).apply({"params": params}, X).shape == (2, 4, 5, 3)
+
+
+def test_a_depthwise_filter_starts_as_if_it_were_alone():
+    kernel = meta.unbox(Depthwise(3).init(jax.random.key(0), np.zeros((1, 4, 4, 2048), np.float32)))["params"]["kernel"]
+    assert np.asarray(kernel).std() == pytest.approx((2 / 9) ** 0.5, rel=0.02)

@@ -17,10 +17,7 @@ from fm_jax.hub.fields import Fields
 
 def module(theirs: Mapping[str, Any]) -> nn.Module:
     """Translate a transformers config, as `to_dict()` gives it; every field of it is accounted for."""
-    fields = Fields(json.loads(json.dumps(theirs, default=str)), "the peer's config")
-    found = families.reading(fields).module(fields)
-    fields.close()
-    return found
+    return families.build(Fields(json.loads(json.dumps(theirs, default=str)), "the peer's config"))[1]
 
 
 def params(module: nn.Module, tensors: Mapping[str, np.ndarray]) -> Params:

@@ -1,0 +1,125 @@
+"""EfficientNet (Tan & Le 2019) as transformers stores it.
+
+Theirs pads as TensorFlow does at one image size only: `depthwise_padding` lists the blocks that halve a map of odd
+height there. Ours looks at the map. Their `batch_norm_momentum` is TensorFlow's number, the share that stays, though
+they hand it to torch, which takes it for the share that goes: it is ours.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+
+from fm_jax.core.errors import CheckpointError
+from fm_jax.hub import images
+from fm_jax.hub.fields import Fields
+from fm_jax.hub.images import batch_norm, convolution
+from fm_jax.hub.table import Entry, Table, linear
+from fm_jax.models.vision.classifier import ImageClassifier
+from fm_jax.models.vision.efficientnet import BASELINE, Config, EfficientNet, Stage
+
+_NAMES = {
+    "num_block_repeats": "repeats",
+    "kernel_sizes": "size",
+    "strides": "stride",
+    "expand_ratios": "expand",
+    "out_channels": "width",
+}
+inputs = images.inputs
+
+
+def module(fields: Fields) -> nn.Module:
+    """Build the module that a config.json of model_type "efficientnet" describes."""
+    columns = [
+        images.sizes(fields, name, [getattr(stage, field) for stage in BASELINE]) for name, field in _NAMES.items()
+    ]
+    if len({len(column) for column in columns}) > 1:
+        raise CheckpointError(f"{fields.where}: {', '.join(_NAMES)} do not name equally many stages")
+    stages = tuple(Stage(*row) for row in zip(*columns, strict=True))
+    size = fields.take("image_size", int, 600)
+    cfg = Config(
+        fields.take("width_coefficient", float, 2.0),
+        fields.take("depth_coefficient", float, 3.1),
+        size,
+        stages,
+        divisor=fields.take("depth_divisor", int, 8),
+        squeeze=fields.take("squeeze_expansion_ratio", float, 0.25),
+        drop_path=fields.take("drop_connect_rate", float, 0.2),
+        in_channels=fields.take("num_channels", int, 3),
+        norm_epsilon=fields.take("batch_norm_eps", float, 1e-3),
+        norm_momentum=fields.take("batch_norm_momentum", float, 0.99),
+    )
+    fields.expect("in_channels", [32, *(stage.width for stage in stages[:-1])])
+    fields.expect("hidden_dim", cfg.channels(cfg.head_width))
+    fields.expect("hidden_act", "swish", "silu")
+    fields.expect("pooling_type", "mean")
+    fields.skip("num_hidden_layers")
+    _check_padding(fields, cfg)
+    return images.headed(fields, EfficientNet(cfg), "EfficientNet", fields.take("dropout_rate", float, 0.5))
+
+
+def _check_padding(fields: Fields, cfg: Config) -> None:
+    """Refuse a config whose paddings are not "SAME" at its own image size."""
+    firsts = [sum(map(cfg.repeats, cfg.stages[:index])) for index in range(len(cfg.stages))]
+    halving = {first for first, stage in zip(firsts, cfg.stages, strict=True) if stage.stride == 2}
+    listed = fields.take("depthwise_padding", list, [])
+    if cfg.image_size % 2:
+        fields.refuse(f"image_size is {cfg.image_size}: the stem pads as TensorFlow does at even sizes only")
+    if any(stage.stride > 2 for stage in cfg.stages):
+        fields.refuse(f"strides {[stage.stride for stage in cfg.stages]}: only 1 and 2 are supported")
+    if (found := sorted(block for block in listed if block in halving)) != list(cfg.odd_blocks()):
+        fields.refuse(f"depthwise_padding has {found}, which at image_size {cfg.image_size} is {cfg.odd_blocks()}")
+
+
+def table(module: nn.Module) -> Table:
+    """Return the names of an EfficientNet's tensors."""
+    cfg = getattr(module, "backbone", module).cfg
+    entries: list[Entry] = [
+        *convolution("stem", "efficientnet.embeddings.convolution"),
+        *batch_norm("norm_stem", "efficientnet.embeddings.batchnorm"),
+    ]
+    places = [(index, block) for index, stage in enumerate(cfg.stages, 1) for block in range(cfg.repeats(stage))]
+    for number, (index, block) in enumerate(places):
+        ours, theirs = f"stage{index}_block{block}", f"efficientnet.encoder.blocks.{number}"
+        entries += [
+            *convolution(f"{ours}/expand", f"{theirs}.expansion.expand_conv"),
+            *batch_norm(f"{ours}/norm_expand", f"{theirs}.expansion.expand_bn"),
+            *convolution(f"{ours}/filter", f"{theirs}.depthwise_conv.depthwise_conv"),
+            *batch_norm(f"{ours}/norm_filter", f"{theirs}.depthwise_conv.depthwise_norm"),
+            *convolution(f"{ours}/squeeze/reduce", f"{theirs}.squeeze_excite.reduce", bias=True),
+            *convolution(f"{ours}/squeeze/expand", f"{theirs}.squeeze_excite.expand", bias=True),
+            *convolution(f"{ours}/narrow", f"{theirs}.projection.project_conv"),
+            *batch_norm(f"{ours}/norm_narrow", f"{theirs}.projection.project_bn"),
+        ]
+    entries += convolution("top", "efficientnet.encoder.top_conv")
+    entries += batch_norm("norm_top", "efficientnet.encoder.top_bn")
+    # base models have no "efficientnet." before their names
+    rename = ((r"((?:embeddings|encoder)\..*)", r"efficientnet.\1"),)
+    found = Table(tuple(entries), rename=rename, skip=(images.COUNTERS,))
+    if isinstance(module, ImageClassifier):
+        return found.under("backbone", *linear("head", "classifier"))
+    return found
+
+
+def fields(module: nn.Module) -> dict[str, Any]:
+    """Return the config.json from which `module` builds this module again."""
+    cfg = getattr(module, "backbone", module).cfg
+    return {
+        **images.architecture(module, "EfficientNet"),
+        "model_type": "efficientnet",
+        **{name: [getattr(stage, field) for stage in cfg.stages] for name, field in _NAMES.items()},
+        "in_channels": [32, *(stage.width for stage in cfg.stages[:-1])],
+        "width_coefficient": cfg.width,
+        "depth_coefficient": cfg.depth,
+        "depth_divisor": cfg.divisor,
+        "depthwise_padding": list(cfg.odd_blocks()),
+        "squeeze_expansion_ratio": cfg.squeeze,
+        "image_size": cfg.image_size,
+        "hidden_dim": cfg.channels(cfg.head_width),
+        "hidden_act": "swish",
+        "pooling_type": "mean",
+        "num_channels": cfg.in_channels,
+        "batch_norm_eps": cfg.norm_epsilon,
+        "batch_norm_momentum": cfg.norm_momentum,
+        "drop_connect_rate": cfg.drop_path,
+        "dropout_rate": module.dropout if isinstance(module, ImageClassifier) else 0.0,
+    }

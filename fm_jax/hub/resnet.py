@@ -1,0 +1,70 @@
+"""ResNet (He et al. 2016), v1.5 and v1, as transformers stores it."""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+
+from fm_jax.hub import images
+from fm_jax.hub.fields import Fields
+from fm_jax.hub.images import batch_norm, convolution
+from fm_jax.hub.table import Entry, Table, linear
+from fm_jax.models.vision.classifier import ImageClassifier
+from fm_jax.models.vision.resnet import Config, ResNet
+
+BLOCKS: dict[str, Literal["basic", "bottleneck"]] = {"basic": "basic", "bottleneck": "bottleneck"}
+_DEPTHS, _WIDTHS = [3, 4, 6, 3], [256, 512, 1024, 2048]
+inputs = images.inputs
+
+
+def module(fields: Fields) -> nn.Module:
+    """Build the module that a config.json of model_type "resnet" describes."""
+    fields.expect("hidden_act", "relu")
+    fields.expect("downsample_in_first_stage", False)
+    fields.skip("out_features", "out_indices", "stage_names")  # which maps a detector reads
+    cfg = Config(
+        images.sizes(fields, "depths", _DEPTHS),
+        images.sizes(fields, "hidden_sizes", _WIDTHS),
+        fields.choose("layer_type", BLOCKS, "bottleneck"),
+        stem_width=fields.take("embedding_size", int, 64),
+        stride_first=fields.take("downsample_in_bottleneck", bool, False),
+        in_channels=fields.take("num_channels", int, 3),
+    )
+    return images.headed(fields, ResNet(cfg), "ResNet")
+
+
+def table(module: nn.Module) -> Table:
+    """Return the names of a ResNet's tensors."""
+    cfg = getattr(module, "backbone", module).cfg
+    entries: list[Entry] = _layer("stem", "norm_stem", "resnet.embedder.embedder")
+    for stage, depth in enumerate(cfg.depths):
+        for block in range(depth):
+            ours, theirs = f"stage{stage + 1}/block{block}", f"resnet.encoder.stages.{stage}.layers.{block}"
+            for layer in range(2 if cfg.block == "basic" else 3):
+                entries += _layer(f"{ours}/conv{layer + 1}", f"{ours}/norm{layer + 1}", f"{theirs}.layer.{layer}")
+            entries += _layer(f"{ours}/shortcut", f"{ours}/norm_shortcut", f"{theirs}.shortcut")
+    # base models have no "resnet." before their names
+    found = Table(tuple(entries), rename=((r"((?:embedder|encoder)\..*)", r"resnet.\1"),), skip=(images.COUNTERS,))
+    if isinstance(module, ImageClassifier):
+        return found.under("backbone", *linear("head", "classifier.1"))
+    return found
+
+
+def _layer(conv: str, norm: str, name: str) -> list[Entry]:
+    return [*convolution(conv, f"{name}.convolution"), *batch_norm(norm, f"{name}.normalization")]
+
+
+def fields(module: nn.Module) -> dict[str, Any]:
+    """Return the config.json from which `module` builds this module again."""
+    cfg = getattr(module, "backbone", module).cfg
+    return {
+        **images.architecture(module, "ResNet"),
+        "model_type": "resnet",
+        "depths": list(cfg.depths),
+        "hidden_sizes": list(cfg.widths),
+        "layer_type": cfg.block,
+        "embedding_size": cfg.stem_width,
+        "num_channels": cfg.in_channels,
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": cfg.stride_first,
+    }

@@ -1,0 +1,268 @@
+"""ViT (and DeiT, which is stored as one), DINOv2 and MAE, as transformers stores them."""
+
+from dataclasses import replace
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from fm_jax.core.errors import CheckpointError
+from fm_jax.hub import heads, images
+from fm_jax.hub.fields import Fields
+from fm_jax.hub.table import Entry, Table, linear, norm, same
+from fm_jax.layers.attention import AttentionConfig
+from fm_jax.layers.mlp import MLPConfig
+from fm_jax.layers.norm import NormConfig
+from fm_jax.layers.patch_embed import PatchConfig
+from fm_jax.models.vision import mae
+from fm_jax.models.vision.classifier import ImageClassifier
+from fm_jax.models.vision.vit import Config, ViT
+
+KINDS = {"vit": "ViT", "dinov2": "Dinov2", "vit_mae": "ViTMAE"}  # model_type: stem of its class names
+ACTIVATIONS = {
+    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu",
+    "relu": "relu", "silu": "silu",
+}  # fmt: skip
+_WORDS = {"gelu_tanh": "gelu_new"}
+_NO_DROPOUT = (0.0, 0)
+_LARGEST = 1 << 16  # pixels along a side
+
+
+def module(fields: Fields) -> nn.Module:
+    """Build the module that a config.json of one of these families describes."""
+    kind = fields.kind
+    if kind == "vit_mae":
+        return _mae(fields)
+    backbone = ViT(_dinov2(fields) if kind == "dinov2" else _vit(fields))
+    if kind == "dinov2" and fields.architecture != "Dinov2Model":
+        backbone = ViT(replace(backbone.cfg, pool="both"))  # its classifier reads [CLS] and the patches' mean
+    return images.headed(fields, backbone, KINDS[kind])
+
+
+def _vit(fields: Fields) -> Config:
+    fields.skip("encoder_stride", "pooler_act", "pooler_output_size")  # of heads that are not read
+    return _config(fields, 1e-12, 16)
+
+
+def _dinov2(fields: Fields) -> Config:
+    # which maps a detector reads, and a token that only pretraining sees
+    fields.skip("out_features", "out_indices", "stage_names", "apply_layernorm", "reshape_hidden_states")
+    fields.skip("use_mask_token")
+    cfg = _config(fields, 1e-6, 14)
+    if cfg.patches.grid[0] != cfg.patches.grid[1]:
+        fields.refuse(f"image_size {cfg.patches.image_size} is not square")
+    scale = fields.take("layerscale_value", float, 1.0)
+    if scale <= 0:
+        fields.refuse(f"layerscale_value is {scale}, only what is above 0 is supported")
+    return replace(
+        cfg,
+        patches=replace(cfg.patches, any_size=True),
+        layer_scale=scale,
+        drop_path=fields.take("drop_path_rate", float, 0.0),
+    )
+
+
+def _mae(fields: Fields) -> nn.Module:
+    if fields.architecture not in ("", "ViTMAEForPreTraining"):
+        fields.refuse(f"architectures names {fields.architecture}: supported is ViTMAEForPreTraining")
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        fields.expect(name, *_NO_DROPOUT)
+    cfg = mae.encoder(_config(fields, 1e-12, 16))
+    if cfg.patches.grid[0] != cfg.patches.grid[1]:
+        fields.refuse(f"image_size {cfg.patches.image_size} is not square")
+    width, count = fields.take("decoder_hidden_size", int, 512), fields.take("decoder_num_attention_heads", int, 16)
+    heads_of = replace(cfg.attention, num_heads=count, num_kv_heads=count, head_dim=heads.split(fields, width, count))
+    decoder = mae.Config(
+        fields.take("decoder_num_hidden_layers", int, 8),
+        width,
+        heads_of,
+        replace(cfg.mlp, d_ff=fields.take("decoder_intermediate_size", int, 2048)),
+        fields.take("mask_ratio", float, 0.75),
+        fields.take("norm_pix_loss", bool, False),
+    )
+    return mae.MAE(decoder, ViT(cfg))
+
+
+def _config(fields: Fields, epsilon: float, patch_size: int) -> Config:
+    width, count = fields.take("hidden_size", int, 768), fields.take("num_attention_heads", int, 12)
+    size, patch = _size(fields, "image_size", 224), _square(fields, patch_size)
+    return Config(
+        PatchConfig(size, patch, fields.take("num_channels", int, 3)),
+        fields.take("num_hidden_layers", int, 12),
+        width,
+        AttentionConfig(
+            count,
+            count,
+            heads.split(fields, width, count),
+            causal=False,
+            qkv_bias=fields.take("qkv_bias", bool, True),
+            dropout=fields.take("attention_probs_dropout_prob", float, 0.0),
+        ),
+        _mlp(fields, width),
+        NormConfig("layer", fields.take("layer_norm_eps", float, epsilon)),
+        dropout=fields.take("hidden_dropout_prob", float, 0.0),
+    )
+
+
+def _mlp(fields: Fields, width: int) -> MLPConfig:
+    activation: Any = fields.choose("hidden_act", ACTIVATIONS, "gelu")
+    if fields.kind != "dinov2":
+        return MLPConfig(fields.take("intermediate_size", int, 4 * width), activation)
+    wide = width * fields.take("mlp_ratio", int, 4)
+    if fields.take("use_swiglu_ffn", bool, False):
+        return MLPConfig(_gated(wide), "silu", gated=True)
+    return MLPConfig(wide, activation)
+
+
+def _gated(wide: int) -> int:
+    """Return the width of a gated layer as dear as a plain one: two thirds, rounded up to a multiple of 8."""
+    return (wide * 2 // 3 + 7) // 8 * 8
+
+
+def _size(fields: Fields, name: str, default: int) -> tuple[int, int]:
+    """Return (height, width) of a field that is one number or two.
+
+    Raises:
+        CheckpointError: neither, or no size of a picture.
+    """
+    pair = isinstance(fields.data.get(name), list)
+    value = fields.take(name, list) if pair else [fields.take(name, int, default)] * 2
+    if len(value) != 2 or any(type(side) is not int or not 0 < side < _LARGEST for side in value):
+        raise CheckpointError(f"{fields.where}: {name} {str(value)[:60]} is no size of a picture")
+    return value[0], value[1]
+
+
+def _square(fields: Fields, default: int) -> int:
+    height, width = _size(fields, "patch_size", default)
+    if height != width:
+        raise CheckpointError(f"{fields.where}: patch_size {height} × {width} is not supported, only squares are")
+    return height
+
+
+def table(module: nn.Module) -> Table:
+    """Return the names of a module's tensors."""
+    kind = _kind(module)
+    prefix, gated = "dinov2" if kind == "dinov2" else "vit", _backbone(module).cfg.mlp.gated
+    found = Table(
+        (*_body(prefix), *_layers("blocks", f"{prefix}.encoder.layer.{{}}", kind, gated=gated)),
+        rename=((r"((?:embeddings|encoder|layernorm)\..*)", rf"{prefix}.\1"),),  # base models have no prefix
+        skip=(rf"(?:{prefix}\.)?pooler\..*", rf"(?:{prefix}\.)?embeddings\.mask_token"),
+    )
+    if isinstance(module, ImageClassifier):
+        return found.under("backbone", *linear("head", "classifier"))
+    if not isinstance(module, mae.MAE):
+        return found
+    decoder = (
+        *linear("decoder/embed/project", "decoder.decoder_embed"),
+        Entry("decoder/embed/mask", "decoder.mask_token", singles=2),
+        Entry("decoder/embed/positions", "decoder.decoder_pos_embed", singles=1),
+        *_layers("decoder/blocks", "decoder.decoder_layers.{}", kind),
+        *norm("decoder/norm_final", "decoder.decoder_norm"),
+        *linear("decoder/head", "decoder.decoder_pred"),
+    )
+    # transformers 5 writes its decoder's layers under another name than the published files, and reads both
+    rename = (r"decoder\.decoder_encoder\.layer\.(.*)", r"decoder.decoder_layers.\1")
+    return found.under("backbone", *decoder, rename=(rename, *found.rename))
+
+
+def _body(prefix: str) -> tuple[Entry, ...]:
+    embeddings = f"{prefix}.embeddings"
+    return (
+        Entry("embed/cls", f"{embeddings}.cls_token", singles=2),
+        Entry("embed/positions", f"{embeddings}.position_embeddings", singles=1),
+        *images.convolution("embed", f"{embeddings}.patch_embeddings.projection", bias=True),
+        *norm("norm_final", f"{prefix}.layernorm"),
+    )
+
+
+def _layers(path: str, name: str, kind: str, *, gated: bool = False) -> tuple[Entry, ...]:
+    dino = kind == "dinov2"
+    before, after = ("norm1", "norm2") if dino else ("layernorm_before", "layernorm_after")
+    up, down = ("mlp.fc1", "mlp.fc2") if dino else ("intermediate.dense", "output.dense")
+    feed: tuple[Entry, ...] = (*linear(f"{path}/mlp/up", f"{name}.{up}"), *linear(f"{path}/mlp/down", f"{name}.{down}"))
+    if gated:  # one product for both: the gate's rows, then the others
+        halves = enumerate(("gate", "up"))
+        feed = tuple(
+            replace(entry, part=part, parts=2)
+            for part, half in halves
+            for entry in linear(f"{path}/mlp/{half}", f"{name}.mlp.weights_in")
+        ) + linear(f"{path}/mlp/down", f"{name}.mlp.weights_out")
+    return (
+        *norm(f"{path}/norm_attn", f"{name}.{before}"),
+        *(
+            entry
+            for head in ("query", "key", "value")
+            for entry in linear(f"{path}/attn/{head[0]}", f"{name}.attention.attention.{head}")
+        ),
+        *linear(f"{path}/attn/o", f"{name}.attention.output.dense"),
+        *norm(f"{path}/norm_mlp", f"{name}.{after}"),
+        *feed,
+        same(f"{path}/scale_attn", f"{name}.layer_scale1.lambda1"),
+        same(f"{path}/scale_mlp", f"{name}.layer_scale2.lambda1"),
+    )
+
+
+def inputs(module: nn.Module) -> tuple[np.ndarray, ...]:
+    """Return the smallest inputs that the module can be initialised with."""
+    cut = _backbone(module).cfg.patches
+    image = np.zeros((1, *cut.image_size, cut.channels), np.float32)
+    return (image, np.zeros((1, cut.grid[0] * cut.grid[1]), np.float32)) if isinstance(module, mae.MAE) else (image,)
+
+
+def fields(module: nn.Module) -> dict[str, Any]:
+    """Return the config.json from which `module` builds this module again."""
+    kind, cfg = _kind(module), _backbone(module).cfg
+    height, width = cfg.patches.image_size
+    shared = {
+        "model_type": kind,
+        "hidden_size": cfg.d_model,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": cfg.attention.num_heads,
+        "hidden_act": _WORDS.get(cfg.mlp.activation, cfg.mlp.activation),
+        "hidden_dropout_prob": cfg.dropout,
+        "attention_probs_dropout_prob": cfg.attention.dropout,
+        "layer_norm_eps": cfg.norm.epsilon,
+        "image_size": height if height == width else [height, width],
+        "patch_size": cfg.patches.patch_size,
+        "num_channels": cfg.patches.channels,
+        "qkv_bias": cfg.attention.qkv_bias,
+    }
+    if isinstance(module, mae.MAE):
+        decoder = module.cfg
+        return shared | {
+            "architectures": ["ViTMAEForPreTraining"],
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "intermediate_size": cfg.mlp.d_ff,
+            "decoder_hidden_size": decoder.d_model,
+            "decoder_num_hidden_layers": decoder.num_layers,
+            "decoder_num_attention_heads": decoder.attention.num_heads,
+            "decoder_intermediate_size": decoder.mlp.d_ff,
+            "mask_ratio": decoder.mask_ratio,
+            "norm_pix_loss": decoder.standardise,
+        }
+    shared |= images.architecture(module, KINDS[kind])
+    if kind == "vit":
+        return shared | {"intermediate_size": cfg.mlp.d_ff}
+    return shared | {
+        "mlp_ratio": round(cfg.mlp.d_ff * (1.5 if cfg.mlp.gated else 1) / cfg.d_model),
+        "use_swiglu_ffn": cfg.mlp.gated,
+        "layerscale_value": cfg.layer_scale,
+        "drop_path_rate": cfg.drop_path,
+        "use_mask_token": False,
+    }
+
+
+def _backbone(module: nn.Module) -> ViT:
+    found = module.backbone if isinstance(module, ImageClassifier | mae.MAE) else module
+    if not isinstance(found, ViT):
+        raise CheckpointError(f"a {type(found).__name__} is no ViT, and has no name in this family")
+    return found
+
+
+def _kind(module: nn.Module) -> str:
+    """Return the model_type that has a module's form."""
+    backbone = _backbone(module)
+    if isinstance(module, mae.MAE):
+        return "vit_mae"
+    return "dinov2" if backbone.cfg.layer_scale else "vit"

@@ -1,0 +1,228 @@
+"""EfficientNet (Tan & Le 2019): inverted bottlenecks, with depth, width and image size scaled together.
+
+A block (MBConv, Sandler et al. 2018) widens its input 6 times, filters each channel by itself, weighs the channels
+(squeeze-and-excitation, whose narrow layer is a quarter of the block's *input*), and narrows without an activation.
+Blocks whose input and output have one shape add their input, and in training drop their update at a rate that grows
+with depth. Padding is "SAME" as in TensorFlow: uneven where the stride is 2 and the image even.
+
+Dims: B batch, H height, W width, C channels.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fm_jax.core.errors import ConfigError
+from fm_jax.core.sharding import constrain
+from fm_jax.layers.batch_norm import BatchNorm
+from fm_jax.layers.conv import Depthwise, conv
+from fm_jax.layers.drop_path import DropPath
+from fm_jax.layers.squeeze_excite import SqueezeExcite
+from fm_jax.layers.tap import Tap, visit
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks of one width before scaling."""
+
+    repeats: int
+    size: int  # of the filters
+    stride: int  # of the first block
+    expand: int  # how many times the input is widened; 1 for no such layer
+    width: int  # channels out
+
+
+# Tan & Le 2019, table 1
+BASELINE = (
+    Stage(1, 3, 1, 1, 16),
+    Stage(2, 3, 2, 6, 24),
+    Stage(2, 5, 2, 6, 40),
+    Stage(3, 3, 2, 6, 80),
+    Stage(3, 5, 1, 6, 112),
+    Stage(4, 5, 2, 6, 192),
+    Stage(1, 3, 1, 6, 320),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and form of the model."""
+
+    width: float = 1.0  # what the baseline's channels are multiplied by
+    depth: float = 1.0  # and its repeats
+    image_size: int = 224  # the images it was made for; others do as well
+    stages: tuple[Stage, ...] = BASELINE
+    stem_width: int = 32
+    head_width: int = 1280
+    divisor: int = 8  # of every number of channels
+    squeeze: float = 0.25  # width of the narrow layer that weighs channels, as a share of the block's input
+    drop_path: float = 0.2  # rate towards which the last block's nears
+    in_channels: int = 3
+    norm_epsilon: float = 1e-3
+    norm_momentum: float = 0.99  # share of the running moments that stays at each step
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the computation; parameters are float32
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built."""
+        for name in ("image_size", "stem_width", "head_width", "divisor", "in_channels"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("width", "depth", "squeeze", "norm_epsilon"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("drop_path", "norm_momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        if not self.stages:
+            raise ConfigError("stages must be at least one")
+        for stage in self.stages:
+            if min(stage.repeats, stage.size, stage.stride, stage.expand, stage.width) < 1 or stage.size % 2 == 0:
+                raise ConfigError(f"every number of a stage must be at least 1, and its size odd: {stage}")
+
+    def channels(self, width: int) -> int:
+        """Return a baseline's width scaled, to the nearest multiple of `divisor` that is not below 90 % of it."""
+        scaled = width * self.width
+        found = max(self.divisor, int(scaled + self.divisor / 2) // self.divisor * self.divisor)
+        return found + self.divisor if found < 0.9 * scaled else found
+
+    def repeats(self, stage: Stage) -> int:
+        """Return how many blocks a stage has after scaling."""
+        return math.ceil(self.depth * stage.repeats)
+
+    def odd_blocks(self) -> tuple[int, ...]:
+        """Return the numbers of the blocks that halve a feature map of odd height, at `image_size`."""
+        found, number, side = list[int](), 0, -(-self.image_size // 2)
+        for stage in self.stages:
+            if stage.stride > 1 and side % 2:
+                found.append(number)
+            side = -(-side // stage.stride)
+            number += self.repeats(stage)
+        return tuple(found)
+
+
+class Scale(NamedTuple):
+    """One of the published models: coefficients, image size, and dropout before the classifier."""
+
+    width: float
+    depth: float
+    image_size: int
+    dropout: float
+
+
+# B0 … B7 of the published code; (parameters with a head of 1000 classes)
+SCALES = (
+    Scale(1.0, 1.0, 224, 0.2),  # 5.3 M
+    Scale(1.0, 1.1, 240, 0.2),  # 7.8 M
+    Scale(1.1, 1.2, 260, 0.3),  # 9.1 M
+    Scale(1.2, 1.4, 300, 0.3),  # 12.2 M
+    Scale(1.4, 1.8, 380, 0.4),  # 19.3 M
+    Scale(1.6, 2.2, 456, 0.4),  # 30.4 M
+    Scale(1.8, 2.6, 528, 0.5),  # 43.0 M
+    Scale(2.0, 3.1, 600, 0.5),  # 66.3 M
+)
+
+
+def efficientnet(number: int) -> Config:
+    """Return B0 … B7 (`SCALES[number].dropout` is for its classifier)."""
+    if not 0 <= number < len(SCALES):
+        raise ConfigError(f"there are EfficientNets 0 to {len(SCALES) - 1}, not {number}")
+    width, depth, image_size, _ = SCALES[number]
+    return Config(width, depth, image_size)
+
+
+def tiny() -> Config:
+    """Return a model for tests: three blocks of 8 and 16 channels."""
+    stages = (Stage(1, 3, 1, 1, 8), Stage(2, 3, 2, 4, 16))
+    return Config(image_size=16, stages=stages, stem_width=8, head_width=32)
+
+
+efficientnet_b0 = partial(efficientnet, 0)
+efficientnet_b1 = partial(efficientnet, 1)
+efficientnet_b2 = partial(efficientnet, 2)
+efficientnet_b3 = partial(efficientnet, 3)
+efficientnet_b4 = partial(efficientnet, 4)
+efficientnet_b5 = partial(efficientnet, 5)
+efficientnet_b6 = partial(efficientnet, 6)
+efficientnet_b7 = partial(efficientnet, 7)
+
+
+class EfficientNet(nn.Module):
+    """Images [B, H, W, in_channels] -> features [B, C]."""
+
+    cfg: Config
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Name what a tap can reach: the stem's output, each stage's, and the last feature map."""
+        return ("embed", *(f"conv.stage{stage}" for stage in range(1, len(self.cfg.stages) + 1)), "final")
+
+    def __call__(self, image: jax.Array, *, tap: Tap | None = None) -> jax.Array:
+        """Return the features, as `features` does."""
+        return self.features(image, tap=tap)
+
+    def features(self, image: jax.Array, *, tap: Tap | None = None) -> jax.Array:
+        """Return the mean over the last feature map's places: [B, C] in float32."""
+        return self.hidden(image, tap=tap).astype(jnp.float32).mean(axis=(1, 2))
+
+    @nn.compact
+    def hidden(self, image: jax.Array, *, tap: Tap | None = None) -> jax.Array:
+        """Return the last feature map [B, H', W', C].
+
+        Args:
+            image: [B, H, W, in_channels], normalised; of any size.
+            tap: what to read or edit at named sites.
+
+        Raises:
+            ConfigError: another number of channels.
+        """
+        cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
+        if image.ndim != 4 or image.shape[-1] != cfg.in_channels:
+            raise ConfigError(f"images must be [B, H, W, {cfg.in_channels}], not {list(image.shape)}")
+        stem: dict[str, Any] = {"stride": 2, "padding": "SAME", "dtype": dtype, "name": "stem"}
+        x = conv(cfg.channels(cfg.stem_width), 3, (None, "embed"), **stem)(image.astype(dtype))
+        x = visit(self, tap, "embed", jax.nn.silu(_norm(cfg, "norm_stem")(x)))
+        x = constrain(x, "batch", None, None, "width")
+        total, number = sum(map(cfg.repeats, cfg.stages)), 0
+        for index, stage in enumerate(cfg.stages, 1):
+            for block in range(cfg.repeats(stage)):
+                rate = cfg.drop_path * number / total
+                x = Block(cfg, stage, block == 0, rate, name=f"stage{index}_block{block}")(x)
+                number += 1
+            x = visit(self, tap, f"conv.stage{index}", x)
+        x = conv(cfg.channels(cfg.head_width), 1, ("embed", "mlp"), dtype=dtype, name="top")(x)
+        return visit(self, tap, "final", jax.nn.silu(_norm(cfg, "norm_top")(x)))
+
+
+class Block(nn.Module):
+    """Widen, filter, weigh, narrow: [B, H, W, C] -> [B, H', W', C']."""
+
+    cfg: Config
+    stage: Stage
+    first: bool  # of its stage: it has the stride, and no shortcut, for it changes the width
+    drop: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the block's output."""
+        cfg, stage, dtype = self.cfg, self.stage, jnp.dtype(self.cfg.dtype)
+        width, out = x.shape[-1], x
+        if stage.expand > 1:
+            out = conv(width * stage.expand, 1, ("embed", "mlp"), dtype=dtype, name="expand")(out)
+            out = jax.nn.silu(_norm(cfg, "norm_expand")(out))
+        stride = stage.stride if self.first else 1
+        out = Depthwise(stage.size, stride, "SAME", dtype=dtype, name="filter")(out)
+        out = jax.nn.silu(_norm(cfg, "norm_filter")(out))
+        out = SqueezeExcite(max(1, int(width * cfg.squeeze)), dtype, name="squeeze")(out)
+        out = conv(cfg.channels(stage.width), 1, ("mlp", "embed"), dtype=dtype, name="narrow")(out)
+        out = _norm(cfg, "norm_narrow")(out)
+        out = out if self.first else x + DropPath(self.drop)(out)
+        return constrain(out, "batch", None, None, "width")
+
+
+def _norm(cfg: Config, name: str) -> BatchNorm:
+    return BatchNorm(cfg.norm_epsilon, cfg.norm_momentum, dtype=jnp.dtype(cfg.dtype), name=name)

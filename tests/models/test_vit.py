@@ -1,0 +1,135 @@
+"""What a Vision Transformer must do; torch's numbers are in test_vit_golden.py."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+
+from fm_jax.core import tree
+from fm_jax.core.errors import ConfigError
+from fm_jax.interpret import capture
+from fm_jax.layers.tap import Tap
+from fm_jax.models.vision import vit
+from fm_jax.models.vision.vit import ViT
+
+TINY = vit.tiny()
+IMAGE = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
+
+
+def draw(cfg):
+    image = np.zeros((1, *cfg.patches.image_size, cfg.patches.channels))
+    return jax.jit(lambda key: meta.unbox(ViT(cfg).init(key, image)["params"]))(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return draw(TINY)
+
+
+def test_features_are_what_the_config_names_of_the_tokens(params):
+    hidden = ViT(TINY).apply({"params": params}, IMAGE, method="hidden")
+    assert hidden.shape == (3, 17, 32)
+    wanted = {"cls": hidden[:, 0], "mean": hidden[:, 1:].mean(axis=1)}
+    wanted["both"] = jnp.concatenate([wanted["cls"], wanted["mean"]], axis=1)
+    for pool, want in wanted.items():
+        np.testing.assert_allclose(ViT(replace(TINY, pool=pool)).apply({"params": params}, IMAGE), want, atol=1e-5)
+
+
+def test_an_image_alone_is_the_image_in_its_batch(params):
+    apply = jax.jit(lambda image: ViT(TINY).apply({"params": params}, image))
+    np.testing.assert_allclose(apply(IMAGE)[1:2], apply(IMAGE[1:2]), atol=1e-5)
+
+
+def test_patches_in_another_order_with_their_positions_give_the_same_features(params):
+    """Attention is blind to order: only the positions tell patches apart."""
+    order = np.random.default_rng(1).permutation(16)
+    model = ViT(replace(TINY, pool="both"))
+    hidden = ViT(TINY).apply({"params": params}, IMAGE, method="hidden")
+    shuffled = ViT(TINY).apply({"params": params}, IMAGE, keep=np.tile(order, (3, 1)), method="hidden")
+    np.testing.assert_allclose(shuffled[:, 1:], hidden[:, 1:][:, order], atol=1e-5)
+    np.testing.assert_allclose(shuffled[:, 0], hidden[:, 0], atol=1e-5)
+    flipped = model.apply({"params": params}, IMAGE[:, ::-1])
+    assert float(jnp.abs(flipped - model.apply({"params": params}, IMAGE)).max()) > 0.1
+
+
+def test_height_and_width_are_not_mixed_up():
+    cfg = replace(TINY, patches=replace(TINY.patches, image_size=(4, 12)))
+    params = draw(cfg)
+    assert params["embed"]["positions"].shape == (13, 32)
+    image = np.zeros((1, 4, 12, 3), np.float32)
+    image[0, 2:4, 8:10] = 1.0
+    hidden = lambda x: ViT(cfg).apply({"params": params}, x, tap=Tap(read=("embed",)), mutable=["taps"])[1]  # noqa: E731
+    tokens = [jax.tree.leaves(hidden(x))[0][0] for x in (image, 0 * image)]
+    np.testing.assert_array_equal(np.flatnonzero(np.abs(tokens[0] - tokens[1]).max(axis=-1) > 0), [1 + 6 + 4])
+
+
+def test_a_layer_scale_of_zero_leaves_the_embeddings_and_of_one_changes_nothing(params):
+    cfg = replace(TINY, layer_scale=0.5)
+    scaled = draw(cfg)
+    np.testing.assert_array_equal(scaled["blocks"]["scale_attn"], np.full((2, 32), 0.5))
+    for value in (0.0, 1.0):
+        given = tree.map_with_path(lambda path, leaf, v=value: leaf * 0 + v if "/scale_" in path else leaf, scaled)
+        read = Tap(read=("embed", "block.resid_post"))
+        out, kept = capture.run(ViT(cfg), given, IMAGE, tap=read)
+        if value == 0:
+            np.testing.assert_array_equal(kept["block.resid_post"][-1], kept["embed"])
+        else:
+            plain = {**given, "blocks": {k: v for k, v in given["blocks"].items() if not k.startswith("scale_")}}
+            np.testing.assert_allclose(out, ViT(TINY).apply({"params": plain}, IMAGE), atol=1e-5)
+
+
+def test_paths_are_dropped_image_by_image_and_more_often_in_higher_layers(params):
+    cfg = replace(TINY, num_layers=4, drop_path=0.8)
+    deep, image = draw(cfg), np.repeat(IMAGE[:1], 400, axis=0)
+    tap = Tap(read=("block.resid_pre", "block.resid_mid"))
+    _, read = capture.run(ViT(cfg), deep, image, tap=tap, rngs={"dropout": jax.random.key(0)})
+    left_out = np.asarray(read["block.resid_mid"] == read["block.resid_pre"]).all(axis=(2, 3)).mean(axis=1)
+    np.testing.assert_allclose(left_out, [0, 0.8 / 3, 1.6 / 3, 0.8], atol=5 * 0.025)
+    assert left_out[0] == 0
+    evaluated = ViT(cfg).apply({"params": deep}, IMAGE)
+    np.testing.assert_array_equal(evaluated, ViT(replace(cfg, drop_path=0.0)).apply({"params": deep}, IMAGE))
+
+
+def test_the_published_sizes_have_the_published_parameters():
+    """Without a head; with one of 1000 classes ViT-B/16 has the 86,567,656 of torchvision's vit_b_16."""
+    counts = {
+        "vit_ti16": 5_524_416, "vit_s16": 21_665_664, "vit_b16": 86_567_656 - 769_000, "vit_b32": 87_455_232,
+        "vit_l16": 303_301_632, "vit_h14": 630_764_800, "dinov2_small": 22_056_576 - 384,
+        "dinov2_base": 86_580_480 - 768, "dinov2_large": 304_368_640 - 1024, "dinov2_giant": 1_136_480_768 - 1536,
+    }  # fmt: skip
+    for name, count in counts.items():
+        cfg = getattr(vit, name)()
+        image = jax.ShapeDtypeStruct((1, *cfg.patches.image_size, 3), jnp.float32)
+        found = meta.unbox(jax.eval_shape(ViT(cfg).init, jax.random.key(0), image)["params"])
+        assert tree.count(found) == count, name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_layers": 0}, "num_layers must be at least 1"),
+        ({"drop_path": 1.0}, "drop_path must be in"),
+        ({"attention": replace(TINY.attention, causal=True)}, "attention.causal must be False"),
+        ({"patches": replace(TINY.patches, cls=False)}, "pool 'cls' reads a token in front"),
+    ],
+)
+def test_a_config_that_cannot_be_built_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(TINY, **changes)
+
+
+def test_mean_pooling_needs_no_token_in_front():
+    cfg = replace(TINY, pool="mean", patches=replace(TINY.patches, cls=False))
+    assert "cls" not in draw(cfg)["embed"]
+    assert ViT(cfg).apply({"params": draw(cfg)}, IMAGE).shape == (3, 32)
+
+
+def test_half_precision_computes_in_half_and_gives_features_in_float32(params):
+    model = ViT(replace(TINY, dtype="bfloat16"))
+    assert model.apply({"params": params}, IMAGE, method="hidden").dtype == jnp.bfloat16
+    found = model.apply({"params": params}, IMAGE)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, ViT(TINY).apply({"params": params}, IMAGE), atol=0.1)

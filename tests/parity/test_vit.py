@@ -1,0 +1,297 @@
+"""Our ViT, DINOv2 and MAE against live transformers: outputs, every block's output, the loss and its gradient.
+
+Fresh weights alone would prove little (at initialisation a lost bias changes nothing), so every case is also run with
+every tensor moved, and the mutants below must fail.
+"""
+
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.parity
+torch = pytest.importorskip("torch", reason="the live parity tests need torch: pip install torch")
+transformers = pytest.importorskip(
+    "transformers", reason="the live parity tests need transformers: pip install transformers"
+)
+
+from fm_jax.core import tree  # noqa: E402
+from fm_jax.hub import families, pretrained  # noqa: E402
+from fm_jax.layers import patch_embed  # noqa: E402
+from fm_jax.models.vision import mae, vit  # noqa: E402
+from fm_jax.objectives import reconstruct  # noqa: E402
+from fm_jax.ops import patches as ops  # noqa: E402
+from fm_jax.ops import random_masking  # noqa: E402
+from tests.parity import convert, peers, vit_peers, vit_task  # noqa: E402
+
+TOLERANCE = 5e-5  # of the peer's standard deviation, in float32 on CPU
+
+
+def _backbone(model, **changes):
+    return model.clone(backbone=model.backbone.clone(cfg=replace(model.backbone.cfg, **changes)))
+
+
+def _any_size(model):
+    return _backbone(model, patches=replace(model.backbone.cfg.patches, any_size=True))
+
+
+@cache
+def expected(name, *, perturbed, scale=1.0):
+    """Return our module and parameters, and the peer's numbers in our terms."""
+    model = vit_peers.build(name)
+    if perturbed:
+        peers.perturb(model, seed=0)
+    if scale != 1.0:  # so small that a norm's epsilon is seen
+        for parameter in model.base_model.embeddings.parameters():
+            parameter.data *= scale
+    ours = convert.module(model.config.to_dict())
+    peer = vit_peers.theirs(name, model)
+    peer["gradients"] = convert.params(ours, peer["gradients"])
+    params = convert.params(ours, vit_peers.tensors(model))
+    return _any_size(ours) if name == "vit-interpolated" else ours, params, peer
+
+
+@cache
+def compute(name, model, gradients=True):
+    return vit_task.ours(model, vit_peers.rows(name), gradients=gradients)
+
+
+@pytest.mark.parametrize("name", vit_peers.CASES)
+def test_our_model_computes_what_transformers_does(name, record_property):
+    for perturbed in (False, True):
+        model, params, peer = expected(name, perturbed=perturbed)
+        found = vit_task.distances(compute(name, model)(params), peer)
+        record_property("perturbed" if perturbed else "fresh", found)
+        print(name, "perturbed" if perturbed else "fresh", {key: f"{value:.1e}" for key, value in found.items()})
+        assert max(found.values()) < TOLERANCE, found
+
+
+def _act(model, activation):
+    return _backbone(model, mlp=replace(model.backbone.cfg.mlp, activation=activation))
+
+
+def _swap(params, one, two):
+    flat = tree.flatten(params)
+    names = {path: path.replace(one, "?").replace(two, one).replace("?", two) for path in flat}
+    return tree.unflatten({path: flat[names[path]] for path in flat})
+
+
+def _edit(params, name, function):
+    assert any(path.endswith(name) for path in tree.flatten(params))
+    return tree.map_with_path(lambda path, leaf: function(leaf) if path.endswith(name) else leaf, params)
+
+
+MUTANTS = {
+    "tanh instead of erf GELU": ("vit-labels", lambda m, p: (_act(m, "gelu_tanh"), p)),
+    "erf instead of tanh GELU": ("vit-no-bias", lambda m, p: (_act(m, "gelu"), p)),
+    "mean instead of [CLS]": ("vit-labels", lambda m, p: (_backbone(m, pool="mean"), p)),
+    "q and k swapped": ("vit-labels", lambda m, p: (m, _swap(p, "attn/q/", "attn/k/"))),
+    "k and v swapped": ("dinov2-labels", lambda m, p: (m, _swap(p, "attn/k/", "attn/v/"))),
+    "the two norms of a layer swapped": ("vit-labels", lambda m, p: (m, _swap(p, "norm_attn", "norm_mlp"))),
+    "the two scales of a layer swapped": ("dinov2-labels", lambda m, p: (m, _swap(p, "scale_attn", "scale_mlp"))),
+    "gate and up swapped": ("dinov2-gated", lambda m, p: (m, _swap(p, "mlp/gate/", "mlp/up/"))),
+    "a square kernel not transposed": (
+        "vit-labels", lambda m, p: (m, _edit(p, "attn/o/kernel", lambda x: x.swapaxes(-1, -2)))
+    ),
+    "[CLS] lost": ("vit-labels", lambda m, p: (m, _edit(p, "embed/cls", jnp.zeros_like))),
+    "[CLS]'s position behind": (
+        "vit-labels", lambda m, p: (m, _edit(p, "embed/positions", lambda x: jnp.roll(x, -1, 0)))
+    ),
+    "a patch's rows read as columns": (
+        "vit-labels", lambda m, p: (m, _edit(p, "embed/kernel", lambda x: x.swapaxes(0, 1)))
+    ),
+    "channels in reverse": ("vit-labels", lambda m, p: (m, _edit(p, "embed/kernel", lambda x: x[:, :, ::-1]))),
+    "one layer fewer": (
+        "vit-oblong", lambda m, p: (_backbone(m, num_layers=1), tree.map_with_path(_first_layer, p))
+    ),
+    "the decoder's positions lost": ("mae", lambda m, p: (m, _edit(p, "decoder/embed/positions", jnp.zeros_like))),
+    "the mask token lost": ("mae", lambda m, p: (m, _edit(p, "embed/mask", jnp.zeros_like))),
+}  # fmt: skip
+
+
+def _first_layer(path, leaf):
+    return leaf[:1] if "/blocks/" in path else leaf
+
+
+def differs(name, change, *, scale=1.0):
+    """Return how far a changed model's outputs are, whatever they are, and its loss."""
+    model, params, peer = expected(name, perturbed=True, scale=scale)
+    model, params = change(model, params)
+    outputs = {"out": peer["outputs"]["out"]}
+    return vit_task.distances(compute(name, model, gradients=False)(params), {**peer, "outputs": outputs})
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_wrong_variant_is_seen(mutant):
+    found = differs(*MUTANTS[mutant])
+    print(mutant, {key: f"{value:.1e}" for key, value in found.items()})
+    assert found["out"] > 2 * TOLERANCE, found
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("vit-labels", 1e-6), ("vit-oblong", 1e-5), ("mae", 1e-6)])
+def test_a_wrong_epsilon_is_seen_where_variances_are_small(name, wrong):
+    def change(model, params):
+        return _backbone(model, norm=replace(model.backbone.cfg.norm, epsilon=wrong)), params
+
+    right = differs(name, lambda m, p: (m, p), scale=3e-3)
+    found = differs(name, change, scale=3e-3)
+    print({key: f"{value:.1e}" for key, value in found.items()})
+    assert right["out"] < TOLERANCE, right
+    assert found["out"] > 2 * TOLERANCE, found
+
+
+def _unplaced(kept, masking, fill):
+    """Mask tokens behind the kept ones, as they stand before the patches are put back."""
+    empty = jnp.broadcast_to(fill, (kept.shape[0], masking.rank.shape[1] - kept.shape[1], kept.shape[2]))
+    return jnp.concatenate([kept, empty], axis=1)
+
+
+def _channels_first(image, size):
+    cut = REAL_PATCHIFY(image, size)
+    return cut.reshape(*cut.shape[:2], size * size, -1).swapaxes(-1, -2).reshape(cut.shape)
+
+
+def _columns_first(image, size):
+    return REAL_PATCHIFY(image.swapaxes(1, 2), size)
+
+
+def _biased(patches, epsilon=1e-6):
+    mean, scale = patches.mean(-1, keepdims=True), jnp.sqrt(patches.var(-1, keepdims=True) + epsilon)
+    return (patches - mean) / scale, mean, scale
+
+
+REAL_PATCHIFY, REAL_MASK = ops.patchify, random_masking.mask
+# what is changed -> (where, name, replacement, whether the prediction moves, whether the loss does)
+BROKEN = {
+    "patches not put back": (random_masking, "restore", _unplaced, True, True),
+    "the loss's pixels with channels first": (ops, "patchify", _channels_first, False, True),
+    "the loss's patches column by column": (ops, "patchify", _columns_first, False, True),
+    "the encoder's pixels with channels first": (patch_embed, "patchify", _channels_first, True, True),
+    "the encoder's patches column by column": (patch_embed, "patchify", _columns_first, True, True),
+    "a biased variance": (ops, "standardise", _biased, False, True),
+    "the largest noise kept": (random_masking, "mask", lambda n, k: REAL_MASK(-n, k), True, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_mae_is_seen(broken, monkeypatch):
+    where, name, wrong, moves, costs = BROKEN[broken]
+    monkeypatch.setattr(where, name, wrong)
+    model, params, peer = expected("mae", perturbed=True)
+    mine = vit_task.ours(model, vit_peers.rows("mae"), gradients=False)(params)
+    found = vit_task.distances(mine, {**peer, "outputs": {"out": peer["outputs"]["out"]}})
+    print(broken, {key: f"{value:.1e}" for key, value in found.items()})
+    assert (found["out"] > 2 * TOLERANCE) == moves, found
+    assert (found["loss"] > 2 * TOLERANCE) == costs, found
+
+
+def test_a_loss_over_all_patches_or_over_plain_pixels_is_seen():
+    model, params, peer = expected("mae", perturbed=True)
+    rows = vit_peers.rows("mae")
+    fields = {"image": rows["image"], "noise": rows["noise"], "weights": np.ones(3)}
+
+    def everywhere(*given, **options):
+        drawing = model.apply(*given, **options)
+        return drawing._replace(removed=jnp.ones_like(drawing.removed))
+
+    plain = model.clone(cfg=replace(model.cfg, standardise=False))
+    for apply, right in ((model.apply, True), (everywhere, False), (plain.apply, False)):
+        total, weight, _ = reconstruct.masked_patches(apply)(params, fields, None)
+        assert (abs(float(total / weight) - peer["loss"]) < TOLERANCE) == right
+
+
+@pytest.mark.parametrize("wrong", ["linear", "keys -0.5", "antialias"])
+def test_another_way_to_resize_positions_is_seen(wrong, monkeypatch):
+    real = ops.resize
+
+    def other(table, old, new, how="bicubic"):
+        if wrong == "linear":
+            return real(table, old, new, "linear")
+        grid = table.reshape(*old, -1)
+        return jax.image.resize(grid, (*new, grid.shape[-1]), "cubic", antialias=wrong == "antialias").reshape(
+            new[0] * new[1], -1
+        )
+
+    monkeypatch.setattr(patch_embed, "resize", other)
+    model, params, peer = expected("vit-interpolated", perturbed=True)
+    mine = vit_task.ours(model, vit_peers.rows("vit-interpolated"), gradients=False)(params)
+    assert vit_task.distances(mine, peer)["out"] > 2 * TOLERANCE
+
+
+def test_sines_and_cosines_stand_in_the_published_order():
+    want = vit_peers.sincos(5, 24)[0, 1:].numpy()
+    np.testing.assert_allclose(ops.sincos((5, 5), 24), want, atol=1e-6)
+    np.testing.assert_allclose(ops.sincos((5, 5), 24)[:, :12], want[:, :12], atol=1e-6)
+    assert np.abs(ops.sincos((5, 5), 24) - np.roll(want, 12, axis=1)).max() > 0.1  # height first
+
+
+@pytest.mark.parametrize(("how", "mode"), [("bicubic", "bicubic"), ("linear", "bilinear")])
+@pytest.mark.parametrize("new", [(7, 3), (4, 9), (2, 2), (11, 13)])
+def test_positions_are_resized_as_torch_does_it(how, mode, new):
+    table = np.random.default_rng(0).normal(size=(4 * 6, 5)).astype(np.float32)
+    grid = torch.from_numpy(table.reshape(1, 4, 6, 5)).permute(0, 3, 1, 2)
+    want = torch.nn.functional.interpolate(grid, size=new, mode=mode, align_corners=False)
+    want = want.permute(0, 2, 3, 1).reshape(-1, 5).numpy()
+    np.testing.assert_allclose(ops.resize(jnp.asarray(table), (4, 6), new, how), want, atol=3e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in vit_peers.CASES if name != "vit-interpolated"])
+def test_folders_go_both_ways(name, tmp_path):
+    """What transformers saved opens here, and what is saved here opens there, with equal numbers."""
+    peer = vit_peers.build(name)
+    peers.perturb(peer, seed=0)
+    peer.save_pretrained(tmp_path / "theirs")
+    found = pretrained.load(tmp_path / "theirs")
+    model, params, _ = expected(name, perturbed=True)
+    assert found.module == model
+    jax.tree.map(np.testing.assert_array_equal, found.params, params)
+    pretrained.save(tmp_path / "ours", found.module, found.params)
+    again, said = type(peer).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not said["missing_keys"]
+    assert not said["unexpected_keys"]
+    got = again.state_dict()
+    for key, want in peer.state_dict().items():
+        if not key.endswith("mask_token") or key.startswith("decoder."):  # DINOv2's is for its pretraining only
+            np.testing.assert_array_equal(got[key], want, err_msg=key)
+    for key in (
+        "layer_norm_eps", "hidden_act", "image_size", "patch_size", "num_channels", "qkv_bias", "norm_pix_loss",
+        "mask_ratio", "layerscale_value", "mlp_ratio", "id2label",
+    ):  # fmt: skip
+        if key != "hidden_act" or not getattr(peer.config, "use_swiglu_ffn", False):
+            assert getattr(again.config, key, None) == getattr(peer.config, key, None), key
+
+
+def test_a_bare_model_opens_in_both_directions(tmp_path):
+    model, params, _ = expected("vit-labels", perturbed=True)
+    pretrained.save(tmp_path / "bare", model.backbone, params["backbone"])
+    again, said = transformers.ViTModel.from_pretrained(tmp_path / "bare", output_loading_info=True)
+    assert set(said["missing_keys"]) == {"pooler.dense.weight", "pooler.dense.bias"}  # there is none to give
+    assert not said["unexpected_keys"]
+    image = vit_peers.rows("vit-labels")["image"]
+    mine = model.backbone.apply({"params": params["backbone"]}, image, method="hidden")
+    theirs = again.eval()(torch.from_numpy(image).permute(0, 3, 1, 2)).last_hidden_state.detach().numpy()
+    assert np.abs(np.asarray(mine) - theirs).max() < TOLERANCE * theirs.std()
+    again.save_pretrained(tmp_path / "again")  # with a pooler, and no prefix
+    found = pretrained.load(tmp_path / "again")
+    assert found.module == model.backbone
+    jax.tree.map(np.testing.assert_array_equal, found.params, params["backbone"])
+
+
+@pytest.mark.parametrize("size", ["base", "huge"])
+def test_the_published_sizes_have_the_published_parameters(size):
+    """The configs as they are published, built without memory."""
+    options = {
+        "base": {},
+        "huge": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120,
+                 "patch_size": 14},
+    }[size]  # fmt: skip
+    with torch.device("meta"):
+        peer = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**options, norm_pix_loss=True))
+    ours = convert.module({**peer.config.to_dict(), "architectures": ["ViTMAEForPreTraining"]})
+    decoder, encoder = getattr(mae, f"mae_{size}")()
+    norm = replace(encoder.norm, epsilon=1e-12)
+    assert ours == mae.MAE(decoder, vit.ViT(replace(encoder, norm=norm)))
+    assert tree.count(families.abstract(ours)) == sum(parameter.numel() for parameter in peer.parameters())
