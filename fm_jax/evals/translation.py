@@ -27,7 +27,8 @@ def require() -> None:
     try:
         import sacrebleu  # noqa: F401
     except ImportError as error:
-        raise ConfigError('translations are scored by sacrebleu; install it: pip install "fm_jax[translate]"') from error
+        message = 'translations are scored by sacrebleu; install it: pip install "fm_jax[translate]"'
+        raise ConfigError(message) from error
 
 
 def score(hypotheses: Sequence[str], references: Sequence[str], *, tokenize: str = "13a") -> dict[str, Any]:

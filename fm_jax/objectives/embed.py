@@ -40,7 +40,7 @@ def in_batch(
     def loss(params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Metrics]:
         keys = (None, None) if rng is None else jax.random.split(rng)
         one, two = (
-            _unit(
+            unit(
                 apply(
                     {"params": params}, *(batch[name] for name in names), rngs=None if key is None else {"dropout": key}
                 )
@@ -58,7 +58,7 @@ def in_batch(
     return loss
 
 
-def _unit(x: jax.Array) -> jax.Array:
+def unit(x: jax.Array) -> jax.Array:
     """Scale vectors to length 1; one of zeros stays."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-24))

@@ -1,0 +1,304 @@
+"""Extractive question answering: files in SQuAD's format, and their questions as overlapping windows of one length.
+
+Rajpurkar et al. 2016 (v1.1, every question has an answer) and 2018 (v2.0, some have none); the windows are those of
+Devlin et al. 2019, section 4.2. Positions of answers are characters (code points), as in the files.
+
+Besides SQuAD's own fields a question may carry "kind", by which scores are told apart, and "alike", all spans of its
+context that have the type of its answer, which the baselines read.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fm_jax.core.errors import ConfigError, DataError
+from fm_jax.data.encoded import Encoded
+from fm_jax.data.tokenizer import Tokenizer
+
+SPLITS = ("train", "validation", "test")
+_AT_ONCE = 1000  # pairs that are tokenised together
+_NAMES = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a context: its text and the character where it starts."""
+
+    text: str
+    start: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one context; without answers it has none there (v2.0)."""
+
+    id: str
+    text: str
+    context: str
+    answers: tuple[Span, ...]
+    kind: str = ""
+    alike: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How question and context are cut into windows, in tokens."""
+
+    length: int = 384  # of a row: question, window and special tokens
+    stride: int = 128  # from the start of one window to that of the next
+    question: int = 64  # longest question; what is longer loses its end
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that leave no token."""
+        for name in ("length", "stride", "question"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+def load(folder: Path) -> dict[str, tuple[Question, ...]]:
+    """Read the splits that a folder holds: `train*.json`, `validation*.json` or `dev*.json`, `test*.json`.
+
+    Raises:
+        DataError: no train file, neither of the others, two files for a split, or whatever `read` refuses.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; give one that holds train.json and validation.json")
+    files = sorted(folder.glob("*.json"))
+    found = {split: [file for file in files if _named(file.stem, split)] for split in SPLITS}
+    for split, mine in found.items():
+        if len(mine) > 1:
+            raise DataError(f"{folder} has {len(mine)} files for {split}: {', '.join(file.name for file in mine)}")
+    if not found["train"] or not (found["validation"] or found["test"]):
+        there = ", ".join(file.name for file in files[:8]) or "nothing"
+        raise DataError(f"{folder} needs a train*.json and a validation*.json, dev*.json or test*.json; it has {there}")
+    return {split: read(mine[0]) for split, mine in found.items() if mine}
+
+
+def read(file: Path) -> tuple[Question, ...]:
+    """Read a file of v1.1 or v2.0; every answer must stand in its context where the file says.
+
+    Raises:
+        DataError: unreadable, not SQuAD's format, an id twice, an answer that is not where it should be, or a question
+            that is marked impossible and has answers (or has none and is not); file and question are named.
+    """
+    try:
+        tree = json.loads(file.read_text("utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not JSON: {error}") from None
+    questions = tuple(_questions(tree, str(file)))
+    if not questions:
+        raise DataError(f"{file} holds no question")
+    seen: set[str] = set()
+    for question in questions:
+        if question.id in seen:
+            raise DataError(f"{file}: question {question.id!r} occurs twice; ids must be unique")
+        seen.add(question.id)
+    return questions
+
+
+class Windows:
+    """Rows {"tokens", "types": int32 [T], "length", "start", "end": int32 [], "weights": float32 []}.
+
+    A row is [CLS] question [SEP] part of the context [SEP], as the tokenizer joins pairs, and behind `length` padding.
+    `start` and `end` (inclusive) are the tokens of the first answer, or both 0, the token in front, where this window
+    does not hold all of it.
+    """
+
+    def __init__(
+        self, questions: Sequence[Question], tokenizer: Tokenizer, cut: Cut | None = None, *, name: str = "questions"
+    ) -> None:
+        """Tokenise; rows are made when they are asked for.
+
+        Raises:
+            DataError: no questions, a question or context without tokens, an answer that no token covers, or a
+                `stride` that would leave out tokens between windows; the question's id is named.
+        """
+        if not questions:
+            raise DataError(f"{name}: there are no questions")
+        self.name, self.questions, self._cut, self._pad = name, tuple(questions), cut or Cut(), tokenizer.pad_id
+        self._pairs = list(_pairs(tokenizer, self.questions, self._cut, name))
+        places = [(q, a, b) for q, pair in enumerate(self._pairs) for a, b in pair.windows(self._cut)]
+        self.places: np.ndarray = np.array(places, np.int64)
+        """[N, 3] of each row: the number of its question, and the first and last + 1 of the context's tokens in it."""
+        digest = hashlib.sha256(f"{self._cut}{tokenizer.fingerprint}".encode())
+        for question in self.questions:
+            digest.update(f"{question.id}\0{question.text}\0{question.context}\0{question.answers[:1]}\0".encode())
+        self.fingerprint = f"squad-{digest.hexdigest()[:16]}"
+        length = self._cut.length
+        self.limits: Mapping[str, int] = {
+            "tokens": tokenizer.vocab_size,
+            "length": length + 1,
+            "start": length,
+            "end": length,
+        }
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        number, first, last = (int(x) for x in self.places[index])
+        pair, length = self._pairs[number], self._cut.length
+        ids, types = pair.row(first, last)
+        start = end = 0
+        if pair.answer is not None and first <= pair.answer[0] and pair.answer[1] < last:
+            start, end = (token - first + pair.before for token in pair.answer)
+        return {
+            "tokens": np.pad(ids, (0, length - len(ids)), constant_values=self._pad),
+            "types": np.pad(types, (0, length - len(ids))),
+            "length": np.asarray(len(ids), np.int32),
+            "start": np.asarray(start, np.int32),
+            "end": np.asarray(end, np.int32),
+            "weights": np.asarray(1.0, np.float32),
+        }
+
+    def context(self, index: int) -> tuple[int, np.ndarray]:
+        """Return where the context begins in a row, and the characters [n, 2] of its tokens from there on."""
+        number, first, last = (int(x) for x in self.places[index])
+        return self._pairs[number].before, self._pairs[number].offsets[first:last]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A question and its whole context in tokens."""
+
+    head: tuple[np.ndarray, np.ndarray]  # ids and types up to the context
+    body: tuple[np.ndarray, np.ndarray]  # of the context
+    tail: tuple[np.ndarray, np.ndarray]  # behind it
+    offsets: np.ndarray  # [n, 2] characters of the context's tokens
+    answer: tuple[int, int] | None  # first and last token of the first answer, counted in the context
+
+    @property
+    def before(self) -> int:
+        return len(self.head[0])
+
+    def windows(self, cut: Cut) -> Iterator[tuple[int, int]]:
+        """Yield first and last + 1 of the context's tokens in each window; the last one ends with the context."""
+        room, total, first = cut.length - self.before - len(self.tail[0]), len(self.offsets), 0
+        while first + room < total:
+            yield first, first + room
+            first += cut.stride
+        yield first, total
+
+    def row(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        ids, types = (
+            np.concatenate([head, body[first:last], tail])
+            for head, body, tail in zip(self.head, self.body, self.tail, strict=True)
+        )
+        return ids, types
+
+
+def _pairs(tokenizer: Tokenizer, questions: Sequence[Question], cut: Cut, name: str) -> Iterator[_Pair]:
+    for first in range(0, len(questions), _AT_ONCE):
+        some = questions[first : first + _AT_ONCE]
+        found = tokenizer.encode_pairs([one.text for one in some], [one.context for one in some])
+        for question, encoded in zip(some, found, strict=True):
+            yield _pair(encoded, question, cut, f"{name}: question {question.id!r}")
+
+
+def _pair(encoded: Encoded, question: Question, cut: Cut, where: str) -> _Pair:
+    (ask, asked), (begin, end) = _bounds(encoded, 0, where), _bounds(encoded, 1, where)
+    if not ask:
+        raise DataError(f"{where}: the tokenizer puts no special token in front, so that no row can say 'not here'")
+    keep = np.r_[:ask, ask : min(asked, ask + cut.question), asked:begin]
+    offsets = encoded.offsets[begin:end]
+    room = cut.length - len(keep) - (len(encoded.ids) - end)
+    if room < 1 or (cut.stride > room and room < end - begin):
+        raise DataError(
+            f"{where}: length {cut.length} leaves {room} tokens for the context, with stride {cut.stride}; "
+            "raise length, or lower stride and question"
+        )
+    answer = _tokens_of(question.answers[0], offsets, where) if question.answers else None
+    head, body, tail = (
+        (encoded.ids[part], encoded.types[part]) for part in (keep, slice(begin, end), slice(end, None))
+    )
+    return _Pair(head, body, tail, offsets, answer)
+
+
+def _bounds(encoded: Encoded, part: int, where: str) -> tuple[int, int]:
+    """Return first and last + 1 of the tokens of the question (0) or the context (1)."""
+    found = np.flatnonzero(encoded.parts == part)
+    if not len(found):
+        raise DataError(f"{where}: the {('question', 'context')[part]} has no tokens")
+    return int(found[0]), int(found[-1]) + 1
+
+
+def _tokens_of(answer: Span, offsets: np.ndarray, where: str) -> tuple[int, int]:
+    """Return the first and the last token that share a character with an answer."""
+    touching = (offsets[:, 1] > answer.start) & (offsets[:, 0] < answer.start + len(answer.text))
+    found = np.flatnonzero(touching & (offsets[:, 0] < offsets[:, 1]))
+    if not len(found):
+        raise DataError(f"{where}: no token covers the answer {answer.text!r}")
+    return int(found[0]), int(found[-1])
+
+
+def _questions(tree: Any, file: str) -> Iterator[Question]:
+    for title, article in enumerate(_list(tree, "data", file)):
+        for number, paragraph in enumerate(_list(article, "paragraphs", f"{file}: article {title}")):
+            where = f"{file}: article {title}, paragraph {number}"
+            context = _text(paragraph, "context", where)
+            for entry in _list(paragraph, "qas", where):
+                name = _text(entry, "id", where)
+                yield _question(entry, name, context, f"{file}: question {name!r}")
+
+
+def _question(entry: Mapping[str, Any], name: str, context: str, where: str) -> Question:
+    answers = tuple(_span(answer, context, where) for answer in _list(entry, "answers", where))
+    impossible = entry.get("is_impossible", False)
+    if not isinstance(impossible, bool):
+        raise DataError(f"{where}: 'is_impossible' is {impossible!r}, not true or false")
+    if impossible and answers:
+        raise DataError(f"{where}: is marked impossible, but has the answer {answers[0].text!r}")
+    if not impossible and not answers:
+        raise DataError(f'{where}: has no answer; mark it "is_impossible": true, or give one')
+    kind = entry.get("kind", "")
+    if not isinstance(kind, str):
+        raise DataError(f"{where}: 'kind' is {kind!r}, not text")
+    alike = tuple(_span(span, context, where) for span in _list({"alike": [], **entry}, "alike", where))
+    return Question(name, _text(entry, "question", where), context, answers, kind, alike)
+
+
+def _span(entry: Any, context: str, where: str) -> Span:
+    text = _text(entry, "text", where)
+    start = entry.get("answer_start")
+    if not isinstance(start, int) or isinstance(start, bool):
+        raise DataError(f"{where}: 'answer_start' of {text!r} is {start!r}, not a number of characters")
+    if start < 0 or context[start : start + len(text)] != text:
+        there = (
+            f"there stands {context[start : start + len(text)]!r}" if 0 <= start < len(context) else "that is outside"
+        )
+        places = (at for at in range(len(context)) if context.startswith(text, at))
+        nearest = min(places, key=lambda at: abs(at - start), default=None)
+        hint = "it is nowhere in the context" if nearest is None else f"the nearest is at {nearest}"
+        raise DataError(f"{where}: the answer {text!r} is not at character {start} ({there}); {hint}")
+    return Span(text, start)
+
+
+def _list(entry: Any, field: str, where: str) -> list[Any]:
+    found = entry.get(field) if isinstance(entry, dict) else None
+    if not isinstance(found, list):
+        has = ", ".join(map(repr, list(entry)[:8])) if isinstance(entry, dict) else type(entry).__name__
+        raise DataError(f"{where}: no list {field!r} (there is {has})")
+    return found
+
+
+def _text(entry: Any, field: str, where: str) -> str:
+    found = entry.get(field) if isinstance(entry, dict) else None
+    if not isinstance(found, str) or not found.strip():
+        raise DataError(f"{where}: {field!r} is {found!r:.60}, not text")
+    try:
+        found.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: {field!r} holds half of a character at {error.start} (a lone surrogate)") from None
+    return found
+
+
+def _named(stem: str, split: str) -> bool:
+    """Say whether a file is one of a split: train, train-v1.1, dev-v2.0, but not trainees."""
+    return any(stem == name or (stem.startswith(name) and not stem[len(name)].isalnum()) for name in _NAMES[split])

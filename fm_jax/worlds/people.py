@@ -1,0 +1,325 @@
+"""Paragraphs about people, with questions whose answers are known spans, written as SQuAD files.
+
+What a question needs is known of each and stands in its "kind":
+
+    type      only one stretch of the paragraph could answer it: knowing a city from a year is enough
+    relation  there are several of that type, but only one in the asked relation (lives in, was born in)
+    binding   several people stand in the asked relation, so the sentence of the right person has to be found
+    none      the paragraph does not say (only with `unanswerable`)
+
+Cities, jobs, instruments and half of the names have stems made up of syllables, for real ones are so few that a small
+reader learns them by heart; endings say which is which, as -burg and -smith do. No name, stem, animal or year of the
+test split occurs in another. Real names come from many languages and keep their letters. "alike" lists, for each
+question, every stretch of its answer's type.
+"""
+
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fm_jax.core.errors import ConfigError
+from fm_jax.core.workdir import write_atomically
+
+SPLITS = ("train", "validation", "test")
+FIRST = (
+    "Anna Ben Clara David Emma Felix Grace Henry Ida Jonas Karla Liam Maya Noah Olivia Peter Quinn Rosa Simon Tara "
+    "Umar Vera Walter Yusuf Zoë Aïcha Björn Chloé Dörte Élodie François Göran Hélène Inês Jürgen Kübra Lucía Marçal "
+    "Niño Øyvind Päivi Renée Søren Şebnem Tomás Ümit Vítor Wanda Żaneta Łukasz Čedomir Đorđe Ольга Иван Ελένη Νίκος"
+).split()
+LAST = (
+    "Abel Baker Castro Dahl Evans Fischer Garcia Haas Ibsen Jansen Keller Lopez Meyer Novak Olsen Park Quist Rossi "
+    "Sato Tanaka Urban Vogel Weber Xu Young Zeller Ångström Böhm Çelik Dvořák Eötvös Fabergé González Håkansson İnan "
+    "Jørgensen Köhler Lübke Müller Nguyễn Öztürk Peña Řehák Świątek Škoda Touré Ünal Vásquez Wójcik Žižek Смирнов Папас"
+).split()
+ONSETS = "b br d dr f fl g gr h k kr l m n p pl r s š st t tr v w z ž".split()
+VOWELS = "a e i o u á é ö ü ei".split()
+ENDINGS = {
+    "city": "burg grad ville holm ford stadt".split(),
+    "job": "smith wright monger keeper weaver herd".split(),
+    "instrument": "phone horn lute fiddle pipe drum".split(),
+}
+BEFORE = ("San", "New", "Bad", "Nový", "Upper")
+CODAS = ["", "", "l", "m", "n", "r", "s", "t", "nd", "ł"]
+COUNTS = "two three four five six seven eight nine".split()
+COLOURS = "black white brown grey red yellow green spotted striped young old tame".split()
+ANIMALS = (
+    "bees budgies canaries cats chickens cows dogs donkeys doves ducks ferrets finches frogs geckos geese goats "
+    "goldfish hamsters horses lizards llamas mice newts owls parrots pigs ponies rabbits rats sheep snails snakes "
+    "spiders swans tortoises turkeys"
+).split()
+YEARS = [str(year) for year in range(1950, 2025)]
+FILLER = (
+    "The market opens early on Mondays.",
+    "It rained for most of the week.",
+    "Nobody could say why the clock had stopped.",
+    "The letter was never answered.",
+    "They all met at the station café.",
+    "A long winter was expected.",
+    "Such things are rarely written down.",
+    "The rest of the story is well known.",
+)
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What can be said of a person and how it is asked; {n} is the person, {x} what is asked for."""
+
+    type: str  # of the answer
+    verbs: tuple[str, ...]  # predicates, which can be joined
+    whole: tuple[str, ...]  # sentences in another order
+    asked: tuple[str, ...]
+
+
+RELATIONS = {
+    "home": Relation(
+        "city",
+        ("lives in {x}", "has a flat in {x}", "resides in {x}", "is at home in {x}"),
+        ("In {x} lives {n}.", "The home of {n} is in {x}.", "It is in {x} that {n} lives."),
+        ("Where does {n} live?", "In which city does {n} live?", "What is the home town of {n}?"),
+    ),
+    "birthplace": Relation(
+        "city",
+        ("was born in {x}", "is a native of {x}", "came into the world in {x}"),
+        ("{x} is where {n} was born.", "The birthplace of {n} is {x}.", "It was in {x} that {n} was born."),
+        ("Where was {n} born?", "In which city was {n} born?", "What is the birthplace of {n}?"),
+    ),
+    "job": Relation(
+        "job",
+        ("works as a {x}", "earns a living as a {x}", "is a {x} by trade"),
+        ("As for work, {n} is a {x}.", "The job of {n} is that of a {x}."),
+        ("What does {n} work as?", "What is the job of {n}?", "Which occupation does {n} have?"),
+    ),
+    "pets": Relation(
+        "pets",
+        ("keeps {x}", "looks after {x}", "owns {x}", "has {x} in the garden"),
+        ("There are {x} at the house of {n}.", "With {n} there are always {x}."),
+        ("Which animals does {n} keep?", "What pets does {n} have?", "What animals belong to {n}?"),
+    ),
+    "music": Relation(
+        "instrument",
+        ("plays the {x}", "practises the {x} every day", "is learning the {x}"),
+        ("The {x} is what {n} plays.", "On the {x}, {n} is hard to beat."),
+        ("Which instrument does {n} play?", "What does {n} play?", "What does {n} practise?"),
+    ),
+    "club": Relation(
+        "year",
+        ("joined the club in {x}", "has been a member since {x}", "became a member in {x}"),
+        ("It was in {x} that {n} joined the club.", "Since {x} the club has counted {n} among its members."),
+        ("When did {n} join the club?", "In which year did {n} become a member?", "Since when is {n} a member?"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """How much is written."""
+
+    train: int = 2500  # paragraphs; each has up to three questions
+    validation: int = 150
+    test: int = 300
+    unanswerable: float = 0.0  # share of the questions whose paragraph does not say; above 0 the files are v2.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be written."""
+        for split in SPLITS:
+            if getattr(self, split) < 1:
+                raise ConfigError(f"{split} must be at least 1 paragraph, not {getattr(self, split)}")
+        if not 0 <= self.unanswerable < 1:
+            raise ConfigError(f"unanswerable must be at least 0 and below 1, not {self.unanswerable}")
+
+
+def write(folder: Path, cfg: Config) -> None:
+    """Write train.json, validation.json and test.json; the same config gives the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        write_atomically(folder / f"{split}.json", json.dumps(generate(cfg, split), ensure_ascii=False, indent=1))
+
+
+def generate(cfg: Config, split: str) -> dict[str, Any]:
+    """Return one split as SQuAD's tree: {"version", "data": [{"title", "paragraphs": [{"context", "qas"}]}]}."""
+    rng = np.random.default_rng((cfg.seed, SPLITS.index(split)))
+    words = _Words(rng, held_out=split == "test")
+    paragraphs = [
+        _paragraph(rng, words, f"{split}-{number:05d}", cfg.unanswerable) for number in range(getattr(cfg, split))
+    ]
+    version = "v2.0" if cfg.unanswerable else "1.1"
+    return {"version": version, "data": [{"title": "people", "paragraphs": paragraphs}]}
+
+
+@dataclass(frozen=True)
+class _Fact:
+    """One thing that a paragraph says: who, which relation, and what."""
+
+    person: int
+    relation: str
+    value: str
+
+    @property
+    def type(self) -> str:
+        return RELATIONS[self.relation].type
+
+
+@dataclass
+class _Text:
+    """A paragraph in the making, and where each fact's value stands in it."""
+
+    text: str = ""
+    at: dict[_Fact, int] = field(default_factory=dict)
+
+    def add(self, template: str, name: str, facts: tuple[_Fact, ...]) -> None:
+        """Append a sentence; its {x0}, {x1} are the values of the facts."""
+        self.text += " " if self.text else ""
+        for part in _parts(template):
+            if part.startswith("{x"):
+                fact = facts[int(part[2:-1])]
+                self.at[fact] = len(self.text)
+                self.text += fact.value
+            else:
+                self.text += name if part == "{n}" else part
+
+
+class _Words:
+    """The words of the test split, or all others: a fifth of them, by their checksum."""
+
+    def __init__(self, rng: np.random.Generator, *, held_out: bool) -> None:
+        self._rng, self._held_out = rng, held_out
+        lists = {"first": FIRST, "last": LAST, "animal": ANIMALS, "year": YEARS}
+        self._lists = {name: [word for word in found if self._mine(word)] for name, found in lists.items()}
+
+    def names(self, which: str, count: int) -> list[str]:
+        """Draw different first or last names, half of them made up."""
+        found: dict[str, None] = {}
+        while len(found) < count:
+            real = self._rng.random() < 0.5
+            found[_pick(self._rng, self._lists[which]) if real else self._stem(2).capitalize()] = None
+        return list(found)
+
+    def answer(self, kind: str) -> str:
+        """Draw a word, or several, of an answer's type."""
+        if kind == "pets":
+            return " ".join(_pick(self._rng, words) for words in (COUNTS, COLOURS, self._lists["animal"]))
+        if kind == "year":
+            return _pick(self._rng, self._lists["year"])
+        word = self._stem(1) + _pick(self._rng, ENDINGS[kind])
+        if kind != "city":
+            return word
+        return f"{_pick(self._rng, BEFORE)} {word.capitalize()}" if self._rng.random() < 0.15 else word.capitalize()
+
+    def _stem(self, count: int) -> str:
+        while True:
+            stem = "".join(_pick(self._rng, part) for _ in range(count) for part in (ONSETS, VOWELS, CODAS))
+            if self._mine(stem):
+                return stem
+
+    def _mine(self, word: str) -> bool:
+        return (zlib.crc32(word.encode()) % 5 == 0) == self._held_out
+
+
+def _paragraph(rng: np.random.Generator, words: _Words, name: str, unanswerable: float) -> Any:
+    count = int(rng.integers(2, 5))
+    first, last = words.names("first", count), words.names("last", count)
+    facts = _facts(rng, words, count)
+    text = _Text()
+    seen: set[int] = set()
+    for template, mine in _sentences(rng, facts):
+        if rng.random() < 0.15:
+            text.add(_pick(rng, FILLER), "", ())
+        person = mine[0].person
+        full = f"{first[person]} {last[person]}"
+        text.add(template, full if person not in seen else _pick(rng, (full, first[person], last[person])), mine)
+        seen.add(person)
+    qas = []
+    for number, fact in enumerate(_asked(rng, facts)):
+        missing = rng.random() < unanswerable
+        if missing:
+            told = {(f.person, f.relation) for f in facts}
+            absent = [(p, r) for p in range(count) for r in RELATIONS if (p, r) not in told]
+            person, relation = absent[int(rng.integers(len(absent)))]
+        else:
+            person, relation = fact.person, fact.relation
+        who = first[person] if rng.random() < 0.5 else f"{first[person]} {last[person]}"
+        span = {"text": fact.value, "answer_start": text.at[fact]}
+        alike = [f for f in sorted(facts, key=lambda f: text.at[f]) if f.type == RELATIONS[relation].type]
+        qas.append(
+            {
+                "id": f"{name}-{number}",
+                "question": _pick(rng, RELATIONS[relation].asked).replace("{n}", who),
+                "answers": [] if missing else [span],
+                "kind": "none" if missing else _kind(fact, facts),
+                "alike": [{"text": f.value, "answer_start": text.at[f]} for f in alike],
+            }
+            | ({"is_impossible": missing} if unanswerable else {})
+        )
+    return {"context": text.text, "qas": qas}
+
+
+def _facts(rng: np.random.Generator, words: _Words, count: int) -> list[_Fact]:
+    """Draw facts: half of the paragraphs say one thing of everybody, and others of single people."""
+    order = _sample(rng, list(RELATIONS), len(RELATIONS))
+    shared = rng.random() < 0.5
+    who = [(person, order[0]) for person in range(count)] if shared else []
+    who += [(int(rng.integers(count)), relation) for relation in order[1 : 3 if shared else 5]]
+    facts: list[_Fact] = []
+    for person, relation in who:
+        taken = {fact.value for fact in facts}
+        value = words.answer(RELATIONS[relation].type)
+        while value in taken:
+            value = words.answer(RELATIONS[relation].type)
+        facts.append(_Fact(person, relation, value))
+    return facts
+
+
+def _sentences(rng: np.random.Generator, facts: list[_Fact]) -> Iterator[tuple[str, tuple[_Fact, ...]]]:
+    """Yield templates and their facts in a random order; two facts of one person may share a sentence."""
+    left = [facts[i] for i in rng.permutation(len(facts))]
+    while left:
+        fact = left.pop(0)
+        partner = next((other for other in left if other.person == fact.person), None)
+        forms = RELATIONS[fact.relation]
+        if partner is not None and rng.random() < 0.5:
+            left.remove(partner)
+            one = _numbered(_pick(rng, forms.verbs), 0)
+            two = _numbered(_pick(rng, RELATIONS[partner.relation].verbs), 1)
+            yield _pick(rng, (f"{{n}} {one} and {two}.", f"{{n}}, who {one}, {two}.")), (fact, partner)
+        elif rng.random() < 0.4:
+            yield _numbered(_pick(rng, forms.whole), 0), (fact,)
+        else:
+            yield f"{{n}} {_numbered(_pick(rng, forms.verbs), 0)}.", (fact,)
+
+
+def _asked(rng: np.random.Generator, facts: list[_Fact]) -> list[_Fact]:
+    """Choose up to three facts to ask for, two at most of the kind that binds."""
+    shuffled = [facts[i] for i in rng.permutation(len(facts))]
+    binding = [fact for fact in shuffled if _kind(fact, facts) == "binding"]
+    return binding[:2] + [fact for fact in shuffled if fact not in binding][: 1 if binding else 3]
+
+
+def _kind(fact: _Fact, facts: list[_Fact]) -> str:
+    if sum(other.relation == fact.relation for other in facts) > 1:
+        return "binding"
+    return "relation" if sum(other.type == fact.type for other in facts) > 1 else "type"
+
+
+def _numbered(template: str, number: int) -> str:
+    return template.replace("{x}", f"{{x{number}}}")
+
+
+def _parts(template: str) -> Iterator[str]:
+    """Split a template into its text and its {…}."""
+    for piece in template.replace("{", "\0{").replace("}", "}\0").split("\0"):
+        if piece:
+            yield piece
+
+
+def _pick(rng: np.random.Generator, options: Any) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def _sample(rng: np.random.Generator, options: list[str], count: int) -> list[str]:
+    return [options[i] for i in rng.choice(len(options), count, replace=False)]
