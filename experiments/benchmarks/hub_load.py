@@ -1,0 +1,257 @@
+"""Time and peak memory of opening a GPT-2 XL: this project beside `transformers`, from the same random file.
+
+Each load is a process of its own, the two sides in turn; what a side imports is not counted. `warm` finds the file in
+the page cache, `cold` after the cache was told to forget it. `ready` is the call that opens the model, `read` until a
+number of every page has been looked at as well: a side may leave the file mapped and read it later. `cpu` is what all
+threads worked. Memory is the process's peak: `anonymous` is its own, `resident` counts what is mapped of the file, and
+the libraries, too. The third side, `plain`, only allocates as much memory and reads the file into it: no loader that
+owns its numbers can be faster.
+
+    python -m experiments.benchmarks.hub_load --workdir runs/hub_load            # 6.2 GB of disk, removed at the end
+    python -m experiments.benchmarks.hub_load --workdir runs/hub_load --layers 6 # a seventh of it
+
+Measured with `--repetitions 2` (6.23 GB in float32, medians), on two cores that other processes kept busy (load average
+8 to 26), so that times tell little: `plain` alone took from 11 to 72 s, for memory that was free to be had. Memory is
+what can be relied on:
+
+    dtype     cache  side    ready_s  read_s   cpu_s  anonymous_GB  resident_GB
+    float32   warm   ours      70.2     71.3    15.0       6.24        6.46
+                     plain     57.3     58.0    12.9       6.23        6.41
+                     theirs     0.8      2.6     0.7       0.01        6.76
+    float32   cold   ours      63.0     63.2    18.0       6.24        6.46
+                     plain     35.1     35.4    15.7       6.23        6.41
+                     theirs     3.2     16.2     4.6       0.01        6.76
+    bfloat16  warm   ours      34.9     35.7    12.6       3.13        3.34
+                     plain     27.5     28.0    11.1       6.23        6.41
+                     theirs     6.0      6.1     3.0       3.12        9.87
+    bfloat16  cold   ours      82.7     83.2    15.2       3.13        3.34
+                     plain     40.0     40.4    15.5       6.23        6.41
+                     theirs    31.6     31.8    10.1       3.12        9.87
+
+In the file's own dtype theirs opens at once, for it leaves the file mapped: layers that are stacked must be copied, and
+cost their size in memory, no more. In another dtype both own their numbers; theirs was faster here, and has the whole
+file resident beside them (9.9 GB), where ours has the numbers alone (3.3 GB).
+
+Needs torch and transformers, which nothing else here does.
+"""
+
+import itertools
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+
+from fm_jax import run as command_line
+from fm_jax.core.errors import ConfigError, ResourceError
+from fm_jax.evals import report, results
+from fm_jax.hub import families, pretrained, safetensors, table
+from fm_jax.models.language import decoder
+
+Side = Literal["ours", "theirs", "plain"]
+Cache = Literal["warm", "cold"]
+_EVERY = 0.005  # seconds between two looks at the memory
+_CHILD = "import sys; from experiments.benchmarks.hub_load import measure; measure(*sys.argv[1:])"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is loaded, by whom, and how often."""
+
+    layers: int = 48
+    width: int = 1600
+    heads: int = 25
+    vocabulary: int = 50257
+    repetitions: int = 3  # of each side and state of the cache
+    sides: tuple[Side, ...] = ("ours", "theirs", "plain")
+    caches: tuple[Cache, ...] = ("warm", "cold")
+    dtypes: tuple[pretrained.Dtype, ...] = ("float32", "bfloat16")  # to load in; the file holds float32
+    keep: bool = False  # the file
+
+    def __post_init__(self) -> None:
+        """Refuse a model or a comparison of nothing."""
+        if min(self.layers, self.width, self.heads, self.vocabulary, self.repetitions) < 1 or not self.sides:
+            raise ConfigError("layers, width, heads, vocabulary, repetitions and sides must be above 0")
+
+
+def config() -> Config:
+    """Return GPT-2 XL's sizes."""
+    return Config()
+
+
+def debug() -> Config:
+    """Return our side alone, on a file of a few kilobytes."""
+    return Config(
+        layers=2,
+        width=16,
+        heads=4,
+        vocabulary=64,
+        repetitions=1,
+        sides=("ours",),
+        caches=("warm",),
+        dtypes=("float32",),
+    )
+
+
+def run(cfg: Config, workdir: Path) -> dict[str, Any]:
+    """Write the file, load it again and again, print the table; return (and write to results.json) the medians."""
+    folder = workdir / "model"
+    size = write(cfg, folder)
+    rows: list[dict[str, Any]] = []
+    try:
+        for dtype, cache, repetition in itertools.product(cfg.dtypes, cfg.caches, range(cfg.repetitions)):
+            for side in cfg.sides if repetition % 2 == 0 else cfg.sides[::-1]:
+                case = {"dtype": dtype, "cache": cache, "side": side}
+                rows.append(case | load(side, folder, dtype, cache))
+                print(json.dumps(rows[-1]), flush=True)
+    finally:
+        if not cfg.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    cases = list(dict.fromkeys((row["dtype"], row["cache"], row["side"]) for row in sorted(rows, key=_case)))
+    names = [name for name in rows[0] if name not in ("dtype", "cache", "side")]
+    medians = [
+        dict(zip(("dtype", "cache", "side"), case, strict=True))
+        | {name: median(row[name] for row in rows if _case(row) == case) for name in names}
+        for case in cases
+    ]
+    print(f"{size / 1e9:.3g} GB, {cfg.repetitions} loads each, medians; load average {os.getloadavg()[0]:.1f}")
+    print(report.table(medians, list(medians[0])))
+    measured = {"bytes": size, "loads": rows, "medians": medians}
+    results.write(workdir / "results.json", measured)
+    return measured
+
+
+def _case(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["dtype"], row["cache"], row["side"]
+
+
+def write(cfg: Config, folder: Path) -> int:
+    """Write a folder of random weights, one tensor at a time; return the bytes of its weights."""
+    shape = decoder.gpt(cfg.layers, cfg.width, cfg.heads, cfg.vocabulary)
+    module = decoder.Decoder(shape)
+    family = families.writing(module)
+    specs = table.specs(family.table(module), families.abstract(module))
+    size = sum(4 * int(np.prod(spec.shape)) for spec in specs.values())
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if (free := shutil.disk_usage(folder).free) < 1.1 * size:
+        raise ResourceError(f"{folder} needs {size / 1e9:.1f} GB and has {free / 1e9:.1f}; lower --layers")
+    noise = np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32)
+
+    def draw() -> Iterator[tuple[str, np.ndarray]]:
+        for name, spec in specs.items():
+            yield name, np.resize(noise, spec.shape)
+
+    safetensors.write(folder, specs, draw(), shard_bytes=1 << 40)
+    (folder / "config.json").write_text(json.dumps(family.fields(module)), "utf-8")
+    return size
+
+
+def load(side: Side, folder: Path, dtype: pretrained.Dtype, cache: Cache) -> dict[str, float]:
+    """Load in a process of its own and return what it measured.
+
+    Raises:
+        ConfigError: the other side is not installed.
+        ResourceError: the process did not come to its end.
+    """
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as opened:
+            if cache == "cold":
+                os.fsync(opened.fileno())
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            else:
+                while opened.read(1 << 24):
+                    pass
+    command = [sys.executable, "-c", _CHILD, side, str(folder.absolute()), dtype]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    if "No module named" in done.stderr:
+        raise ConfigError(
+            f"{side} cannot be measured, {done.stderr.strip().splitlines()[-1]}; --sides ours leaves it out"
+        )
+    if done.returncode:
+        raise ResourceError(f"{side} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(side: Side, folder: str, dtype: pretrained.Dtype) -> None:
+    """Load in this process and print what it took, in seconds and GB, as JSON."""
+    open_model = {"ours": _ours, "theirs": _theirs, "plain": lambda: _plain}[side]()
+    peak, stop = [_anonymous()], threading.Event()
+    before = peak[0]
+
+    def watch() -> None:
+        while not stop.wait(_EVERY):
+            peak[0] = max(peak[0], _anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started, worked = time.perf_counter(), time.process_time()
+    arrays = open_model(folder, dtype)
+    ready = time.perf_counter() - started
+    total = sum(float(array.reshape(-1)[::1024].sum()) for array in arrays)
+    read, work = time.perf_counter() - started, time.process_time() - worked
+    stop.set()
+    watcher.join()
+    if not np.isfinite(total):
+        raise SystemExit("a number was lost")
+    print(
+        json.dumps(
+            {
+                "ready_s": round(ready, 3),
+                "read_s": round(read, 3),
+                "cpu_s": round(work, 3),
+                "anonymous_GB": round((max(peak[0], _anonymous()) - before) / 1e9, 3),
+                "resident_GB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3),
+            }
+        )
+    )
+
+
+def _ours() -> Any:
+    import jax
+
+    def load_ours(folder: str, dtype: pretrained.Dtype) -> list[Any]:
+        leaves = jax.tree.leaves(jax.block_until_ready(pretrained.load(folder, dtype=dtype).params))
+        return [np.asarray(leaf) for leaf in leaves]  # a view: the device is this machine's memory
+
+    jax.devices()
+    return load_ours
+
+
+def _theirs() -> Any:
+    from transformers import GPT2LMHeadModel
+
+    def load_theirs(folder: str, dtype: str) -> list[Any]:
+        return list(GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).requires_grad_(False).parameters())
+
+    return load_theirs
+
+
+def _plain(folder: str, dtype: pretrained.Dtype) -> list[Any]:
+    with (Path(folder) / "model.safetensors").open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        memory, start = np.empty(size, np.uint8), 0
+        while start < size:
+            start += file.readinto(memory[start : start + (1 << 25)].data)
+    return [memory]
+
+
+def _anonymous() -> int:
+    """Return the bytes that only this process holds in memory."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) * 1024
+
+
+if __name__ == "__main__":
+    command_line.main(run, {"default": config, "debug": debug})

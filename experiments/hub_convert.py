@@ -1,0 +1,170 @@
+"""Hand a model over: any checkpoint that opens here, as a folder that `transformers` opens with equal results.
+
+Sources are folders as `transformers` writes them, of old Flax files too (flax_model.msgpack), or OWNER/NAME; and work
+directories of this project's runs: lm_pretrain, bert_pretrain, t5_pretrain, text_classify (LoRA merged in).
+
+    ./launch.sh local experiments.hub_convert --source runs/quickstart/pretrain --target public/mine
+    ./launch.sh local experiments.hub_convert --source old/flax-gpt2 --target new/gpt2 --dtype bfloat16
+
+What is written is read again and compared, number by number, before the command says that it is done; what a class of
+`transformers` would compute otherwise is refused by name. `experiments.hub_verify` then proves the two sides equal.
+Hardware: memory for the model once; it is written and read again one tensor at a time.
+"""
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from fm_jax import run as command_line
+from fm_jax.checkpoint.store import load_meta, load_params
+from fm_jax.core import tree
+from fm_jax.core.config import from_dict
+from fm_jax.core.errors import CheckpointError, ConfigError
+from fm_jax.core.types import Params
+from fm_jax.data import labelled
+from fm_jax.data import tokenizer as tokenizers
+from fm_jax.evals import report, results
+from fm_jax.hub import families, pretrained, stored, table
+from fm_jax.hub.pretrained import Dtype, Pretrained
+from fm_jax.models.language import encoder_decoder
+from fm_jax.peft import freeze, lora
+from fm_jax.train import pretrained as runs
+
+_SHOWN = 0.5  # seconds between two lines of progress
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to convert into what."""
+
+    source: Path = Path("runs/lm_pretrain")  # work directory of a run, a folder, or OWNER/NAME
+    target: Path = Path("converted")  # folder to write; must not exist yet
+    dtype: Dtype | None = None  # to store in; None: as the source has it
+    revision: str | None = None  # of a checkpoint fetched by name
+    step: str = "best"  # of a run: "best", "last" or a number
+    shard_bytes: int = 5_000_000_000  # most that a file holds
+
+    def __post_init__(self) -> None:
+        """Refuse files that cannot hold a thing."""
+        if self.shard_bytes < 1:
+            raise ConfigError(f"shard_bytes must be above 0, not {self.shard_bytes}")
+
+
+def config() -> Config:
+    """Return the defaults."""
+    return Config()
+
+
+def debug() -> Config:
+    """Return the conversion of what `lm_pretrain --config debug --workdir runs/lm_pretrain_debug` leaves."""
+    return Config(Path("runs/lm_pretrain_debug"), Path("runs/lm_pretrain_debug_public"))
+
+
+def run(cfg: Config, workdir: Path) -> dict[str, Any]:
+    """Read, write, read again and compare; return (and write to results.json) what it was and took."""
+    if cfg.target.exists():
+        raise CheckpointError(f"--target {cfg.target} exists already; give another folder, or move it away")
+    started = time.perf_counter()
+    print(f"reading {cfg.source}", flush=True)
+    found, dtype = read(cfg)
+    read_at = time.perf_counter()
+    names = families.writing(found.module).table(found.module)
+    print(f"writing {cfg.target}: {tree.count(found.params):,} parameters as {dtype}", flush=True)
+    pretrained.save(
+        cfg.target, found.module, found.params, found.tokenizer, labels=found.labels, dtype=dtype,
+        shard_bytes=cfg.shard_bytes,
+    )  # fmt: skip
+    written_at = time.perf_counter()
+    tensors, count = check(cfg.target, names, found.params, dtype)
+    data = families.writing(found.module).fields(found.module)
+    measured = {
+        "model": data["architectures"][0],
+        "family": data["model_type"],
+        "parameters": tree.count(found.params),
+        "tensors": tensors,
+        "bytes": count,
+        "dtype": dtype,
+        "read_seconds": read_at - started,
+        "write_seconds": written_at - read_at,
+        "check_seconds": time.perf_counter() - written_at,
+    }
+    print(report.table([measured], list(measured)))
+    results.write(workdir / "results.json", measured)
+    return measured
+
+
+def read(cfg: Config) -> tuple[Pretrained, Dtype]:
+    """Open the source; return what it holds and the dtype to store it in."""
+    if (cfg.source / "checkpoints").is_dir() or (cfg.source / "run.json").is_file():
+        if cfg.revision is not None:
+            raise ConfigError(f"--revision {cfg.revision}: {cfg.source} is a run and has none")
+        return open_run(cfg.source, cfg.step), cfg.dtype or "float32"
+    folder = pretrained.find(cfg.source, cfg.revision)
+    kinds = {spec.dtype for spec in stored.open_weights(folder).specs.values()}
+    same: Dtype | None = next((kind for kind in ("float32", "bfloat16", "float16") if kinds == {kind}), None)
+    found = pretrained.load(folder, dtype=same or "float32")
+    return replace(found, module=pretrained.computing(found.module, "float32")), cfg.dtype or same or "float32"
+
+
+def open_run(workdir: Path, step: str = "best") -> Pretrained:
+    """Read a checkpoint of a run of this project, with the model that it is of.
+
+    Raises:
+        CheckpointError: nothing there, or a run of another kind.
+    """
+    directory = workdir / "checkpoints"
+    config = load_meta(directory, "last")["config"]
+    if "way" in config:
+        return _classifier(workdir, config, "last" if step == "best" else step)
+    model = config.get("model")
+    if not isinstance(model, dict):
+        raise CheckpointError(f"{workdir} is no run that trained one model from its own config, so none can be written")
+    if "num_encoder_layers" not in model:
+        return (
+            runs.load(workdir) if step == "best" else replace(runs.load(workdir), params=load_params(directory, step))
+        )
+    if config.get("pretrained"):
+        raise CheckpointError(f"{workdir} began with {config['pretrained']}, whose form its config does not tell")
+    module: nn.Module = encoder_decoder.EncoderDecoder(from_dict(encoder_decoder.Config, model))
+    return Pretrained(module, load_params(directory, step), tokenizers.load(workdir / "tokenizer"))
+
+
+def _classifier(workdir: Path, config: dict[str, Any], step: str) -> Pretrained:
+    """Read what text_classify trained, together with what it left frozen."""
+    base = runs.load(config["model"])
+    classes = labelled.load(from_dict(labelled.Config, config["data"]), workdir / "data").classes
+    module, _ = runs.classifier(base, classes, config["head"])
+    adapters = lora.combine(from_dict(lora.Config, config["recipe"]["lora"]))
+    combine = {"lora": adapters, "frozen": freeze.combine}.get(config["way"], tree.merge)
+    params = load_params(workdir / "checkpoints", step, combine=combine)
+    return Pretrained(module, params, base.tokenizer, tuple(classes))
+
+
+def check(folder: Path, names: table.Table, params: Params, dtype: Dtype) -> tuple[int, int]:
+    """Read every tensor of a folder again and compare it; return how many there are, and their bytes.
+
+    Raises:
+        CheckpointError: a number that is not what it should be: a disk that does not keep what it is given.
+    """
+    weights, said = stored.open_weights(folder), time.perf_counter()
+    total = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in weights.specs.values())
+    done = number = 0
+    for number, (name, array) in enumerate(table.write(names, params), 1):
+        whole = tuple(slice(0, size) for size in array.shape)
+        found = weights.read(name, whole)
+        if found.dtype != np.dtype(dtype) or not np.array_equal(found, array.astype(found.dtype)):
+            raise CheckpointError(f"{folder}: {name} does not hold what was written; try another disk")
+        done += found.nbytes
+        if time.perf_counter() - said > _SHOWN or done == total:
+            said = time.perf_counter()
+            print(f"checking {number} tensors, {done / 1e6:,.1f} of {total / 1e6:,.1f} MB", flush=True)
+    return number, done
+
+
+if __name__ == "__main__":
+    command_line.main(run, {"default": config, "debug": debug})

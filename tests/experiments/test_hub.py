@@ -1,0 +1,147 @@
+"""The conversion's and the comparison's own parts, without torch; what they prove together is in tests/parity."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from experiments import hub_convert, hub_verify
+from fm_jax.checkpoint.store import Store
+from fm_jax.core.config import to_dict
+from fm_jax.core.errors import CheckpointError, ConfigError
+from fm_jax.data import tokenizer as tokenizers
+from fm_jax.hub import pretrained
+from fm_jax.models.language import decoder
+from fm_jax.models.language.encoder_decoder import EncoderDecoder
+from fm_jax.models.language.encoder_decoder import tiny as tiny_t5
+from fm_jax.train import state
+from tests.hub.forms import FORMS, assert_equal, build, draw, make
+
+TEXTS = ["the cat sat on the mat", "a dog ran after the cat", "the mat is on the floor"] * 3
+
+
+def convert(source, target, workdir, **more):
+    return hub_convert.run(hub_convert.Config(Path(source), Path(target), **more), workdir)
+
+
+def left_by_a_run(workdir, model, config, vocabulary):
+    """Write what a run leaves: a checkpoint with its config, and a tokenizer."""
+    import optax
+
+    params = draw(model)
+    with Store(workdir / "checkpoints", metric="loss", meta={"config": config}) as store:
+        store.save(1, state.create(params, optax.sgd(0.1), ema=False), {}, metrics={"loss": 1.0})
+    tokenizers.train(TEXTS, vocabulary).save(workdir / "tokenizer")
+    return params
+
+
+def test_a_public_folder_is_written_anew_to_the_bit(tmp_path, capsys):
+    make(tmp_path / "theirs", "bert-labels")
+    measured = convert(tmp_path / "theirs", tmp_path / "ours", tmp_path / "work")
+    theirs, ours = (load_file(tmp_path / side / "model.safetensors") for side in ("theirs", "ours"))
+    assert theirs.keys() == ours.keys() and all(np.array_equal(theirs[name], ours[name]) for name in ours)
+    assert pretrained.load(tmp_path / "ours").labels == ("bad", "good", "so so")
+    assert measured["parameters"] == sum(x.size for x in ours.values())
+    assert (measured["tensors"], measured["bytes"]) == (len(ours), sum(x.nbytes for x in ours.values()))
+    assert (measured["model"], measured["family"]) == ("BertForSequenceClassification", "bert")
+    assert json.loads((tmp_path / "work" / "results.json").read_text())["dtype"] == "float32"
+    assert "BertForSequenceClassification" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("dtype", "wanted"), [(None, "bfloat16"), ("float32", "float32"), ("float16", "float16")])
+def test_numbers_stay_as_the_source_has_them_or_as_is_asked_for(dtype, wanted, tmp_path):
+    _, params = make(tmp_path / "theirs", "llama", dtype="bfloat16")
+    convert(tmp_path / "theirs", tmp_path / "ours", tmp_path / "work", dtype=dtype)
+    assert {str(x.dtype) for x in load_file(tmp_path / "ours" / "model.safetensors").values()} == {wanted}
+    assert_equal(pretrained.load(tmp_path / "ours").params, jax.tree.map(lambda x: x.astype("float32"), params))
+
+
+def test_a_large_model_comes_in_shards(tmp_path):
+    make(tmp_path / "theirs", "gpt2")
+    convert(tmp_path / "theirs", tmp_path / "ours", tmp_path / "work", shard_bytes=8_000)
+    assert len(list((tmp_path / "ours").glob("model-*.safetensors"))) > 3
+    assert_equal(pretrained.load(tmp_path / "ours").params, pretrained.load(tmp_path / "theirs").params)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder-decoder"])
+def test_a_run_of_ours_becomes_a_public_folder(kind, tmp_path):
+    cfg = replace(decoder.tiny(), vocab_size=288) if kind == "decoder" else replace(tiny_t5(), vocab_size=288)
+    model = decoder.Decoder(cfg) if kind == "decoder" else EncoderDecoder(cfg)
+    params = left_by_a_run(tmp_path / "run", model, {"model": to_dict(cfg)}, 280)
+    for step in ("best", "last", "1"):
+        convert(tmp_path / "run", tmp_path / step, tmp_path / "work", step=step)
+        found = pretrained.load(tmp_path / step)
+        assert_equal(found.params, params)
+        assert found.tokenizer.decode(found.tokenizer.encode("the cat")) == "the cat"
+    with pytest.raises(CheckpointError, match="7"):
+        convert(tmp_path / "run", tmp_path / "seven", tmp_path / "work", step="7")
+
+
+def test_what_cannot_be_converted_is_refused_before_anything_is_written(tmp_path):
+    make(tmp_path / "theirs", "gpt2")
+    with pytest.raises(CheckpointError, match="exists already"):
+        convert(tmp_path / "theirs", tmp_path / "theirs", tmp_path / "work")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        convert(tmp_path / "a" / "b" / "nowhere", tmp_path / "ours", tmp_path / "work")
+    cfg = replace(decoder.tiny(), vocab_size=288, tied=False)
+    left_by_a_run(tmp_path / "run", decoder.Decoder(cfg), {"model": to_dict(cfg)}, 280)
+    with pytest.raises(CheckpointError, match="tie_word_embeddings"):
+        convert(tmp_path / "run", tmp_path / "ours", tmp_path / "work")
+    with pytest.raises(ConfigError, match="is a run and has none"):
+        convert(tmp_path / "run", tmp_path / "ours", tmp_path / "work", revision="main")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_disk_that_loses_a_number_is_seen(tmp_path):
+    module, params = make(tmp_path / "theirs", "gpt2")
+    names = hub_convert.families.writing(module).table(module)
+    assert hub_convert.check(tmp_path / "theirs", names, params, "float32") == (40, 44_096)
+    params["blocks"]["mlp"]["up"]["bias"] = params["blocks"]["mlp"]["up"]["bias"].at[1, 3].add(1e-3)
+    with pytest.raises(CheckpointError, match=r"h\.1\.mlp\.c_fc\.bias does not hold"):
+        hub_convert.check(tmp_path / "theirs", names, params, "float32")
+
+
+def test_a_comparison_without_torch_says_what_to_install(tmp_path, monkeypatch):
+    make(tmp_path / "theirs", "gpt2")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ConfigError, match="pip install torch transformers"):
+        hub_verify.run(hub_verify.Config(folder=str(tmp_path / "theirs")), tmp_path / "work")
+
+
+def test_rows_are_padded_and_use_the_whole_vocabulary_but_the_padding():
+    module, _ = build(FORMS["bert-words"])
+    rows = hub_verify.draw(module, hub_verify.Config(rows=4, length=32), pad=3)
+    assert rows.length.tolist() == [32, 24, 16, 8]
+    assert (rows.tokens[~rows.inside] == 3).all() and (rows.tokens[rows.inside] != 3).all()
+    many = hub_verify.draw(module, hub_verify.Config(rows=40, length=32), pad=3)
+    assert set(many.decoded.ravel()) | {3} == set(range(40))
+    assert rows.types[rows.inside].any() and not rows.types[~rows.inside].any()
+    assert hub_verify.draw(build(FORMS["gpt2"])[0], hub_verify.Config(length=99)).tokens.shape == (3, 32)
+
+
+def test_a_difference_counts_in_deviations_and_at_real_tokens_only():
+    rows = hub_verify.Rows(np.zeros((2, 3), np.int32), np.array([3, 1]), *[np.zeros((2, 3), np.int32)] * 2)
+    layer = np.random.default_rng(0).normal(0, 7, (2, 3, 4)).astype(np.float32)
+    wrong = layer.copy()
+    wrong[1, 2] = np.nan  # padding
+    pooled = layer[:, 0]
+    lines = hub_verify.compare({"embed": wrong, "logits": pooled}, {"logits": pooled, "embed": layer}, rows, 5e-5)
+    assert [(line["what"], line["difference"], line[""]) for line in lines] == [
+        ("embed", 0.0, "ok"),
+        ("logits", 0.0, "ok"),
+    ]
+    for place, value in (((1, 0, 0), np.nan), ((0, 2, 1), 1e9), ((0, 2, 1), layer[0, 2, 1] + 1e-3)):
+        wrong = layer.copy()
+        wrong[place] = value
+        (line,) = hub_verify.compare({"embed": wrong}, {"embed": layer}, rows, 5e-5)
+        assert line[""] == "differs"
+    moved = layer + 1e-3
+    (line,) = hub_verify.compare({"embed": moved}, {"embed": layer}, rows, 5e-5)
+    assert line["difference"] == pytest.approx(1e-3 / layer[rows.inside].std(), rel=1e-2)
+    with pytest.raises(CheckpointError, match="not the same layers"):
+        hub_verify.compare({"embed": layer}, {"embed": layer, "layer 0": layer}, rows, 5e-5)
