@@ -20,7 +20,7 @@ from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
 from fm_jax.optim import depth
 
-Name = Literal["adamw", "adam", "sgd", "lion", "adafactor", "lamb", "muon"]
+Name = Literal["adamw", "adam", "sgd", "lion", "adafactor", "lamb", "lars", "muon", "rmsprop"]
 
 NO_DECAY = (r"(?:.*/)?bias", r"(?:.*/)?scale", r"(?:.*/)?embed/positions")
 
@@ -32,7 +32,9 @@ USUAL: dict[str, dict[str, float]] = {
     "lion": {"b1": 0.9, "b2": 0.99, "weight_decay": 0.1},
     "adafactor": {"eps": 1e-30, "weight_decay": 0.0},
     "lamb": {"b1": 0.9, "b2": 0.999, "eps": 1e-6, "weight_decay": 0.01},
+    "lars": {"momentum": 0.9, "weight_decay": 0.0},
     "muon": {"momentum": 0.95, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1},
+    "rmsprop": {"b2": 0.9, "momentum": 0.9, "eps": 1e-3, "weight_decay": 0.0},
 }
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "weight_decay": ("finite and at least 0", lambda x: 0 <= x < math.inf),
@@ -43,6 +45,8 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "clip_norm": ("finite and above 0, or none", lambda x: 0 < x < math.inf),
     "layer_decay": ("above 0 and at most 1", lambda x: 0 < x <= 1),
 }
+RATED = ("lars", "rmsprop")  # whose momentum is that of the updates with their rate
+LARS_TRUST = 0.001  # times |weights| / |gradient| is a matrix's own rate: You et al. 2017, section 4
 MUON_RMS = 0.2  # of an update's entries, as AdamW's: Liu et al. 2025, section 2.2
 
 
@@ -55,10 +59,10 @@ class Config:
     b1: float | None = None
     b2: float | None = None
     eps: float | None = None
-    momentum: float | None = None  # sgd, muon
+    momentum: float | None = None  # sgd, lars, muon, rmsprop
     clip_norm: float | None = 1.0  # of the gradient over all trained leaves; None: not clipped
     layer_decay: float = 1.0  # the rate's factor from one layer to the one below (`depth.multipliers`)
-    no_decay: tuple[str, ...] = NO_DECAY  # paths whose weights are not decayed; vectors never are
+    no_decay: tuple[str, ...] = NO_DECAY  # paths that are not decayed, nor scaled by lars; vectors never are
 
     def __post_init__(self) -> None:
         """Refuse numbers outside their range, and numbers that the optimiser would ignore."""
@@ -84,7 +88,9 @@ def make(cfg: Config, schedule: optax.ScalarOrSchedule, params: Params) -> optax
 
     Stages: clip by global norm; the rule; weight decay; the layers' factors; minus the rate. Weight decay is
     decoupled and multiplied by the rate (Loshchilov & Hutter 2019), also for Adafactor, where optax leaves the rate
-    out; "adam" and "sgd" take it as an L2 penalty, added to the gradient before the moments, as everybody's do.
+    out; "adam", "sgd", "lars" and "rmsprop" take it as an L2 penalty, added to the gradient first, as everybody's do.
+    LARS' momentum is that of the rated updates (You et al. 2017, algorithm 1), and what is not decayed has no ratio.
+    So is RMSProp's, whose mean of squares starts at 1 and has eps under the root, as TensorFlow's.
     The state's structure depends on `name` and the tree only: other numbers resume from the same checkpoint.
 
     Args:
@@ -100,10 +106,12 @@ def make(cfg: Config, schedule: optax.ScalarOrSchedule, params: Params) -> optax
     clip = optax.identity() if cfg.clip_norm is None else optax.clip_by_global_norm(cfg.clip_norm)
     shrink = optax.add_decayed_weights(cfg.value("weight_decay"), mask=decay_mask(params, cfg.no_decay))
     rule = _rule(cfg, params)
-    middle = [shrink, rule] if cfg.name in ("adam", "sgd") else [rule, shrink]
+    middle = [shrink, rule] if cfg.name in (*RATED, "adam", "sgd") else [rule, shrink]
     if cfg.name == "lamb":
         middle.append(_per_layer(optax.scale_by_trust_ratio(), params))
-    return optax.chain(clip, *middle, _scale_by_depth(params, cfg.layer_decay), optax.scale_by_learning_rate(schedule))
+    last = [optax.trace(cfg.value("momentum"))] if cfg.name in RATED else []
+    rate = optax.scale_by_learning_rate(schedule)
+    return optax.chain(clip, *middle, _scale_by_depth(params, cfg.layer_decay), rate, *last)
 
 
 def decay_mask(params: Params, no_decay: tuple[str, ...] = NO_DECAY) -> Params:
@@ -123,6 +131,11 @@ def _rule(cfg: Config, params: Params) -> optax.GradientTransformation:
     """Return what turns a gradient into a direction, before decay and rate."""
     if cfg.name == "sgd":
         return optax.trace(cfg.value("momentum"))
+    if cfg.name == "lars":
+        trust = optax.scale_by_trust_ratio(trust_coefficient=LARS_TRUST)
+        return _per_layer(trust, params, only=decay_mask(params, cfg.no_decay))
+    if cfg.name == "rmsprop":
+        return optax.scale_by_rms(cfg.value("b2"), cfg.value("eps"), initial_scale=1.0, eps_in_sqrt=True)
     if cfg.name == "lion":
         return optax.scale_by_lion(cfg.value("b1"), cfg.value("b2"))
     if cfg.name == "adafactor":
@@ -163,24 +176,32 @@ def _muon(cfg: Config, adam: optax.GradientTransformation, params: Params) -> op
     return optax.partition({"muon": optax.chain(orthogonalise, resize), "adam": adam}, labels)
 
 
-def _per_layer(rule: optax.GradientTransformation, params: Params) -> optax.GradientTransformation:
+def _per_layer(
+    rule: optax.GradientTransformation, params: Params, only: Params | None = None
+) -> optax.GradientTransformation:
     """Apply a rule that takes norms or means of whole leaves to each layer of the stacked ones by itself.
 
     optax sees a leaf as one block: over a stack, LAMB's trust ratio and Adafactor's clipping and parameter scale
-    would mix the layers, and Adafactor would factor a [L, D] bias across them once L and D reach 128.
+    would mix the layers, and Adafactor would factor a [L, D] bias across them once L and D reach 128. Leaves that are
+    False in `only` pass as they are.
     """
 
     def init(part: Params) -> Any:
-        return jax.vmap(rule.init)(part)
+        return jax.vmap(rule.init)(part) if jax.tree.leaves(part) else rule.init(part)
 
     def update(updates: Params, state: Any, part: Params | None = None) -> tuple[Params, Any]:
-        return jax.vmap(rule.update)(updates, state, part)
+        each = jax.vmap(rule.update) if jax.tree.leaves(updates) else rule.update
+        return each(updates, state, part)
 
     counts = tree.map_with_path(lambda path, leaf: depth.layers(path, leaf), params)
     groups = {count: optax.GradientTransformation(init, update) for count in set(jax.tree.leaves(counts)) if count}
     # one group a stack height: vmap wants a single one
     rules = {f"layers_{count}": group for count, group in groups.items()} | {"layers_0": rule}
-    return optax.partition(rules, jax.tree.map(lambda count: f"layers_{count}", counts))
+    labels = jax.tree.map(lambda count: f"layers_{count}", counts)
+    if only is not None:
+        rules["as_is"] = optax.identity()
+        labels = jax.tree.map(lambda chosen, label: label if chosen else "as_is", only, labels)
+    return optax.partition(rules, labels)
 
 
 def _scale_by_depth(params: Params, decay: float) -> optax.GradientTransformation:

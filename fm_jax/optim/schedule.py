@@ -4,12 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from fm_jax.core.errors import ConfigError
 
-Kind = Literal["cosine", "linear", "rsqrt", "wsd", "constant"]
+Kind = Literal["cosine", "linear", "rsqrt", "wsd", "constant", "steps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,9 @@ class Config:
     start_ratio: float = 0.0  # of the peak, at step 0; 1.0 with kind "rsqrt" is T5's schedule to the letter
     final_ratio: float = 0.0  # of the peak, at step `num_steps` (cosine, linear, wsd)
     decay_steps: int = 0  # length of the last, falling part (wsd)
+    drop: float = 0.1  # what the rate is multiplied by at each of `drop_at`, or every `drop_every` steps (steps)
+    drop_at: tuple[int, ...] = ()  # counted from the start of the run
+    drop_every: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a schedule that cannot be followed."""
@@ -51,7 +55,16 @@ class Config:
             )
         if self.kind != "wsd" and self.decay_steps:
             raise ConfigError(f"schedule.decay_steps belongs to wsd; remove it for {self.kind}")
-        if self.kind in ("rsqrt", "constant") and self.final_ratio:
+        if not 0 < self.drop <= 1 or min((self.drop_every, *self.drop_at)) < 0:
+            raise ConfigError(
+                f"schedule.drop must be above 0 and at most 1, and drop_at and drop_every at least 0, not {self.drop}, "
+                f"{self.drop_at}, {self.drop_every}"
+            )
+        if self.kind == "steps" and bool(self.drop_at) == bool(self.drop_every):
+            raise ConfigError("schedule.kind steps needs drop_at or drop_every, and not both")
+        if self.kind != "steps" and (self.drop_at or self.drop_every):
+            raise ConfigError(f"schedule.drop_at and drop_every belong to steps; remove them for {self.kind}")
+        if self.kind in ("rsqrt", "constant", "steps") and self.final_ratio:
             raise ConfigError(f"schedule.final_ratio is not read by {self.kind}; remove it")
         if self.kind == "rsqrt" and not self.warmup_steps:
             raise ConfigError("schedule.warmup_steps sets the time scale of rsqrt and must be at least 1")
@@ -68,6 +81,7 @@ def make(cfg: Config) -> optax.Schedule:
       `warmup_steps` instead of raising it (Raffel et al. 2020, section 3.1.2): `start_ratio=1`.
     * wsd: the peak held, then a straight line down over the last `decay_steps` (Hu et al. 2024, MiniCPM).
     * constant: the peak held.
+    * steps: the peak times `drop` for every drop so far (He et al. 2016; every 2.4 epochs in Tan & Le 2019).
     """
     body = _after_warmup(cfg)
     if not cfg.warmup_steps:
@@ -88,4 +102,13 @@ def _after_warmup(cfg: Config) -> optax.Schedule:
     if cfg.kind == "rsqrt":
         # since < 0 during warm-up, whose value `join_schedules` discards: keep it from dividing by zero
         return lambda since: cfg.peak * jnp.sqrt(cfg.warmup_steps / (cfg.warmup_steps + jnp.maximum(since, 0)))
+    if cfg.kind == "steps":
+        return lambda since: cfg.peak * cfg.drop ** _drops(cfg, since + cfg.warmup_steps)
     return optax.constant_schedule(cfg.peak)
+
+
+def _drops(cfg: Config, step: jax.typing.ArrayLike) -> jax.Array:
+    """Return how often the rate has been dropped by a step of the run."""
+    if cfg.drop_every:
+        return jnp.asarray(step) // cfg.drop_every
+    return (jnp.asarray(step) >= jnp.array(cfg.drop_at)).sum()

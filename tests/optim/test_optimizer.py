@@ -101,6 +101,17 @@ def test_stacked_layers_train_exactly_as_separate_ones(name):
         (Config("lion", 0.3), lambda lr, m: optax.lion(lr, 0.9, 0.99, weight_decay=0.3, mask=m)),
         (Config("lamb", 0.02), lambda lr, m: optax.lamb(lr, 0.9, 0.999, 1e-6, weight_decay=0.02, mask=m)),
         (Config("adafactor"), lambda lr, m: optax.adafactor(lr)),
+        (
+            Config("lars", 0.02, momentum=0.8),
+            lambda lr, m: optax.lars(lr, 0.02, m, trust_coefficient=0.001, trust_ratio_mask=m, momentum=0.8),
+        ),
+        (
+            Config("rmsprop", 0.02, momentum=0.8),
+            lambda lr, m: optax.chain(
+                optax.add_decayed_weights(0.02, mask=m),
+                optax.rmsprop(lr, 0.9, 1e-3, initial_scale=1.0, eps_in_sqrt=True, momentum=0.8),
+            ),
+        ),
     ],
     ids=lambda value: value.name if isinstance(value, Config) else "",
 )
@@ -125,6 +136,20 @@ def test_adafactor_factors_each_matrix_of_a_stack_and_never_across_layers():
         sizes = {leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(tx.init, params))}
         if shapes is wide:
             assert {(2, 128), (2, 130)} <= sizes and (2, 128, 130) not in sizes
+
+
+def test_lars_gives_each_layer_its_own_rate_and_leaves_vectors_theirs():
+    params, grads = random_tree(0), random_tree(7)
+    tx = optimizer.make(Config("lars", weight_decay=0.1, clip_norm=None), 0.5, params)
+    found = tree.flatten(update_once(tx, params, grads))
+    flat, slopes = tree.flatten(params), tree.flatten(grads)
+    for layer in range(LAYERS):
+        weights, slope = (np.asarray(part["blocks/mlp/up/kernel"][layer], np.float64) for part in (flat, slopes))
+        slope = slope + 0.1 * weights
+        want = -0.5 * 0.001 * np.linalg.norm(weights) / np.linalg.norm(slope) * slope
+        np.testing.assert_allclose(found["blocks/mlp/up/kernel"][layer], want, rtol=1e-5)
+    for path in ("blocks/norm/bias", "embed/positions"):  # no decay, no ratio
+        np.testing.assert_allclose(found[path], -0.5 * slopes[path], rtol=1e-6)
 
 
 def test_muon_orthogonalises_hidden_matrices_layer_by_layer_at_adamw_size():
@@ -255,7 +280,7 @@ def test_other_numbers_keep_the_structure_of_the_state(name):
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize("name", ["lamb", "muon"])
+@pytest.mark.parametrize("name", ["lamb", "lars", "muon"])
 def test_sharded_parameters_get_the_updates_of_whole_ones(name):
     params, grads = random_tree(0), random_tree(7)
     tx = optimizer.make(Config(name), 0.1, params)

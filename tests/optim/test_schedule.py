@@ -21,6 +21,7 @@ AFTER_WARMUP = {  # kind -> (options, rate at a step past warm-up, written out)
     ),
     "rsqrt": ({}, lambda t: PEAK * math.sqrt(WARMUP / t)),
     "constant": ({}, lambda t: PEAK),
+    "steps": ({"drop": 0.5, "drop_at": (300, 801)}, lambda t: PEAK * 0.5 ** sum(t >= drop for drop in (300, 801))),
 }
 
 
@@ -60,6 +61,13 @@ def test_rsqrt_with_start_ratio_one_is_the_schedule_of_t5():
         np.testing.assert_allclose(rate(step), 1 / math.sqrt(max(step, 10_000)), rtol=1e-6)
 
 
+def test_a_rate_dropped_at_equal_distances_counts_them_from_the_start_of_the_run():
+    options = {"kind": "steps", "drop": 0.97, "drop_every": 24, "warmup_steps": 50}
+    rate = schedule.make(schedule.Config(peak=0.256, num_steps=1000, **options))
+    for step in (50, 71, 72, 95, 96, 500):
+        np.testing.assert_allclose(rate(step), 0.256 * 0.97 ** (step // 24), rtol=1e-5)
+
+
 def test_start_ratio_is_where_the_rise_begins():
     rate = schedule.make(schedule.Config(peak=1.0, num_steps=100, warmup_steps=10, start_ratio=0.2))
     np.testing.assert_allclose([rate(0), rate(5), rate(10)], [0.2, 0.6, 1.0], rtol=1e-6)
@@ -87,6 +95,11 @@ def test_start_ratio_is_where_the_rise_begins():
         ({"kind": "wsd", "warmup_steps": 900, "decay_steps": 101}, "not 101"),
         ({"kind": "rsqrt"}, "time scale"),
         ({"kind": "constant", "final_ratio": 0.1}, "not read by constant"),
+        ({"kind": "steps"}, "drop_at or drop_every"),
+        ({"kind": "steps", "drop_at": (3,), "drop_every": 3}, "not both"),
+        ({"kind": "steps", "drop_at": (3,), "drop": 0.0}, "schedule.drop must"),
+        ({"kind": "steps", "drop_at": (-3,)}, "drop_at"),
+        ({"drop_every": 3}, "belong to steps"),
     ],
 )
 def test_a_schedule_that_cannot_be_followed_is_refused_by_name(options, named):

@@ -1,0 +1,209 @@
+"""Training an image classifier on any backbone: its data, its model, its optimiser, and where it starts from."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from flax.core import meta
+
+from fm_jax.checkpoint import surgery
+from fm_jax.checkpoint.store import Store
+from fm_jax.core import mesh as meshes
+from fm_jax.core import sharding, tree
+from fm_jax.core.errors import ConfigError
+from fm_jax.core.types import Batch, Params
+from fm_jax.data import loader, vision
+from fm_jax.data.device import prefetch
+from fm_jax.data.mixing import Mix, Mixed
+from fm_jax.data.rows import spread
+from fm_jax.hub.pretrained import Pretrained
+from fm_jax.layers.patch_embed import regrid
+from fm_jax.models.vision.classifier import ImageClassifier
+from fm_jax.models.vision.vit import ViT
+from fm_jax.objectives import statistics
+from fm_jax.objectives.classify import softmax
+from fm_jax.optim import optimizer as optimizers
+from fm_jax.optim import schedule
+from fm_jax.train import log, loop, pretrained_vision, state
+from fm_jax.train.hooks import Hook
+from fm_jax.train.step import make_train_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides the numbers of a run but the backbone; the schedule spans `fit.num_steps`."""
+
+    data: vision.Config
+    fit: loop.FitConfig
+    learning_rate: float
+    batch_size: int  # images a step, over all devices
+    accumulate: int = 1  # parts a step's batch is worked through in; batch normalisation sees a part at a time
+    schedule: Literal["cosine", "linear", "constant", "steps"] = "cosine"
+    warmup: float = 0.0  # share of the steps
+    drop: float = 0.1  # steps: what the rate is multiplied by
+    drop_at: tuple[float, ...] = ()  # steps: where, in shares of the run
+    drop_every: float = 0.0  # steps: or how often, in shares of the run
+    optimizer: optimizers.Config = optimizers.Config()
+    label_smoothing: float = 0.0
+    dropout: float = 0.0  # of the features that the head reads
+    mix: Mix | None = None
+    ema_decay: float | None = None  # keep a running mean of the trained leaves, and evaluate that
+    init: Path | None = None  # a run's work directory, a folder or OWNER/NAME whose backbone this one starts from
+    measured: int = 5000  # training images, at most, that the last evaluation sees as well
+    data_dir: Path | None = None  # where tensorflow-datasets keeps its own; None: in the work directory
+    workers: int = 0  # processes that read ahead
+    mesh: meshes.MeshConfig = meshes.MeshConfig()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together."""
+        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ConfigError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
+        for name in ("warmup", "label_smoothing", "dropout", "drop_every"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
+        if any(not 0 < share < 1 for share in self.drop_at):
+            raise ConfigError(f"drop_at holds shares of the run, above 0 and below 1, not {self.drop_at}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay must be at least 0 and below 1, or none, not {self.ema_decay}")
+        if self.data.recipe.views != 1 or self.data.recipe.small:
+            raise ConfigError("a classifier sees one view of an image: set data.recipe.views 1 and data.recipe.small 0")
+        if self.measured < 1:
+            raise ConfigError(f"measured must be at least 1, not {self.measured}")
+
+
+def plan(cfg: Config) -> schedule.Config:
+    """Return the schedule in steps."""
+    steps = cfg.fit.num_steps
+    return schedule.Config(
+        kind=cfg.schedule,
+        peak=cfg.learning_rate,
+        num_steps=steps,
+        warmup_steps=int(cfg.warmup * steps),
+        drop=cfg.drop,
+        drop_at=tuple(round(share * steps) for share in cfg.drop_at),
+        drop_every=round(cfg.drop_every * steps),
+    )
+
+
+def epochs(count: int, images: int, batch_size: int) -> loop.FitConfig:
+    """Return the plan of so many passes, evaluated at every twentieth and saved at every hundredth of the way."""
+    steps = count * images // batch_size
+    return loop.FitConfig(steps, log_every=50, eval_every=steps // 20, save_every=steps // 100)
+
+
+class Bench:
+    """A run made ready: everything that can be refused is refused here, before anything is compiled."""
+
+    def __init__(self, backbone: nn.Module, cfg: Config, workdir: Path, found: Pretrained | None = None) -> None:
+        """Open the three splits and what the run starts from.
+
+        Args:
+            backbone: has `features(image) -> [B, D]`.
+            cfg: of the run.
+            workdir: where tensorflow-datasets are kept if `cfg` names no place.
+            found: what `cfg.init` holds, where it has been read already.
+
+        Raises:
+            ConfigError: images of a size or with channels that the backbone does not take, or an impossible batch.
+            DataError: a split that is missing or has other classes.
+            CheckpointError: weights that do not fit the backbone, all of them named.
+        """
+        self.cfg, self.mesh, self.key = cfg, meshes.make_mesh(cfg.mesh), jax.random.key(cfg.seed)
+        if cfg.batch_size // cfg.accumulate % (ways := sharding.batch_ways(self.mesh)):
+            raise ConfigError(
+                f"batch_size {cfg.batch_size} / accumulate {cfg.accumulate} does not divide over {ways} shards "
+                "(mesh.data × mesh.fsdp)"
+            )
+        self.plan, self.place = plan(cfg), {"host": jax.process_index(), "hosts": jax.process_count()}
+        data_dir = cfg.data_dir or workdir / "data"
+        opened = {split: vision.pictures(cfg.data, split, data_dir) for split in vision.SPLITS}
+        self.splits = {split: vision.Evaluation(pictures, cfg.data) for split, pictures in opened.items()}
+        self.train = vision.Training(opened["train"], cfg.data)
+        count, names = self.train.limits["label"], opened["train"].classes
+        self.classes = (*names, *(f"class {number}" for number in range(len(names), count)))
+        self.model = ImageClassifier(backbone, count, cfg.dropout)
+        self.found = found or (pretrained_vision.load(cfg.init) if cfg.init else None)
+        self.loss = softmax(self.model.apply, ("image",), label_smoothing=cfg.label_smoothing)
+        jax.eval_shape(lambda: self._loaded(meta.unbox(self._init(self.key))))
+
+    def batches(self, split: str) -> Iterator[Batch]:
+        """Yield a split once, on the devices; of the training split at most `measured` images."""
+        rows = spread(self.splits[split], self.cfg.measured) if split == "train" else self.splits[split]
+        epoch = loader.Epoch(rows, self.cfg.batch_size // self.cfg.accumulate, **self.place)
+        yield from prefetch(iter(epoch), sharding.batch_sharding(self.mesh))
+
+    def logits(self, params: Params, batch: Batch) -> jax.Array:
+        """Return a batch's logits [B, C] in evaluation."""
+        logits: jax.Array = self.model.apply({"params": params}, batch["image"])
+        return logits
+
+    def start(self) -> tuple[Params, Params]:
+        """Return (trained, running statistics) before the first step."""
+        return statistics.split(self._loaded(state.init_params(self._init, self.key, self.mesh)))
+
+    def fit(self, workdir: Path, validate: Callable[[int, Params], Mapping[str, float]], saved: Any) -> Params:
+        """Train, and return the parameters that are evaluated: running statistics of batches, and the mean if kept.
+
+        Args:
+            workdir: of the run.
+            validate: (step, whole parameters) -> metrics, of which "validation/nll" decides which step is best.
+            saved: the whole config as JSON data; `pretrained_vision.load` reads its section "backbone".
+        """
+        cfg = self.cfg
+        stream: loader.Batches | Mixed = loader.Batches(
+            self.train, cfg.batch_size, seed=cfg.seed, workers=cfg.workers, **self.place
+        )
+        if cfg.mix and isinstance(stream, loader.Batches):
+            stream = Mixed(stream, cfg.mix, len(self.classes))
+        tx = self._optimizer()
+        step = make_train_step(self.loss, tx, key=self.key, accumulate=cfg.accumulate, ema_decay=cfg.ema_decay)
+
+        def create(params: Params, frozen: Params) -> state.TrainState:
+            return state.create(params, tx, frozen=frozen, ema=cfg.ema_decay is not None)
+
+        with Store(workdir / "checkpoints", metric="validation/nll", meta={"config": saved}) as store:
+            begun = loop.start(create, self.start, self.mesh, store=store, batches=stream)
+            writer = log.writers(workdir, step=int(begun.step), num_steps=cfg.fit.num_steps, tensorboard=True)
+            done = loop.fit(
+                cfg.fit,
+                step,
+                begun,
+                stream,
+                mesh=self.mesh,
+                store=store,
+                writer=writer,
+                hooks=[Hook(lambda step, now: validate(step, whole(now)), cfg.fit.eval_every)],
+                work=loop.Work(cfg.batch_size, "images"),
+                trace_dir=workdir / "trace",
+            )
+            writer.close()
+        return whole(done)
+
+    def _optimizer(self) -> optax.GradientTransformation:
+        return optimizers.make(self.cfg.optimizer, schedule.make(self.plan), jax.eval_shape(self.start)[0])
+
+    def _init(self, key: jax.Array) -> Any:
+        image = np.zeros((2, self.cfg.data.size, self.cfg.data.size, 3), np.float32)
+        return self.model.init(key, image, mutable=["params"])["params"]
+
+    def _loaded(self, fresh: Params) -> Params:
+        """Return drawn parameters with the pretrained backbone's in their place; the head stays as drawn."""
+        if self.found is None:
+            return fresh
+        old, new, reshape = self.found.module, self.model.backbone, dict[str, surgery.Reshape]()
+        if isinstance(old, ViT) and isinstance(new, ViT):
+            before, after = old.cfg.patches, new.cfg.patches
+            if (before.grid, before.cls) != (after.grid, after.cls):
+                reshape["backbone/embed/positions"] = regrid(before, after)
+        return surgery.load(fresh, {"backbone": self.found.params}, fresh=("head/.*",), reshape=reshape)
+
+
+def whole(now: state.TrainState) -> Params:
+    """Return the parameters that are evaluated: the running mean of the trained leaves if there is one."""
+    return tree.merge(now.params if now.ema is None else now.ema, now.frozen)
