@@ -16,7 +16,26 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import lm_finetune, lm_pretrain, quickstart
+from experiments import (
+    bert_pretrain,
+    bert_squad,
+    efficientnet_imagenet,
+    harness,
+    hub_convert,
+    hub_verify,
+    linear_probe,
+    lm_pretrain,
+    mae_pretrain,
+    quickstart,
+    resnet_imagenet,
+    simclr_pretrain,
+    t5_pretrain,
+    t5_translate,
+    text_classify,
+    vit_finetune,
+    vit_imagenet,
+)
+from experiments.benchmarks import hub_load, image_pipeline
 from fm_jax.checkpoint.store import load_params
 
 pytestmark = pytest.mark.slow
@@ -27,20 +46,57 @@ ROOT = Path(__file__).parents[2]
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("pretrained")
     lm_pretrain.run(lm_pretrain.debug(), workdir)
+    simclr_pretrain.run(simclr_pretrain.debug(), workdir / "images")
+    mae_pretrain.run(mae_pretrain.debug(), workdir / "masked")
     return workdir
 
 
 def configs(pretrained: Path) -> dict[str, tuple[Any, Any, str]]:
     """Name -> (module, config, folder of its checkpoints); "" where it keeps none of its own."""
-    finetune = replace(lm_finetune.debug(), pretrained=pretrained)
     return {
         "lm_pretrain": (lm_pretrain, lm_pretrain.debug(), "checkpoints"),
-        "lm_finetune": (lm_finetune, finetune, "checkpoints"),
+        "text_classify": (text_classify, replace(text_classify.debug(), model=pretrained), "checkpoints"),
+        "harness": (harness, replace(harness.debug(), model=pretrained), ""),
         "quickstart": (quickstart, quickstart.debug(), "pretrain/checkpoints"),
+        "t5_translate": (t5_translate, t5_translate.debug(), "checkpoints"),
+        "bert_squad": (bert_squad, bert_squad.debug(), "checkpoints"),
+        "bert_pretrain": (bert_pretrain, bert_pretrain.debug(), "checkpoints"),
+        "t5_pretrain": (t5_pretrain, t5_pretrain.debug(), "checkpoints"),
+        "simclr_pretrain": (simclr_pretrain, simclr_pretrain.debug(), "checkpoints"),
+        "linear_probe": (linear_probe, replace(linear_probe.debug(), model=(pretrained / "images",)), ""),
+        "resnet_imagenet": (
+            resnet_imagenet,
+            replace(resnet_imagenet.debug(), init=pretrained / "images"),
+            "checkpoints",
+        ),
+        "efficientnet_imagenet": (efficientnet_imagenet, efficientnet_imagenet.debug(), "checkpoints"),
+        "vit_imagenet": (vit_imagenet, vit_imagenet.debug(), "checkpoints"),
+        "mae_pretrain": (mae_pretrain, mae_pretrain.debug(), "checkpoints"),
+        "vit_finetune": (vit_finetune, replace(vit_finetune.debug(), init=pretrained / "masked"), "checkpoints"),
     }
 
 
-NAMES = ("lm_pretrain", "lm_finetune", "quickstart")
+NAMES = (
+    "lm_pretrain",
+    "text_classify",
+    "harness",
+    "quickstart",
+    "t5_translate",
+    "bert_squad",
+    "bert_pretrain",
+    "t5_pretrain",
+    "simclr_pretrain",
+    "linear_probe",
+    "resnet_imagenet",
+    "efficientnet_imagenet",
+    "vit_imagenet",
+    "mae_pretrain",
+    "vit_finetune",
+)
+
+
+# these keep no checkpoints, and measure time
+ONCE = ("hub_convert", "hub_verify", "benchmarks.hub_load", "benchmarks.image_pipeline")
 
 
 def numbers(found: Any) -> Iterator[float]:
@@ -55,8 +111,9 @@ def numbers(found: Any) -> Iterator[float]:
 
 
 def test_the_list_is_complete() -> None:
-    stems = {path.stem for path in (ROOT / "experiments").glob("*.py")} - {"__init__"}
-    assert stems == set(NAMES)
+    found = [path.relative_to(ROOT / "experiments") for path in (ROOT / "experiments").rglob("*.py")]
+    stems = {".".join(path.with_suffix("").parts) for path in found if path.stem != "__init__"}
+    assert stems == {*NAMES, *ONCE}
     for stem in stems:
         spec = importlib.util.find_spec(f"experiments.{stem}")
         assert spec is not None and spec.origin is not None
@@ -64,10 +121,15 @@ def test_the_list_is_complete() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_debug_runs_and_resumes_to_the_same_numbers(name: str, pretrained: Path, tmp_path: Path) -> None:
+    if name == "harness":
+        pytest.importorskip("lm_eval", reason="experiments.harness needs lm_eval: pip install lm_eval")
     module, cfg, checkpoints = configs(pretrained)[name]
     measured = module.run(cfg, tmp_path)
     assert all(map(math.isfinite, numbers(measured)))
     assert json.loads((tmp_path / "results.json").read_text())
+    if not checkpoints:
+        assert module.run(cfg, tmp_path) == measured
+        return
     before = load_params(tmp_path / checkpoints, "last")
 
     (tmp_path / "results.json").unlink()
@@ -77,17 +139,39 @@ def test_debug_runs_and_resumes_to_the_same_numbers(name: str, pretrained: Path,
     jax.tree.map(np.testing.assert_array_equal, before, load_params(tmp_path / checkpoints, "last"))
 
 
+@pytest.mark.parametrize("name", ONCE)
+def test_what_trains_nothing_runs_at_its_debug_size(name: str, pretrained: Path, tmp_path: Path) -> None:
+    public = tmp_path / "public"
+    convert = replace(hub_convert.debug(), source=pretrained, target=public)
+    if name == "hub_convert":
+        measured = hub_convert.run(convert, tmp_path)
+        assert measured["model"] == "GPT2LMHeadModel"
+    elif name == "hub_verify":
+        pytest.importorskip("torch", reason="experiments.hub_verify needs torch: pip install torch")
+        hub_convert.run(convert, tmp_path)
+        measured = dict(hub_verify.run(replace(hub_verify.debug(), folder=str(public)), tmp_path))
+        assert measured["first_wrong"] == ""
+    elif name == "benchmarks.image_pipeline":
+        measured = image_pipeline.run(image_pipeline.debug(), tmp_path)
+        assert not (tmp_path / "images").exists() and min(row["0"] for row in measured["rows"]) > 0
+    else:
+        measured = hub_load.run(hub_load.debug(), tmp_path)
+        assert not (tmp_path / "model").exists()
+    assert all(map(math.isfinite, numbers(measured)))
+    assert json.loads((tmp_path / "results.json").read_text())
+
+
 def test_quickstart_run_again_says_that_it_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "results.json").write_text('{"pretrain": {"bits_per_byte": 2.0}}')
     assert quickstart.run(quickstart.debug(), tmp_path) == {"pretrain": {"bits_per_byte": 2.0}}
     assert "already done" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("way", lm_finetune.WAYS)
-def test_every_way_trains_what_it_says(way: lm_finetune.Way, pretrained: Path, tmp_path: Path) -> None:
-    base = lm_finetune.debug()
-    cfg = replace(base, pretrained=pretrained, way=way, recipe=replace(base.recipe, frozen_layers=1))
-    measured = lm_finetune.run(cfg, tmp_path)
+@pytest.mark.parametrize("way", text_classify.WAYS)
+def test_every_way_trains_what_it_says(way: text_classify.Way, pretrained: Path, tmp_path: Path) -> None:
+    base = text_classify.debug()
+    cfg = replace(base, model=pretrained, way=way, recipe=replace(base.recipe, frozen_layers=1))
+    measured = text_classify.run(cfg, tmp_path)
     before = load_params(pretrained / "checkpoints", "best")
     whole = sum(leaf.size for leaf in jax.tree.leaves(before))
     head = (32 + 1) * 10

@@ -1,0 +1,79 @@
+"""Telling an image's other view from everything else in the batch.
+
+Batch fields: image_a, image_b [B, ...] (two views of each image), weights [B] (0 for rows that only fill the batch).
+
+Dims: B images, V = 2B views, P the projection.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fm_jax.core.errors import ConfigError
+from fm_jax.core.sharding import constrain
+from fm_jax.core.types import Batch, LossFn, Metrics, Params
+from fm_jax.objectives.embed import unit
+from fm_jax.objectives.statistics import apply_with
+
+
+def nt_xent(
+    apply: Callable[..., Any], views: tuple[str, str] = ("image_a", "image_b"), *, temperature: float = 0.1
+) -> LossFn:
+    """Make SimCLR's loss: cross-entropy of finding a view's partner among the other 2B - 1, by cosine / temperature.
+
+    The mean over both views of every image, equation 1 of Chen et al. 2020 (their TensorFlow code adds the means of
+    the two sides up, which is twice that). Both views go through the model as one batch of 2B, so batch
+    normalisation takes its moments over both. Under `jit` a batch is the global one, on however many devices: moments
+    and negatives are those of all, and gradients flow to them. With accumulation a view is compared with those of its
+    own microbatch only, and under pmap with its own replica's. Rows of weight 0 are neither anchors nor negatives (but
+    batch normalisation sees them).
+
+    Args:
+        apply: `apply(variables, images, …) -> projections [V, P]`, of any length.
+        views: fields of the two views.
+        temperature: cosines are divided by it.
+
+    Returns:
+        LossFn whose metrics are "accuracy" (no other view is nearer than the partner), "entropy" (of the distribution
+        over the candidates, in nats) and "similarity" (cosine to the partner), all per weighted view.
+
+    Raises:
+        ConfigError: a temperature that is not above 0.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ConfigError(f"temperature must be finite and above 0, not {temperature}")
+
+    def loss(params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Metrics]:
+        first, second = (batch[name] for name in views)
+        out, statistics = apply_with(apply, params, _alternate(first, second), rng=rng)
+        z = constrain(unit(out), "batch", None)
+        # the second factor is gathered: each device compares its own rows with the views of all
+        cosine = jnp.einsum("ap,bp->ab", z, constrain(z, None, None), precision=jax.lax.Precision.HIGHEST)
+        partner = jnp.arange(len(z)) ^ 1
+        weights = _alternate(batch["weights"], batch["weights"]).astype(jnp.float32)
+        others = (weights > 0)[None] & ~jnp.eye(len(z), dtype=bool)
+        log_p = jax.nn.log_softmax(jnp.where(others, cosine / temperature, -1e30))
+        nll = -jnp.take_along_axis(log_p, partner[:, None], axis=1)[:, 0]
+        measured = {
+            "accuracy": log_p.argmax(axis=1) == partner,
+            "entropy": -(jnp.exp(log_p) * log_p).sum(axis=1),
+            "similarity": jnp.take_along_axis(cosine, partner[:, None], axis=1)[:, 0],
+        }
+        weight = weights.sum()
+        metrics = {name: (_total(value, weights), weight) for name, value in measured.items()}
+        return _total(nll, weights), weight, metrics | statistics
+
+    return loss
+
+
+def _alternate(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Return [2B, ...] with an image's two views one after the other, so that no row leaves its device."""
+    return jnp.stack([first, second], axis=1).reshape(2 * len(first), *first.shape[1:])
+
+
+def _total(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """Add up what counts; a row of weight 0 may hold anything."""
+    return jnp.where(weights > 0, values * weights, 0.0).sum()

@@ -1,0 +1,65 @@
+"""SimCLR's pretraining and the probe: what they refuse, and that every way of probing is given the same labels."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import linear_probe, simclr_pretrain
+from fm_jax.core.errors import ConfigError
+from fm_jax.data import views, vision
+from fm_jax.models.vision import resnet
+
+pytestmark = pytest.mark.slow
+
+
+def test_one_view_of_an_image_is_refused() -> None:
+    with pytest.raises(ConfigError, match="views must be 2, not 1"):
+        replace(simclr_pretrain.debug(), data=vision.Config(recipe=views.digits()))
+
+
+def test_a_batch_that_devices_cannot_share_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batch_size 12 does not divide over 8 shards"):
+        simclr_pretrain.run(replace(simclr_pretrain.debug(), batch_size=12), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_presets_are_the_papers() -> None:
+    paper, small = simclr_pretrain.config(), simclr_pretrain.cifar10()
+    assert paper.learning_rate == pytest.approx(0.3 * paper.batch_size / 256)
+    assert paper.fit.num_steps == 1000 * (1_268_355 // 4096)
+    assert paper.warmup * paper.fit.num_steps == pytest.approx(10 * (1_268_355 // 4096))
+    assert (small.data.recipe.blur, small.data.recipe.jitter, small.temperature) == (0, 0.5, 0.5)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("run")
+    simclr_pretrain.run(simclr_pretrain.debug(), workdir)
+    return workdir
+
+
+def test_a_draw_is_the_same_labels_for_every_way_and_another_for_the_next(run: Path, tmp_path: Path) -> None:
+    cfg = replace(linear_probe.debug(), model=(run,))
+    bench = linear_probe.Bench(cfg, simclr_pretrain.debug().data, tmp_path)
+    truth = bench.features("pixels", 0)[0].labels
+    np.testing.assert_array_equal(truth, bench.features("pretrained", 0)[0].labels)
+    rows = [bench.rows(truth, 3, draw) for draw in (0, 0, 1)]
+    np.testing.assert_array_equal(rows[0], rows[1])
+    assert set(rows[0]) != set(rows[2])
+    np.testing.assert_array_equal(np.bincount(truth[rows[0]]), np.full(10, 3))
+    assert len(bench.rows(truth, 0, 0)) == len(truth)
+    assert bench.probe("pixels", 0, 0) > 0.9  # with all labels even a linear classifier of pixels knows digits
+
+
+def test_runs_of_two_networks_are_not_averaged(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    simclr_pretrain.run(replace(simclr_pretrain.debug(), backbone=replace(resnet.tiny(), zero_init=False)), other)
+    with pytest.raises(ConfigError, match="other holds another network"):
+        linear_probe.run(replace(linear_probe.debug(), model=(run, other)), tmp_path / "probe")
+
+
+def test_a_public_folder_needs_data_to_be_probed_on(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="say with --data"):
+        linear_probe.run(replace(linear_probe.debug(), model=(tmp_path,)), tmp_path / "probe")

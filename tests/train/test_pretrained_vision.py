@@ -1,0 +1,98 @@
+"""Opening the backbone that a run or a public folder holds, whatever stood on it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax.core import meta
+
+from fm_jax.checkpoint.store import Store
+from fm_jax.core import tree
+from fm_jax.core.config import to_dict
+from fm_jax.core.errors import CheckpointError
+from fm_jax.data import views, vision
+from fm_jax.hub import pretrained as public
+from fm_jax.models.language import decoder
+from fm_jax.models.vision import efficientnet, resnet, vit
+from fm_jax.models.vision.classifier import ImageClassifier
+from fm_jax.models.vision.simclr import SimCLR
+from fm_jax.objectives import statistics
+from fm_jax.train import pretrained_vision
+
+DATA = vision.Config(size=12, recipe=views.digits(2))
+NETS: list[Any] = [
+    resnet.ResNet(resnet.tiny()),
+    efficientnet.EfficientNet(efficientnet.tiny()),
+    vit.ViT(vit.tiny()),
+]
+
+
+def drawn(module: Any, size: int = 8) -> Any:
+    image = np.zeros((1, size, size, 3), np.float32)
+    shapes = jax.eval_shape(lambda: meta.unbox(module.init(jax.random.key(0), image)["params"]))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.uniform(0.1, 1, leaf.shape).astype(np.float32), shapes)
+
+
+def leave_run(workdir: Path, params: Any, section: str, cfg: Any, **metrics: float) -> None:
+    """Leave what a pretraining leaves: running statistics apart, and two checkpoints, the first the better one."""
+    trained, running = statistics.split(params)
+    config = {section: to_dict(cfg), "data": to_dict(DATA)}
+    with Store(workdir / "checkpoints", metric="validation/loss", meta={"config": config}) as store:
+        for step in (1, 2):
+            state = {"params": jax.tree.map(lambda leaf: leaf * step, trained), "frozen": running}  # noqa: B023
+            store.save(step, state, {}, {name: value * step for name, value in metrics.items()})
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda net: type(net).__name__)
+@pytest.mark.parametrize("section", pretrained_vision.SECTIONS)
+def test_a_run_gives_its_backbone_with_running_statistics_and_no_head(net: Any, section: str, tmp_path: Path) -> None:
+    params = drawn(SimCLR(net, 8) if section == "backbone" else ImageClassifier(net, 5))
+    leave_run(tmp_path, params, section, net.cfg, **{"validation/loss": 1.0})
+    found = pretrained_vision.load(tmp_path)
+    assert found.module == net
+    have, want = tree.flatten(found.params), tree.flatten(params["backbone"])  # of step 1, the best
+    assert have.keys() == want.keys()
+    assert all(np.array_equal(have[path], want[path]) for path in want)
+    image = np.ones((2, 8, 8, 3), np.float32)
+    assert found.module.apply({"params": found.params}, image).ndim == 2
+
+
+def test_without_a_metric_it_is_the_last_checkpoint_and_the_dtype_is_ones_own(tmp_path: Path) -> None:
+    params = drawn(SimCLR(NETS[0], 8))
+    leave_run(tmp_path, params, "backbone", NETS[0].cfg)
+    found = pretrained_vision.load(tmp_path, dtype="bfloat16")
+    np.testing.assert_array_equal(found.params["stem"]["kernel"], 2 * params["backbone"]["stem"]["kernel"])
+    assert found.module == resnet.ResNet(replace(resnet.tiny(), dtype="bfloat16"))
+
+
+def test_a_run_says_how_it_saw_its_images_and_a_folder_does_not(tmp_path: Path) -> None:
+    leave_run(tmp_path / "run", drawn(SimCLR(NETS[0], 8)), "backbone", NETS[0].cfg)
+    assert pretrained_vision.images(tmp_path / "run") == DATA
+    (tmp_path / "folder").mkdir()
+    assert pretrained_vision.images(tmp_path / "folder") is None
+
+
+def test_a_public_folder_gives_its_backbone_without_the_head(tmp_path: Path) -> None:
+    net = resnet.ResNet(resnet.Config((1, 1), (8, 16), "basic", stem_width=8))
+    model = ImageClassifier(net, 3)
+    params = drawn(model, 32)
+    public.save(tmp_path / "net", model, params)
+    found = pretrained_vision.load(tmp_path / "net")
+    assert found.module == net
+    have = tree.flatten(found.params)
+    assert all(np.array_equal(have[path], leaf) for path, leaf in tree.flatten(params["backbone"]).items())
+
+
+def test_what_is_not_there_or_reads_no_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        pretrained_vision.load(tmp_path / "nothing")
+    leave_run(tmp_path / "text", {"embed": np.ones((2, 2), np.float32)}, "model", decoder.tiny())
+    with pytest.raises(CheckpointError, match=r"text is no run of a vision backbone.*ResNet.*EfficientNet.*ViT"):
+        pretrained_vision.load(tmp_path / "text")
+    leave_run(tmp_path / "bare", drawn(NETS[0]), "model", NETS[0].cfg)
+    with pytest.raises(CheckpointError, match="no parameters named backbone"):
+        pretrained_vision.load(tmp_path / "bare")
