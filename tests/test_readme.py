@@ -32,8 +32,6 @@ def test_every_link_leads_somewhere() -> None:
 
 def test_every_experiment_is_in_the_house() -> None:
     missing = [
-        path.name
-        for path in (ROOT / "experiments").glob("*.py")
-        if path.stem != "__init__" and path.name not in README
+        path.name for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__" and path.name not in README
     ]
     assert not missing
