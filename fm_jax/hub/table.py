@@ -345,7 +345,8 @@ def _fill(piece: Any, entry: Entry, leaf: Any) -> jax.Array:
     start, put = _layer_writer(leaf.shape, dtype.name, where)
     made, inner = start(), _below(where)
     for layer in range(layers):
-        made = put(made, _array(shape, inner, partial(read_in, shape, layer)), layer)
+        # waited for, or a fast disk would put layers on the host faster than the device takes them off
+        made = jax.block_until_ready(put(made, _array(shape, inner, partial(read_in, shape, layer)), layer))
     return made
 
 
