@@ -63,7 +63,7 @@ def configs(pretrained: Path) -> dict[str, tuple[Any, Any, str]]:
         "bert_pretrain": (bert_pretrain, bert_pretrain.debug(), "checkpoints"),
         "t5_pretrain": (t5_pretrain, t5_pretrain.debug(), "checkpoints"),
         "simclr_pretrain": (simclr_pretrain, simclr_pretrain.debug(), "checkpoints"),
-        "linear_probe": (linear_probe, replace(linear_probe.debug(), model=(pretrained / "images",)), ""),
+        "linear_probe": (linear_probe, replace(linear_probe.debug(), init=(pretrained / "images",)), ""),
         "resnet_imagenet": (
             resnet_imagenet,
             replace(resnet_imagenet.debug(), init=pretrained / "images"),
