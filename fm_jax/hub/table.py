@@ -7,25 +7,22 @@ the file's tensors.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.types import Params
+from fm_jax.hub import shards
 
 Index = tuple[slice, ...]
 _SHOWN = 10
-_ALIGNED = 64  # bytes
-_BLOCK = 1 << 20  # bytes that are read at once
-_WHOLE = 1 << 25  # bytes of a stacked leaf below which the host puts it together at once
 
 
 class Spec(NamedTuple):
@@ -154,7 +151,13 @@ def read(table: Table, wanted: Params, weights: Weights) -> Params:
     by_path = {entry.path: entry for entry in table.entries if entry.path in leaves}
     return tree.unflatten(
         {
-            path: _fill(partial(_piece, by_path[path], weights, stored), by_path[path], leaf)
+            path: shards.fill(
+                partial(_piece, entry := by_path[path], weights, stored),
+                leaf,
+                path=path,
+                stacked=entry.stacked,
+                axis=entry.axes.index(0) if entry.axes else 0,
+            )
             for path, leaf in leaves.items()
         }
     )
@@ -302,106 +305,6 @@ def _piece(
         return weights.read(name, tuple(theirs), out)
     found = weights.read(name, tuple(theirs))
     return found.reshape(found.shape[entry.singles :]).transpose(axes)
-
-
-def _fill(piece: Any, entry: Entry, leaf: Any) -> jax.Array:
-    """Make one leaf in its shards; `piece(shape, layer, index, out)` reads a part of a layer."""
-    where = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
-    dtype = np.dtype(leaf.dtype)
-
-    def read_in(shape: tuple[int, ...], layer: int, index: Any, out: np.ndarray | None = None) -> np.ndarray:
-        # not made contiguous here: jax transposes three times faster than numpy
-        return _cast(piece(shape, layer, index, out), dtype, entry.path)
-
-    def fill(place: np.ndarray, shape: tuple[int, ...], layer: int, index: Any) -> None:
-        """Read in blocks of the file's rows: large arrays in between would cost more than the reading."""
-        if not shape:
-            place[...] = read_in(shape, layer, index)
-            return
-        axis = entry.axes.index(0) if entry.axes else 0  # ours that is the file's first
-        start, stop, _ = index[axis].indices(shape[axis])
-        height = max(1, _BLOCK * place.shape[axis] // max(1, place.nbytes))
-        for top in range(start, stop, height):
-            rows = slice(top, min(top + height, stop))
-            block = place[(*(slice(None),) * axis, slice(rows.start - start, rows.stop - start))]
-            found = read_in(shape, layer, (*index[:axis], rows, *index[axis + 1 :]), block)
-            if found is not block:
-                block[...] = found
-
-    def together(index: Any) -> np.ndarray:
-        whole = aligned(
-            tuple(len(range(*cut.indices(size))) for cut, size in zip(index, leaf.shape, strict=True)), dtype
-        )
-        if not entry.stacked:
-            fill(whole, leaf.shape, 0, index)
-            return whole
-        for number, layer in enumerate(range(leaf.shape[0])[index[0]]):
-            fill(whole[number, ...], leaf.shape[1:], layer, index[1:])
-        return whole
-
-    layers, shape = leaf.shape[0] if entry.stacked else 1, leaf.shape[1:]
-    if layers == 1 or _in_host_memory(where) or leaf.size * dtype.itemsize <= _WHOLE:
-        return _array(leaf.shape, where, together)
-    start, put = _layer_writer(leaf.shape, dtype.name, where)
-    made, inner = start(), _below(where)
-    for layer in range(layers):
-        # waited for, or a fast disk would put layers on the host faster than the device takes them off
-        made = jax.block_until_ready(put(made, _array(shape, inner, partial(read_in, shape, layer)), layer))
-    return made
-
-
-def _in_host_memory(where: Sharding) -> bool:
-    """Say whether what the host puts together can stay where it is."""
-    devices: set[Any] = where.device_set
-    return {device.platform for device in devices} == {"cpu"}
-
-
-def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return an empty array that begins where jax wants it, so that a CPU device takes it as it is, uncopied."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + _ALIGNED, np.uint8)
-    start = -memory.ctypes.data % _ALIGNED
-    return memory[start : start + size].view(dtype).reshape(shape)
-
-
-def _array(shape: tuple[int, ...], where: Sharding, read: Callable[[Any], np.ndarray]) -> jax.Array:
-    """Make an array of what `read(index)` returns; what several devices hold is read once."""
-    seen: dict[Any, np.ndarray] = {}
-
-    def part(index: Any) -> np.ndarray:
-        key = tuple((cut.start, cut.stop) for cut in index)
-        if key not in seen:
-            seen[key] = read(index)
-        return seen[key]
-
-    return jax.make_array_from_callback(shape, where, part)
-
-
-def _cast(array: np.ndarray, dtype: np.dtype, path: str) -> np.ndarray:
-    """Return an array in another dtype, in the order in which it lies; one too large for float16 is an error."""
-    with np.errstate(over="ignore"):
-        found = array.astype(dtype, copy=False)
-    if dtype == np.float16 and array.dtype != dtype and (np.isinf(found) & ~np.isinf(array)).any():
-        raise CheckpointError(f"{path} holds a number too large for float16; load it as bfloat16 or float32")
-    return found
-
-
-@lru_cache(maxsize=64)
-def _layer_writer(shape: tuple[int, ...], dtype: str, where: Sharding) -> tuple[Any, Any]:
-    """Return compiled () -> zeros in their shards, and (array, layer's array, number) -> array, in place."""
-    start = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=where)
-
-    def put(array: jax.Array, layer: jax.Array, number: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(array, layer, number, 0)
-
-    return start, jax.jit(put, donate_argnums=0, out_shardings=where)
-
-
-def _below(where: Sharding) -> Sharding:
-    """Return the sharding of one layer of a stacked leaf."""
-    if isinstance(where, NamedSharding):
-        return NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
-    return where
 
 
 def _theirs(entry: Entry, leaf: Any, layer: int) -> np.ndarray:

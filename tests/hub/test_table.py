@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.mesh import MeshConfig, make_mesh
-from fm_jax.hub import safetensors, stored, table
+from fm_jax.hub import safetensors, shards, stored, table
 from fm_jax.hub.table import Arrays, Entry, Table, flipped, linear, norm, same
 
 L, D, F, V = 3, 8, 16, 24
@@ -90,8 +90,8 @@ class Counting:
 def streamed(request, monkeypatch):
     """Every test below runs with leaves put together on the host, and layer by layer on the device."""
     if request.param:
-        monkeypatch.setattr(table, "_WHOLE", 0)
-        monkeypatch.setattr(table, "_in_host_memory", lambda where: False)  # as on an accelerator
+        monkeypatch.setattr(shards, "_WHOLE", 0)
+        monkeypatch.setattr(shards, "_in_host_memory", lambda where: False)  # as on an accelerator
     return request.param
 
 
@@ -235,7 +235,7 @@ def test_a_leaf_cut_over_its_layers_is_read_layer_by_layer():
 
 def test_layers_are_put_in_place_and_every_donation_is_used(streamed, monkeypatch):
     calls = []
-    writer = table._layer_writer
+    writer = shards._layer_writer
 
     def watched(*args):
         start, put = writer(*args)
@@ -247,7 +247,7 @@ def test_layers_are_put_in_place_and_every_donation_is_used(streamed, monkeypatc
 
         return start, putting
 
-    monkeypatch.setattr(table, "_layer_writer", watched)
+    monkeypatch.setattr(shards, "_layer_writer", watched)
     for mesh in (None, make_mesh(MeshConfig(fsdp=2, tensor=4))):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -277,17 +277,17 @@ def test_arrays_hand_out_copies():
 
 def test_a_leaf_above_the_limit_is_streamed_and_one_at_the_limit_is_not(streamed, monkeypatch):
     started = []
-    writer = table._layer_writer
-    monkeypatch.setattr(table, "_layer_writer", lambda shape, *args: (started.append(shape), writer(shape, *args))[1])
-    monkeypatch.setattr(table, "_WHOLE", L * D * D * 4)
-    monkeypatch.setattr(table, "_in_host_memory", lambda where: False)
+    writer = shards._layer_writer
+    monkeypatch.setattr(shards, "_layer_writer", lambda shape, *args: (started.append(shape), writer(shape, *args))[1])
+    monkeypatch.setattr(shards, "_WHOLE", L * D * D * 4)
+    monkeypatch.setattr(shards, "_in_host_memory", lambda where: False)
     table.read(TABLE, wanted(), Arrays(theirs()))
     assert started == [(L, D, F)]
 
 
 def test_a_cpu_keeps_the_memory_that_leaves_were_put_together_in(streamed, monkeypatch):
-    made, aligned = [], table.aligned
-    monkeypatch.setattr(table, "aligned", lambda *args: (made.append(aligned(*args)), made[-1])[1])
+    made, aligned = [], shards.aligned
+    monkeypatch.setattr(shards, "aligned", lambda *args: (made.append(aligned(*args)), made[-1])[1])
     found = table.read(TABLE, wanted(), Arrays(theirs()))
     stacked = [leaf for path, leaf in tree.flatten(found).items() if path.startswith("blocks/")]
     kept = {leaf.unsafe_buffer_pointer() for leaf in stacked} & {array.ctypes.data for array in made}
@@ -461,10 +461,10 @@ def test_a_model_below_a_prefix_has_the_same_names():
 
 
 def test_the_caches_of_compiled_writers_serve_layers_of_one_shape():
-    table._layer_writer.cache_clear()
+    shards._layer_writer.cache_clear()
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    start, put = table._layer_writer((2, 3), "float32", where)
+    start, put = shards._layer_writer((2, 3), "float32", where)
     made = put(put(start(), jnp.ones(3), 1), 2 * jnp.ones(3), 0)
     assert made.tolist() == [[2, 2, 2], [1, 1, 1]]
     assert put._cache_size() == 1
-    assert table._layer_writer((2, 3), "float32", where)[1] is put
+    assert shards._layer_writer((2, 3), "float32", where)[1] is put
