@@ -9,7 +9,7 @@ out whole words, `--next_sentence false` reads full sentences without pairs.
     ./launch.sh local experiments.bert_pretrain --config config --data.kind tfds --data.name wiki40b/en
     ./launch.sh local experiments.bert_pretrain --config roberta --data.kind jsonl --data.path corpus/
 
-`experiments.text_classify --model WORKDIR` and every other finetuning open what this leaves.
+`experiments.text_classify --init.from WORKDIR` and every other finetuning open what this leaves.
 Presets: `config` (BERT base), `bert_large`, `roberta` (RoBERTa's objective on BERT base), `demo`, `debug`.
 Hardware: demo needs two cores; BERT base one 80 GB GPU for days (`--accumulate`), or a pod.
 Expected: of demo, on the validation split, 14.4 % of the masked tokens named right (by the commonest token: 5.0 %), a
@@ -83,7 +83,10 @@ class Config:
 
 
 def config() -> Config:
-    """Return BERT base: a million steps of 256 rows, AdamW (0.9, 0.999, 1e-6) at 1e-4, decay 0.01, clip 1."""
+    """Return BERT base: a million steps of 256 rows, AdamW (0.9, 0.999, 1e-6) at 1e-4, decay 0.01, clip 1.
+
+    Devlin et al. 2019, appendix A.2; epsilon and clipping are those of optimization.py of google-research/bert.
+    """
     model = replace(encoder.bert_base(), dtype="bfloat16", remat="dots")
     return Config(model, loop.FitConfig(1_000_000, log_every=100, eval_every=10_000, save_every=5_000), 1e-4)
 

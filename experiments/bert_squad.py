@@ -4,18 +4,18 @@ Papers: Devlin et al. 2019, section 4.2 (BERT); Rajpurkar et al. 2016, 2018 (SQu
 paragraph are one row; two scores a token say where the answer begins and where it ends. Long paragraphs are read
 through overlapping windows, and the best span of all windows is given, cut out of the paragraph letter by letter.
 
-    ./launch.sh local experiments.bert_squad --pretrained google-bert/bert-base-uncased --data.path squad
-    ./launch.sh local experiments.bert_squad --pretrained runs/bert_pretrain --data.path squad
+    ./launch.sh local experiments.bert_squad --init.from google-bert/bert-base-uncased --data.path squad
+    ./launch.sh local experiments.bert_squad --init.from runs/bert_pretrain --data.path squad
     ./launch.sh local experiments.bert_squad --config demo       # a generated set, from scratch, on two cores
 
 `--data.path` is a folder of SQuAD files (train-v1.1.json and dev-v1.1.json, or train, validation and test .json);
-questions without answers (v2.0) are decided by a threshold chosen on the validation file. `--pretrained` is the work
+questions without answers (v2.0) are decided by a threshold chosen on the validation file. `--init.from` is the work
 directory of a pretraining run, or a public checkpoint's folder or name; without it the model is drawn anew and its
 tokenizer learnt from the training file.
 
-Hardware and time: the default, the authors' recipe for BERT base (learning rate 3e-5, batch 12, 2 epochs, 384 tokens,
-stride 128), wants one 16 GB GPU. Expected on dev v1.1 [paper, table 2]: exact match 80.8, F1 88.5
-(BERT large, batch 24: 84.1, 90.9). Not run here.
+Hardware and time: the default, the authors' recipe for BERT base (README of google-research/bert: learning rate 3e-5,
+batch 12, 2 epochs, 384 tokens, stride 128), wants one 16 GB GPU. Expected on dev v1.1 (table 2 of the paper): exact
+match 80.8, F1 88.5 (BERT large, batch 24: 84.1, 90.9). Not run here.
 
 Measured with demo (0.4 M parameters, from scratch, 983 steps, 302 CPU-seconds, 17 minutes on two cores shared with
 many others), on the test file of the generated set, whose names and answers occur in no other; exact match / F1:
@@ -63,7 +63,7 @@ from fm_jax.models.language.span import SpanFinder
 from fm_jax.objectives.span import span
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.optim import schedule
-from fm_jax.train import log, loop, pretrained, state
+from fm_jax.train import log, loop, pretrained, start, state
 from fm_jax.train.hooks import Hook
 from fm_jax.train.step import make_train_step
 from fm_jax.worlds import people
@@ -82,8 +82,8 @@ class Data:
 class Config:
     """Everything that decides the numbers of a run."""
 
-    pretrained: Path | None = None  # work directory of a pretraining run, or a public checkpoint; None: from scratch
-    model: encoder.Config = encoder.bert_base()  # from scratch only; its max_length becomes data.cut.length
+    init: start.Init = start.Init()
+    model: encoder.Config = encoder.bert_base()  # of weights drawn anew; its max_length becomes data.cut.length
     data: Data = Data()
     epochs: float = 2.0  # passes over the windows of the training file
     batch_size: int = 12
@@ -136,7 +136,7 @@ def demo() -> Config:
     data = Data(world=people.Config(train=8000), cut=squad.Cut(length=96, stride=32, question=24))
     # with answers of up to 30, 12 and 8 tokens 0.51, 0.63 and 0.70 of the validation split are answered exactly (2,500
     # paragraphs, 4 epochs): a reader this small finds where an answer ends, and lets it start too far in front
-    small = Config(None, model, data, optimizer=optimizers.Config(name="muon"), learning_rate=1e-2, longest=8)
+    small = Config(start.Init(), model, data, optimizer=optimizers.Config(name="muon"), learning_rate=1e-2, longest=8)
     return replace(small, epochs=1.25, batch_size=32, log_every=25, eval_every=250, save_every=250)
 
 
@@ -145,23 +145,23 @@ def debug() -> Config:
     world = people.Config(train=24, validation=6, test=6, unanswerable=0.2)
     data = Data(world=world, cut=squad.Cut(length=64, stride=12, question=24))
     model = replace(encoder.tiny(), vocab_size=420)
-    return Config(None, model, data, epochs=0.5, batch_size=32, learning_rate=1e-3, log_every=1, save_every=1)
+    return Config(start.Init(), model, data, epochs=0.5, batch_size=32, learning_rate=1e-3, log_every=1, save_every=1)
 
 
 def open_reader(cfg: Config, train: Sequence[Question], mesh: Mesh) -> Reader:
     """Open what is pretrained, or learn a tokenizer for a model that is drawn anew."""
     length = cfg.data.cut.length
-    if cfg.pretrained is None:
+    if cfg.init.from_ is None:
         contexts = dict.fromkeys(question.context for question in train)
         texts = [*contexts, *(question.text for question in train)]
         words = tokenizer.train_wordpiece(texts, cfg.model.vocab_size)
         return Reader(SpanFinder(encoder.Encoder(replace(cfg.model, max_length=length)), cfg.model.dropout), words, {})
-    found = pretrained.load(cfg.pretrained, mesh=mesh)
+    found = pretrained.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh)
     backbone, params = found.backbone()
     if not isinstance(backbone, encoder.Encoder):
-        raise ConfigError(f"{cfg.pretrained} is a {type(backbone).__name__}; answers are found with an encoder")
+        raise ConfigError(f"{cfg.init.from_} is a {type(backbone).__name__}; answers are found with an encoder")
     if backbone.cfg.max_length < length:
-        raise ConfigError(f"data.cut.length {length} is more than the {backbone.cfg.max_length} of {cfg.pretrained}")
+        raise ConfigError(f"data.cut.length {length} is more than the {backbone.cfg.max_length} of {cfg.init.from_}")
     assert found.tokenizer is not None  # `load` has refused a checkpoint without one
     if isinstance(found.module, SpanFinder):  # it has a trained head
         return Reader(found.module, found.tokenizer, found.params)

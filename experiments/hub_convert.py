@@ -1,7 +1,8 @@
 """Hand a model over: any checkpoint that opens here, as a folder that `transformers` opens with equal results.
 
 Sources are folders as `transformers` writes them, of old Flax files too (flax_model.msgpack), or OWNER/NAME; and work
-directories of this project's runs: lm_pretrain, bert_pretrain, t5_pretrain, text_classify (LoRA merged in).
+directories of this project's runs: lm_pretrain, bert_pretrain, t5_pretrain, t5_translate, text_classify (LoRA merged
+in), and those of images: the classifiers, mae_pretrain, and of simclr_pretrain the backbone.
 
     ./launch.sh local experiments.hub_convert --source runs/quickstart/pretrain --target public/mine
     ./launch.sh local experiments.hub_convert --source old/flax-gpt2 --target new/gpt2 --dtype bfloat16
@@ -17,23 +18,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import numpy as np
 
 from fm_jax import run as command_line
-from fm_jax.checkpoint.store import load_meta, load_params
 from fm_jax.core import tree
 from fm_jax.core.config import from_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Params
 from fm_jax.data import labelled
-from fm_jax.data import tokenizer as tokenizers
 from fm_jax.evals import report, results
 from fm_jax.hub import families, pretrained, stored, table
 from fm_jax.hub.pretrained import Dtype, Pretrained
-from fm_jax.models.language import encoder_decoder
 from fm_jax.peft import freeze, lora
 from fm_jax.train import pretrained as runs
+from fm_jax.train import pretrained_vision, start
 
 _SHOWN = 0.5  # seconds between two lines of progress
 
@@ -100,10 +98,8 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
 
 def read(cfg: Config) -> tuple[Pretrained, Dtype]:
     """Open the source; return what it holds and the dtype to store it in."""
-    if (cfg.source / "checkpoints").is_dir() or (cfg.source / "run.json").is_file():
-        if cfg.revision is not None:
-            raise ConfigError(f"--revision {cfg.revision}: {cfg.source} is a run and has none")
-        return open_run(cfg.source, cfg.step), cfg.dtype or "float32"
+    if (run := start.run(cfg.source, cfg.revision, cfg.step)) is not None:
+        return of_run(run), cfg.dtype or "float32"
     folder = pretrained.find(cfg.source, cfg.revision)
     kinds = {spec.dtype for spec in stored.open_weights(folder).specs.values()}
     same: Dtype | None = next((kind for kind in ("float32", "bfloat16", "float16") if kinds == {kind}), None)
@@ -111,38 +107,30 @@ def read(cfg: Config) -> tuple[Pretrained, Dtype]:
     return replace(found, module=pretrained.computing(found.module, "float32")), cfg.dtype or same or "float32"
 
 
-def open_run(workdir: Path, step: str = "best") -> Pretrained:
-    """Read a checkpoint of a run of this project, with the model that it is of.
+def of_run(run: start.Run) -> Pretrained:
+    """Return what a run of this project trained.
 
     Raises:
-        CheckpointError: nothing there, or a run of another kind.
+        CheckpointError: a run of another kind.
     """
-    directory = workdir / "checkpoints"
-    config = load_meta(directory, "last")["config"]
-    if "way" in config:
-        return _classifier(workdir, config, "last" if step == "best" else step)
-    model = config.get("model")
-    if not isinstance(model, dict):
-        raise CheckpointError(f"{workdir} is no run that trained one model from its own config, so none can be written")
-    if "num_encoder_layers" not in model:
-        return (
-            runs.load(workdir) if step == "best" else replace(runs.load(workdir), params=load_params(directory, step))
-        )
-    if config.get("pretrained"):
-        raise CheckpointError(f"{workdir} began with {config['pretrained']}, whose form its config does not tell")
-    module: nn.Module = encoder_decoder.EncoderDecoder(from_dict(encoder_decoder.Config, model))
-    return Pretrained(module, load_params(directory, step), tokenizers.load(workdir / "tokenizer"))
+    if "way" in run.config:
+        return _classifier(run)
+    if isinstance(run.config.get("backbone"), dict):
+        return pretrained_vision.of_run(run)
+    if not isinstance(run.config.get("model"), dict):
+        raise CheckpointError(f"{run.workdir} is no run that trained one model from its config, so none can be written")
+    return runs.of_run(run)
 
 
-def _classifier(workdir: Path, config: dict[str, Any], step: str) -> Pretrained:
+def _classifier(run: start.Run) -> Pretrained:
     """Read what text_classify trained, together with what it left frozen."""
-    base = runs.load(config["model"])
-    classes = labelled.load(from_dict(labelled.Config, config["data"]), workdir / "data").classes
+    config = run.config
+    base = runs.load(config["init"]["from"], revision=config["init"]["revision"])
+    classes = labelled.load(from_dict(labelled.Config, config["data"]), run.workdir / "data").classes
     module, _ = runs.classifier(base, classes, config["head"])
     adapters = lora.combine(from_dict(lora.Config, config["recipe"]["lora"]))
     combine = {"lora": adapters, "frozen": freeze.combine}.get(config["way"], tree.merge)
-    params = load_params(workdir / "checkpoints", step, combine=combine)
-    return Pretrained(module, params, base.tokenizer, tuple(classes))
+    return Pretrained(module, run.params(combine), base.tokenizer, tuple(classes))
 
 
 def check(folder: Path, names: table.Table, params: Params, dtype: Dtype) -> tuple[int, int]:

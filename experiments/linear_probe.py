@@ -1,19 +1,19 @@
 """What frozen features are worth: a linear classifier on few labels, beside pixels and networks without pretraining.
 
 Idea: a backbone that learnt without labels is judged by how few of them a logistic regression on its features needs
-(Chen et al. 2020, section 4.3; Kolesnikov et al. 2019). The same draws of labels are given to
+(linear evaluation: Chen et al. 2020, section 2.3; Kolesnikov et al. 2019). The same draws of labels are given to
 
-    pretrained   the features of `--init`: a run's backbone, or that of a public folder
+    pretrained   the features of `--models`: a run's backbone, or that of a public folder
     untrained    the features of the same network with weights as they are drawn
     pixels       the images as they are
     finetuned    the pretrained network, all of it trained on those labels, with the run's own random views
     scratch      an untrained network, trained in the same way
 
-    ./launch.sh local experiments.linear_probe --init runs/simclr
-    ./launch.sh local experiments.linear_probe --init runs/simclr0,runs/simclr1,runs/simclr2      # the table below
-    ./launch.sh local experiments.linear_probe --init facebook/dinov2-small --data.kind folder --data.path photos
+    ./launch.sh local experiments.linear_probe --models runs/simclr
+    ./launch.sh local experiments.linear_probe --models runs/simclr0,runs/simclr1,runs/simclr2      # the table below
+    ./launch.sh local experiments.linear_probe --models facebook/dinov2-small --data.kind folder --data.path photos
 
-Draw d reads run d of `--init` (in turn), and untrained weights of seed d. Features are standardised by the moments of
+Draw d reads run d of `--models` (in turn), and untrained weights of seed d. Features are standardised by the moments of
 all training images, which needs no label; the strength of the penalty is chosen on the whole validation split.
 `results.json` holds every draw, and besides ridge regression to ±1 (in closed form) and the vote of the 20 nearest
 neighbours, with all labels; `accuracy.png` shows the draws.
@@ -82,7 +82,7 @@ class Recipe:
 class Config:
     """Whose features are probed, on what, and beside what."""
 
-    init: tuple[Path, ...] = (Path("runs/simclr_pretrain"),)  # runs or folders, of one network; several are seeds
+    models: tuple[Path, ...] = (Path("runs/simclr_pretrain"),)  # runs or folders, of one network; several are seeds
     data: vision.Config | None = None  # None: what the run was trained on; a folder has none
     labels: tuple[int, ...] = (1, 5, 20)  # a class; 0 is all there are
     draws: int = 6  # of the labels
@@ -94,9 +94,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no probe can have."""
-        if not self.init or not self.labels or min(self.labels) < 0 or self.draws < 1 or self.batch_size < 1:
+        if not self.models or not self.labels or min(self.labels) < 0 or self.draws < 1 or self.batch_size < 1:
             raise ConfigError(
-                f"init ({len(self.init)} paths), draws {self.draws} and batch_size {self.batch_size} must be at "
+                f"models ({len(self.models)} paths), draws {self.draws} and batch_size {self.batch_size} must be at "
                 f"least 1, and labels {self.labels} some numbers of at least 0"
             )
 
@@ -106,10 +106,10 @@ class Bench:
 
     def __init__(self, cfg: Config, data: vision.Config, data_dir: Path) -> None:
         """Open models and splits; nothing is computed yet."""
-        self.cfg, self.found = cfg, [pretrained_vision.load(path) for path in cfg.init]
+        self.cfg, self.found = cfg, [pretrained_vision.load(path) for path in cfg.models]
         self.module = self.found[0].module
-        if others := [path for path, one in zip(cfg.init, self.found, strict=True) if one.module != self.module]:
-            raise ConfigError(f"{others[0]} holds another network than {cfg.init[0]}; probe them one by one")
+        if others := [path for path, one in zip(cfg.models, self.found, strict=True) if one.module != self.module]:
+            raise ConfigError(f"{others[0]} holds another network than {cfg.models[0]}; probe them one by one")
         self.splits = {split: vision.evaluation(data, split, data_dir) for split in vision.SPLITS}
         self.views = vision.training(replace(data, recipe=replace(data.recipe, views=1, small=0)), data_dir)
         self.image = np.zeros((2, data.size, data.size, 3), np.float32)
@@ -199,9 +199,9 @@ def debug() -> Config:
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Probe every way on every draw, and return (and write to results.json) all accuracies and their means."""
-    data = cfg.data or pretrained_vision.images(cfg.init[0])
+    data = cfg.data or pretrained_vision.images(cfg.models[0])
     if data is None:
-        raise ConfigError(f"{cfg.init[0]} is a public folder: say with --data.… what to probe it on")
+        raise ConfigError(f"{cfg.models[0]} is a public folder: say with --data.… what to probe it on")
     bench, found = Bench(cfg, data, cfg.data_dir or workdir / "data"), dict[str, Any]()
     for way in cfg.ways:
         found[way] = {

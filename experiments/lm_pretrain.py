@@ -74,7 +74,10 @@ class Config:
 
 
 def paper(model: decoder.Config, learning_rate: float, batch_size: int, accumulate: int) -> Config:
-    """Return the recipe of Brown et al. 2020, appendix B: 300 B tokens, AdamW (0.9, 0.95), clip 1, decay 0.1."""
+    """Return the recipe of Brown et al. 2020, appendix B: 300 B tokens, AdamW (0.9, 0.95), clip 1, decay 0.1.
+
+    The cosine falls to a tenth over the whole run, there over the first 260 B tokens, with smaller batches at first.
+    """
     tokens = batch_size * model.max_length
     fit = loop.FitConfig(int(3e11) // tokens, log_every=10, eval_every=2000, save_every=1000)
     adam = optimizers.Config(weight_decay=0.1, b1=0.9, b2=0.95, eps=1e-8)
@@ -90,7 +93,9 @@ def lm10k() -> Config:
     )
 
 
-# batch in sequences: half a million tokens for GPT-2 (1024 each), table 2.1's for GPT-3 (2048 each)
+# batch in sequences: half a million tokens for GPT-2 (1024 each), table 2.1's for GPT-3 (2048 each), four million for
+# LLaMA (4096 and 8192 each; LLaMA 2, table 1); rates: table 2.1's, also for GPT-2's sizes, table 1's of LLaMA 2 and
+# table 3's of LLaMA 3
 CONFIGS: dict[str, Callable[[], Config]] = {
     "lm10k": lm10k,
     "gpt2_small": lambda: paper(decoder.gpt2_small(), 6e-4, 512, 16),

@@ -1,8 +1,8 @@
 """Masked autoencoding: a Vision Transformer learns from images without labels by drawing what was taken out.
 
 Paper: He et al. 2022. Idea: three patches in four are taken out; the encoder sees only the rest, which makes it cheap,
-and a small decoder draws the missing ones. The decoder is thrown away, and `experiments.vit_finetune --init WORKDIR`
-trains the encoder on.
+and a small decoder draws the missing ones. The decoder is thrown away, and the encoder is trained on by
+`experiments.vit_finetune --init.from WORKDIR`.
 
     ./launch.sh local experiments.mae_pretrain --data.download true                        # ViT-B/16, 800 epochs
     ./launch.sh local experiments.mae_pretrain --config large --data.kind folder --data.path photos
@@ -10,8 +10,8 @@ trains the encoder on.
 
 The default is the paper's (table 8): AdamW 0.9/0.95, rate 1.5e-4 · batch / 256 = 2.4e-3 at batch 4096, decay 0.05, 40
 of 800 epochs of warm-up, a cosine, 75 % taken out, each patch's pixels standardised as target, rectangles of 20 to
-100 % of the area and flips only. Trained on, the paper reports 83.6 % top-1 for ViT-B after 1600 epochs. It wants a pod
-and was not run here.
+100 % of the area and flips only (main_pretrain.py of facebookresearch/mae). Trained on, the paper reports 83.6 % top-1
+for ViT-B after 1600 epochs (table 3). It wants a pod and was not run here.
 
 `results.json` holds the mean squared error over the pixels of the patches taken out, in units of the normalised images,
 beside what needs no model: the training images' mean at each place, and (where targets are not standardised) each

@@ -9,8 +9,9 @@ every visit.
     ./launch.sh local experiments.t5_pretrain --config t5_small --data.kind tfds --data.name wiki40b/en
     ./launch.sh local experiments.t5_pretrain --config config --data.kind jsonl --data.path corpus/
 
-`experiments.t5_translate --pretrained WORKDIR` opens what this leaves.
-Presets: `config` (T5 base, the baseline of the paper's section 3.1), `t5_small`, `t5_v1_1_base`, `demo`, `debug`.
+`experiments.t5_translate --init.from WORKDIR` opens what this leaves.
+Presets: `config` (T5 base, trained as the baseline of section 3.1 but on the spans of section 3.7), `t5_small`,
+`t5_v1_1_base`, `demo`, `debug`.
 Hardware: demo needs two cores; T5 base one 80 GB GPU for days (`--accumulate`), or a pod.
 Expected: of demo, on the validation split, a perplexity of 59.9 on the targets (by frequencies alone: 287); without the
 sentinels and ends, a quarter of the targets, 210 (544), and 8.6 % of that text right (by the commonest token: 7.5 %),
@@ -81,7 +82,7 @@ class Config:
 def config() -> Config:
     """Return the baseline of T5 base: 2^19 steps of 128 rows, Adafactor at 1/sqrt(max(step, 10^4)), dropout 0.1.
 
-    Raffel et al. 2020, section 3.1. 0.01 is the rate of the first 10^4 steps.
+    Raffel et al. 2020, sections 3.1.1 and 3.1.2. 0.01 is the rate of the first 10^4 steps.
     """
     model = replace(encoder_decoder.with_dropout(encoder_decoder.t5_base(), 0.1), dtype="bfloat16", remat="dots")
     fit = loop.FitConfig(2**19, log_every=100, eval_every=10_000, save_every=5_000)
@@ -95,7 +96,7 @@ def t5_small() -> Config:
 
 
 def t5_v1_1_base() -> Config:
-    """Return the final recipe, for version 1.1: a million steps of 2,048 rows, no dropout."""
+    """Return the final recipe (section 3.7: a million steps of 2,048 rows), for version 1.1, which has no dropout."""
     model = replace(encoder_decoder.t5_v1_1_base(), dtype="bfloat16", remat="dots")
     fit = loop.FitConfig(1_000_000, log_every=100, eval_every=10_000, save_every=5_000)
     return replace(config(), model=model, fit=fit, warmup=0.01, batch_size=2_048, accumulate=16)

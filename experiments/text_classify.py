@@ -10,11 +10,11 @@ model has to move is a choice:
     full      everything is trained
     frozen    the embeddings and the first `frozen_layers` layers stay, the rest is trained
 
-    ./launch.sh local experiments.text_classify --model runs/gpt2 --way lora --data.path reviews
-    ./launch.sh local experiments.text_classify --model bert --data.path mnli --data.second hypothesis --export mine
-    ./launch.sh local experiments.text_classify --model runs/quickstart/pretrain    # the docstring task
+    ./launch.sh local experiments.text_classify --init.from runs/gpt2 --way lora --data.path reviews
+    ./launch.sh local experiments.text_classify --init.from bert --data.path mnli --data.second hypothesis --export mine
+    ./launch.sh local experiments.text_classify --init.from runs/quickstart/pretrain    # the docstring task
 
-`--model` is the work directory of an `lm_pretrain` or `bert_pretrain` run, a folder as `transformers` writes it, or
+`--init.from` is the work directory of an `lm_pretrain` or `bert_pretrain` run, a folder as `transformers` writes it, or
 OWNER/NAME. `--data.path` is a folder of train.jsonl, validation.jsonl and test.jsonl with a "text" and a "label" a
 line. `--export` writes a folder that `transformers` opens, LoRA's updates merged in (and alone, for `peft`, in its
 folder `adapter`); of a decoder that has `--head last` only.
@@ -54,7 +54,7 @@ from fm_jax.optim import optimizer as optimizers
 from fm_jax.optim import schedule
 from fm_jax.peft import freeze
 from fm_jax.peft import lora as adapters
-from fm_jax.train import log, loop, pretrained, state
+from fm_jax.train import log, loop, pretrained, start, state
 from fm_jax.train.step import Step, make_train_step
 
 Way = Literal["scratch", "probe", "lora", "full", "frozen"]
@@ -79,7 +79,7 @@ class Recipe:
 class Config:
     """One finetuning run."""
 
-    model: Path = Path("runs/lm_pretrain")  # work directory of a pretraining run, a folder, or OWNER/NAME
+    init: start.Init = start.Init(Path("runs/lm_pretrain"))
     way: Way = "full"
     head: pretrained.Head = "default"  # what is read: a decoder's mean (or last) state, an encoder's first (or mean)
     data: labelled.Config = labelled.Config()
@@ -228,7 +228,9 @@ def config() -> Config:
 
 def debug() -> Config:
     """Return two steps on the tiny model that `lm_pretrain --config debug --workdir runs/lm_pretrain_debug` leaves."""
-    return Config(Path("runs/lm_pretrain_debug"), labels=2, recipe=Recipe(num_steps=2, length=16, batch_size=8))
+    return Config(
+        start.Init(Path("runs/lm_pretrain_debug")), labels=2, recipe=Recipe(num_steps=2, length=16, batch_size=8)
+    )
 
 
 def check_export(folder: Path, bench: Bench) -> None:
@@ -241,7 +243,7 @@ def check_export(folder: Path, bench: Bench) -> None:
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Finetune once, evaluate on validation and test, and write results.json (and, for LoRA, the adapter alone)."""
-    mesh, found = meshes.make_mesh(cfg.mesh), pretrained.load(cfg.model)
+    mesh, found = meshes.make_mesh(cfg.mesh), pretrained.load(cfg.init.source, revision=cfg.init.revision)
     task = labelled.load(cfg.data, workdir / "data")
     few = docstring_task.few(task.train, cfg.labels, seed=cfg.seed) if cfg.labels else task.train
     bench = Bench(found, task.classes, cfg.recipe, mesh, cfg.seed, cfg.head)
@@ -265,7 +267,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         public.save(cfg.export, bench.model, params, bench.tokenizer, labels=task.classes)
         if cfg.way == "lora":
             lora = cfg.recipe.lora
-            options: dict[str, Any] = {"rank": lora.rank, "alpha": lora.alpha, "base": cfg.model}
+            options: dict[str, Any] = {"rank": lora.rank, "alpha": lora.alpha, "base": cfg.init.source}
             adapter.save(cfg.export / "adapter", bench.model, trained, **options)
     return measured
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from fm_jax.core.errors import ConfigError, FmError
-from fm_jax.core.options import default, describe, hint_for, members, options, section, show
+from fm_jax.core.options import default, describe, hint_for, members, options, section, show, spelt
 
 C = TypeVar("C")
 _SECRET = re.compile(r"\b(hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[bp]-|AKIA)[A-Za-z0-9_-]{8,}")
@@ -92,7 +92,7 @@ def _rebuild(cls: type[C], current: C | None, texts: Mapping[str, str], prefix: 
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if not field.init:
             continue
-        path, hint = prefix + field.name, hints[field.name]
+        path, hint = prefix + spelt(field.name), hints[field.name]
         value = getattr(current, field.name) if current is not None else default(field)
         inside = any(name.startswith(f"{path}.") for name in mine)
         if path in mine and inside:
@@ -200,7 +200,7 @@ def _encode(value: Any, hint: Any, path: str) -> Any:
     if dataclasses.is_dataclass(value):
         hints, dotted = get_type_hints(type(value)), f"{path}." if path else ""
         fields = [f.name for f in dataclasses.fields(value) if f.init]
-        data = {name: _encode(getattr(value, name), hints[name], dotted + name) for name in fields}
+        data = {spelt(name): _encode(getattr(value, name), hints[name], dotted + spelt(name)) for name in fields}
         several = sum(dataclasses.is_dataclass(member) for member in members(hint)) > 1
         return {"class": type(value).__name__} | data if several else data
     if isinstance(value, tuple):
@@ -237,11 +237,15 @@ def _decode(hint: Any, data: Any, path: str) -> Any:
 
 def _decode_section(cls: Any, data: Mapping[str, Any], path: str) -> Any:
     hints, dotted = get_type_hints(cls), f"{path}." if path else ""
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    fields = {spelt(field.name): field for field in dataclasses.fields(cls) if field.init}
     for key in data:
         if key not in fields:
             raise ConfigError(f"unknown key {dotted}{key}{hint_for(str(key), fields, dotted)}")
-    values = {name: _decode(hints[name], data[name], dotted + name) for name in fields if name in data}
+    values = {
+        field.name: _decode(hints[field.name], data[name], dotted + name)
+        for name, field in fields.items()
+        if name in data
+    }
     for name, field in fields.items():
         if name not in data and field.default is field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"key {dotted}{name} is missing")

@@ -30,7 +30,7 @@ def options(cfg: Any, prefix: str = "") -> Iterator[Option]:
     for field in dataclasses.fields(cls):
         if not field.init:
             continue
-        path, hint = prefix + field.name, hints[field.name]
+        path, hint = prefix + spelt(field.name), hints[field.name]
         value = getattr(current, field.name) if current is not None else default(field)
         inside = section(hint, value)
         if inside is None or type(None) in members(hint):
@@ -107,6 +107,11 @@ def section(hint: Any, value: Any) -> Any:
     return classes[0] if len(classes) == 1 else None
 
 
+def spelt(name: str) -> str:
+    """Return what a field is called outside Python: `from_` is "from", a word that no field can have for its name."""
+    return name.removesuffix("_")
+
+
 def default(field: dataclasses.Field[Any]) -> Any:
     """Return a field's default, or dataclasses.MISSING."""
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
@@ -127,5 +132,5 @@ def _comments(cls: type) -> dict[str, str]:
         note = rest.partition("#")[2].strip()
         if isinstance(following, ast.Expr) and isinstance(text := getattr(following.value, "value", None), str):
             note = " ".join(text.split())
-        notes[node.target.id] = note
+        notes[spelt(node.target.id)] = note
     return notes

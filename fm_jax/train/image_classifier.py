@@ -29,7 +29,7 @@ from fm_jax.objectives import statistics
 from fm_jax.objectives.classify import softmax
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.optim import schedule
-from fm_jax.train import log, loop, pretrained_vision, state
+from fm_jax.train import log, loop, pretrained_vision, start, state
 from fm_jax.train.hooks import Hook
 from fm_jax.train.step import make_train_step
 
@@ -53,7 +53,7 @@ class Config:
     dropout: float = 0.0  # of the features that the head reads
     mix: Mix | None = None
     ema_decay: float | None = None  # keep a running mean of the trained leaves, and evaluate that
-    init: Path | None = None  # a run's work directory, a folder or OWNER/NAME whose backbone this one starts from
+    init: start.Init = start.Init()  # whose backbone this one starts from
     measured: int = 5000  # training images, at most, that the last evaluation sees as well
     data_dir: Path | None = None  # where tensorflow-datasets keeps its own; None: in the work directory
     workers: int = 0  # processes that read ahead
@@ -107,7 +107,7 @@ class Bench:
             backbone: has `features(image) -> [B, D]`.
             cfg: of the run.
             workdir: where tensorflow-datasets are kept if `cfg` names no place.
-            found: what `cfg.init` holds, where it has been read already.
+            found: what `cfg.init.from_` holds, where it has been read already.
 
         Raises:
             ConfigError: images of a size or with channels that the backbone does not take, or an impossible batch.
@@ -128,7 +128,9 @@ class Bench:
         count, names = self.train.limits["label"], opened["train"].classes
         self.classes = (*names, *(f"class {number}" for number in range(len(names), count)))
         self.model = ImageClassifier(backbone, count, cfg.dropout)
-        self.found = found or (pretrained_vision.load(cfg.init) if cfg.init else None)
+        if found is None and cfg.init.from_ is not None:
+            found = pretrained_vision.load(cfg.init.from_, revision=cfg.init.revision)
+        self.found = found
         self.loss = softmax(self.model.apply, ("image",), label_smoothing=cfg.label_smoothing)
         jax.eval_shape(lambda: self._loaded(meta.unbox(self._init(self.key))))
 
@@ -153,7 +155,7 @@ class Bench:
         Args:
             workdir: of the run.
             validate: (step, whole parameters) -> metrics, of which "validation/nll" decides which step is best.
-            saved: the whole config as JSON data; `pretrained_vision.load` reads its section "backbone".
+            saved: the whole config as JSON data; `pretrained_vision` reads its section "backbone".
         """
         cfg = self.cfg
         stream: loader.Batches | Mixed = loader.Batches(
@@ -167,7 +169,8 @@ class Bench:
         def create(params: Params, frozen: Params) -> state.TrainState:
             return state.create(params, tx, frozen=frozen, ema=cfg.ema_decay is not None)
 
-        with Store(workdir / "checkpoints", metric="validation/nll", meta={"config": saved}) as store:
+        meta = {"config": saved, "classes": list(self.classes)}
+        with Store(workdir / "checkpoints", metric="validation/nll", meta=meta) as store:
             begun = loop.start(create, self.start, self.mesh, store=store, batches=stream)
             writer = log.writers(workdir, step=int(begun.step), num_steps=cfg.fit.num_steps, tensorboard=True)
             done = loop.fit(
@@ -197,11 +200,15 @@ class Bench:
         if self.found is None:
             return fresh
         old, new, reshape = self.found.module, self.model.backbone, dict[str, surgery.Reshape]()
+        afresh: tuple[str, ...] = ()
         if isinstance(old, ViT) and isinstance(new, ViT):
             before, after = old.cfg.patches, new.cfg.patches
             if (before.grid, before.cls) != (after.grid, after.cls):
                 reshape["backbone/embed/positions"] = regrid(before, after)
-        return surgery.load(fresh, {"backbone": self.found.params}, fresh=("head/.*",), reshape=reshape)
+            if new.cfg.pool == "mean_norm" != old.cfg.pool:  # a norm of tokens is no norm of their mean
+                afresh = ("backbone/norm_final/.*",)
+        given = {"backbone": self.found.params}
+        return surgery.load(fresh, given, fresh=("head/.*", *afresh), unused=afresh, reshape=reshape)
 
 
 def whole(now: state.TrainState) -> Params:

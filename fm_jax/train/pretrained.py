@@ -1,13 +1,13 @@
 """Open what an earlier stage left, a run of this project or a public checkpoint, and make a classifier of it."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
 from jax.sharding import Mesh
 
-from fm_jax.checkpoint import read
 from fm_jax.core.config import from_dict
 from fm_jax.core.errors import CheckpointError, ConfigError, DataError
 from fm_jax.core.types import Params
@@ -15,56 +15,68 @@ from fm_jax.data import tokenizer as tokenizers
 from fm_jax.hub import pretrained as public
 from fm_jax.hub.pretrained import Dtype, Pretrained
 from fm_jax.layers.readout import Hidden, Pool
-from fm_jax.models.language import decoder, encoder
+from fm_jax.models.language import decoder, encoder, encoder_decoder
 from fm_jax.models.language.classifier import Classifier
 from fm_jax.models.language.decoder import Decoder
 from fm_jax.models.language.encoder import Encoder
+from fm_jax.models.language.encoder_decoder import EncoderDecoder
 from fm_jax.models.language.masked_lm import MaskedLM
+from fm_jax.train import start
 
 Head = Literal["default", "mean", "last", "first"]
 
 
-def load(source: str | Path, *, dtype: Dtype | None = None, mesh: Mesh | None = None) -> Pretrained:
+def load(
+    source: str | Path, *, revision: str | None = None, dtype: Dtype | None = None, mesh: Mesh | None = None
+) -> Pretrained:
     """Read the best checkpoint of a pretraining run (the last, if none was judged), or a folder of `transformers`.
 
     Args:
-        source: work directory of an `lm_pretrain` or `bert_pretrain` run; or what `hub.pretrained.load` takes.
+        source: work directory of an `lm_pretrain`, `bert_pretrain` or `t5_pretrain` run; or what `hub.pretrained.load`
+            takes.
+        revision: of a public name.
         dtype: of the computation, and of a folder's parameters; None is a run's own, and float32 for a folder.
         mesh: puts a folder's parameters in their shards; a run's go to the first local device.
 
     Raises:
         CheckpointError: nothing there, something damaged, a run that trained no language model, or no tokenizer.
     """
-    workdir = Path(source)
-    # OWNER/NAME may be fetched; runs/NAME is a run that was never made, and so is what lacks in a folder that is there
-    if not workdir.exists() and (workdir.parts[:1] == ("runs",) or workdir.parent.is_dir()):
-        raise CheckpointError(f"{workdir} does not exist; give a pretraining run's work directory or a model's folder")
-    if not (workdir / "checkpoints").is_dir() and not (workdir / "run.json").is_file():
-        found = public.load(source, dtype=dtype or "float32", mesh=mesh)
+    if (run := start.run(source, revision)) is None:
+        found = public.load(source, dtype=dtype or "float32", mesh=mesh, revision=revision)
         if found.tokenizer is None:
             raise CheckpointError(f"{source} has no tokenizer.json, so no text can be read; put the model's own there")
         return found
-    checkpoints = workdir / "checkpoints"
-    step = "best" if read.ranked(checkpoints) else "last"
-    config, params = read.load_meta(checkpoints, step)["config"], read.load_params(checkpoints, step)
-    module = _module(workdir, config.get("model"), params)
+    found = of_run(run)
+    return replace(found, module=public.computing(found.module, dtype)) if dtype else found
+
+
+def of_run(run: start.Run) -> Pretrained:
+    """Return the language model that a run of lm_, bert_, t5_pretrain or t5_translate trained.
+
+    Raises:
+        CheckpointError: a run of something else, or a tokenizer that is missing or does not fit.
+    """
+    params = run.params()
+    module = _module(run, params)
     try:
-        tokenizer = tokenizers.load(workdir / "tokenizer")
+        tokenizer = tokenizers.load(run.workdir / "tokenizer")
         tokenizers.check_vocabulary(tokenizer, getattr(module, "backbone", module).cfg.vocab_size)
     except DataError as error:
         raise CheckpointError(str(error)) from error
-    return Pretrained(public.computing(module, dtype) if dtype else module, params, tokenizer)
+    return Pretrained(module, params, tokenizer)
 
 
-def _module(workdir: Path, config: Any, params: Params) -> nn.Module:
+def _module(run: start.Run, params: Params) -> nn.Module:
     """Return the model that a run's config and parameters are of."""
+    config: Any = run.config.get("model")
     try:
-        if "backbone" not in params:
-            return Decoder(from_dict(decoder.Config, config))
-        backbone = Encoder(from_dict(encoder.Config, config))
-        return MaskedLM(backbone, next_sentence="next" in params)
+        if "backbone" in params:
+            return MaskedLM(Encoder(from_dict(encoder.Config, config)), next_sentence="next" in params)
+        if "encoder" in params:
+            return EncoderDecoder(from_dict(encoder_decoder.Config, config))
+        return Decoder(from_dict(decoder.Config, config))
     except (ConfigError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{workdir} is no run of lm_pretrain or bert_pretrain: {error}") from error
+        raise CheckpointError(f"{run.workdir} is no run of lm_, bert_ or t5_pretrain: {error}") from error
 
 
 def classifier(found: Pretrained, classes: tuple[str, ...], head: Head = "default") -> tuple[Classifier, Params]:

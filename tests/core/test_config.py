@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -280,3 +281,27 @@ def test_help_lists_every_option_with_type_value_and_comment() -> None:
 
 def test_split_argv_takes_both_spellings() -> None:
     assert split_argv(["--a.b", "1", "--c=2=3"]) == {"a.b": "1", "c": "2=3"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    from_: Path | None = None  # where it comes from
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Resumed:
+    init: Origin = Origin()
+
+
+def test_a_field_named_by_a_word_of_python_is_spelt_without_its_underscore() -> None:
+    cfg = apply_overrides(Resumed(), ["--init.from", "runs/a"])
+    assert cfg == Resumed(Origin(Path("runs/a")))
+    assert to_dict(cfg) == {"init": {"from": "runs/a", "step": 0}}
+    assert from_dict(Resumed, to_dict(cfg)) == cfg
+    assert diff(Resumed(), cfg) == ["init.from: none -> runs/a"]
+    assert re.search(r"--init\.from +path\|none +none +where it comes from", help_text(Resumed()))
+    with pytest.raises(ConfigError, match=r"unknown option --init\.from_; did you mean --init\.from\?"):
+        apply_overrides(Resumed(), ["--init.from_", "runs/a"])
+    with pytest.raises(ConfigError, match=r"unknown key init\.form; did you mean init\.from\?"):
+        from_dict(Resumed, {"init": {"form": "runs/a"}})

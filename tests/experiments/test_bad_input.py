@@ -133,7 +133,7 @@ def saved_model(folder: Path) -> None:
 
 
 FINETUNE: dict[str, tuple[tuple[str, ...], int, str, Callable[[Path], None]]] = {
-    "no model": ((), 4, r"model does not exist; give a pretraining run", no_model),
+    "no model": ((), 4, r"model does not exist; give a run", no_model),
     "pickled": ((), 4, r"pickle", pickled),
     "family": ((), 4, r"'mamba' is not supported", another_family),
     "tokenizer": ((), 4, r"has no tokenizer.json", without_tokenizer),
@@ -162,7 +162,7 @@ def test_wrong_finetuning(
         rows = [{"text": "a dog", "label": kind, "odd": labels[0]} for kind in ("good", "bad") for _ in range(4)]
         (tmp_path / "texts" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.chdir(tmp_path)
-    given = ("--model", "model", "--data.path", "texts", *(("--labels", "0") if "--labels" not in options else ()))
+    given = ("--init.from", "model", "--data.path", "texts", *(("--labels", "0") if "--labels" not in options else ()))
     refuse(text_classify.run, {"debug": text_classify.debug}, Path("work"), (*given, *options), code, message, capsys)
 
 

@@ -92,7 +92,7 @@ def test_what_cannot_be_converted_is_refused_before_anything_is_written(tmp_path
     left_by_a_run(tmp_path / "run", decoder.Decoder(cfg), {"model": to_dict(cfg)}, 280)
     with pytest.raises(CheckpointError, match="tie_word_embeddings"):
         convert(tmp_path / "run", tmp_path / "ours", tmp_path / "work")
-    with pytest.raises(ConfigError, match="is a run and has none"):
+    with pytest.raises(CheckpointError, match="is a run and has no revision"):
         convert(tmp_path / "run", tmp_path / "ours", tmp_path / "work", revision="main")
     assert not (tmp_path / "ours").exists()
 

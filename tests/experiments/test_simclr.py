@@ -31,6 +31,7 @@ def test_the_presets_are_the_papers() -> None:
     assert paper.fit.num_steps == 1000 * (1_268_355 // 4096)
     assert paper.warmup * paper.fit.num_steps == pytest.approx(10 * (1_268_355 // 4096))
     assert (small.data.recipe.blur, small.data.recipe.jitter, small.temperature) == (0, 0.5, 0.5)
+    assert small.learning_rate == pytest.approx(1.0 * small.batch_size / 256)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_draw_is_the_same_labels_for_every_way_and_another_for_the_next(run: Path, tmp_path: Path) -> None:
-    cfg = replace(linear_probe.debug(), init=(run,))
+    cfg = replace(linear_probe.debug(), models=(run,))
     bench = linear_probe.Bench(cfg, simclr_pretrain.debug().data, tmp_path)
     truth = bench.features("pixels", 0)[0].labels
     np.testing.assert_array_equal(truth, bench.features("pretrained", 0)[0].labels)
@@ -57,9 +58,9 @@ def test_runs_of_two_networks_are_not_averaged(run: Path, tmp_path: Path) -> Non
     other = tmp_path / "other"
     simclr_pretrain.run(replace(simclr_pretrain.debug(), backbone=replace(resnet.tiny(), zero_init=False)), other)
     with pytest.raises(ConfigError, match="other holds another network"):
-        linear_probe.run(replace(linear_probe.debug(), init=(run, other)), tmp_path / "probe")
+        linear_probe.run(replace(linear_probe.debug(), models=(run, other)), tmp_path / "probe")
 
 
 def test_a_public_folder_needs_data_to_be_probed_on(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="say with --data"):
-        linear_probe.run(replace(linear_probe.debug(), init=(tmp_path,)), tmp_path / "probe")
+        linear_probe.run(replace(linear_probe.debug(), models=(tmp_path,)), tmp_path / "probe")

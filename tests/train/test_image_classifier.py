@@ -107,6 +107,17 @@ def test_positions_are_resized_to_images_of_another_size(tmp_path: Path) -> None
     np.testing.assert_array_equal(table[0], found.params["embed"]["positions"][0])
 
 
+def test_a_norm_of_tokens_is_not_taken_for_one_of_their_mean(tmp_path: Path) -> None:
+    found = drawn(vit.ViT(vit.tiny()), 8)
+    found.params["norm_final"]["scale"] = 3 * found.params["norm_final"]["scale"]
+    for pool, wanted in (("mean", 3.0), ("mean_norm", 1.0)):
+        bench = Bench(vit.ViT(replace(vit.tiny(), pool=pool)), config(), tmp_path, found)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(bench.start()[0]["backbone"]["norm_final"]["scale"], np.full(32, wanted))
+    own = Pretrained(vit.ViT(replace(vit.tiny(), pool="mean_norm")), found.params, None)
+    kept = Bench(own.module, config(), tmp_path, own).start()[0]["backbone"]["norm_final"]["scale"]
+    np.testing.assert_array_equal(kept, np.full(32, 3.0))
+
+
 @pytest.mark.slow
 def test_running_statistics_move_and_are_in_the_checkpoint_that_a_later_run_opens(tmp_path: Path) -> None:
     backbone = resnet.ResNet(resnet.tiny())

@@ -71,7 +71,7 @@ def test_an_encoders_run_gives_its_masked_language_model(pairs: bool, tmp_path: 
 
 def test_a_run_that_trained_something_else_is_refused(tmp_path: Path) -> None:
     leave_run(tmp_path / "other", {"recipe": {}}, {"backbone": {"x": np.ones(2)}})
-    with pytest.raises(CheckpointError, match="other is no run of lm_pretrain or bert_pretrain"):
+    with pytest.raises(CheckpointError, match="other is no run of lm_, bert_ or t5_pretrain"):
         pretrained.load(tmp_path / "other")
     leave_run(tmp_path / "small", {"model": to_dict(decoder.tiny())}, drawn(Decoder(decoder.tiny())))
     with pytest.raises(CheckpointError, match="the tokenizer has 258 tokens, but the model's embedding 96"):
@@ -80,7 +80,7 @@ def test_a_run_that_trained_something_else_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["runs/never_made", "{}/nowhere"])
 def test_what_is_not_there_is_not_looked_for_elsewhere(name: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not exist; give a pretraining run"):
+    with pytest.raises(CheckpointError, match="does not exist; give a run"):
         pretrained.load(name.format(tmp_path))
 
 

@@ -1,0 +1,64 @@
+"""What a training starts from: which paths are runs, and which step of a run is opened."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fm_jax.checkpoint.store import Store
+from fm_jax.core.errors import CheckpointError, ConfigError
+from fm_jax.train import start
+
+
+def leave(workdir: Path, *losses: float) -> Path:
+    """Leave one step for each loss; step n holds n everywhere."""
+    with Store(workdir / "checkpoints", metric="loss", meta={"config": {"seed": 3}}) as store:
+        for step in (1, 2):
+            state = {"params": {"a": np.full(2, step)}, "frozen": {"b": np.full(1, 10 * step)}}
+            store.save(step, state, {}, {"loss": losses[step - 1]} if losses else {})
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("losses", "step", "wanted"), [((1.0, 2.0), "best", 1), ((1.0, 2.0), "last", 2), ((), "best", 2), ((), "1", 1)]
+)
+def test_the_step_that_was_asked_for_is_opened(
+    losses: tuple[float, ...], step: str, wanted: int, tmp_path: Path
+) -> None:
+    run = start.run(leave(tmp_path, *losses), step=step)
+    assert run is not None and run.config == {"seed": 3} and run.workdir == tmp_path
+    params = run.params()
+    assert params["a"].tolist() == [wanted] * 2 and params["b"].tolist() == [10 * wanted]
+    summed = run.params(lambda trained, frozen: {"sum": trained["a"].sum() + frozen["b"]})
+    assert summed["sum"].tolist() == [12 * wanted]
+
+
+def test_a_folder_and_a_public_name_are_no_runs(tmp_path: Path) -> None:
+    assert start.run(tmp_path) is None
+    assert start.run("google-bert/bert-base-uncased", "main") is None
+
+
+@pytest.mark.parametrize("name", ["runs/never_made", "{}/nowhere"])
+def test_a_path_that_is_not_there_is_not_taken_for_a_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist; give a run's work directory"):
+        start.run(name.format(tmp_path))
+
+
+def test_what_a_run_has_not_is_refused(tmp_path: Path) -> None:
+    leave(tmp_path)
+    with pytest.raises(CheckpointError, match="is a run and has no revision 'main'"):
+        start.run(tmp_path, "main")
+    with pytest.raises(CheckpointError, match="7"):
+        start.run(tmp_path, step="7")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "run.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="begun"):
+        start.run(tmp_path / "begun")
+
+
+def test_a_start_that_is_none_is_refused_where_one_is_needed() -> None:
+    assert start.Init(Path("a"), "main").source == Path("a")
+    with pytest.raises(ConfigError, match=r"init\.from names no model"):
+        _ = start.Init().source
+    with pytest.raises(ConfigError, match="revision main is of nothing"):
+        start.Init(revision="main")
