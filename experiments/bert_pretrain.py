@@ -25,15 +25,11 @@ import jax
 import numpy as np
 
 from fm_jax import run as command_line
-from fm_jax.checkpoint.store import Store
-from fm_jax.core import mesh as meshes
-from fm_jax.core import sharding
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Batch, Params
 from fm_jax.data import corpus, loader, source
 from fm_jax.data.corpus import Corpus
-from fm_jax.data.device import prefetch
 from fm_jax.data.phases import Phases
 from fm_jax.data.sentence_pairs import FullSentences, SentencePairs
 from fm_jax.evals import metrics, report, results, runner, unigram
@@ -41,41 +37,29 @@ from fm_jax.models.language import encoder
 from fm_jax.models.language.masked_lm import MaskedLM
 from fm_jax.objectives.masked_lm import Choose, masked_lm, masking
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.optim import schedule
-from fm_jax.train import log, loop, state
-from fm_jax.train.hooks import Hook
-from fm_jax.train.step import make_train_step
+from fm_jax.train import log, loop, stage, state
 
 
-@dataclass(frozen=True)
-class Config:
-    """Everything that decides the numbers of a run; the schedule spans `fit.num_steps`."""
+@dataclass(frozen=True, kw_only=True)
+class Config(stage.Plan):
+    """Everything that decides the numbers of a run."""
 
     model: encoder.Config
-    fit: loop.FitConfig
-    learning_rate: float
     data: source.Config = source.Config()
-    data_dir: Path | None = None  # where corpora and their tokens are kept; None: in the work directory
     next_sentence: bool = True  # pairs of texts, and whether the second follows; else full sentences
     whole_word: bool = False  # mask all pieces of a word or none
     mask_rate: float = 0.15
     short_length: int = 128  # tokens of a row at first; `model.max_length` after that
     short_share: float = 0.9  # of the steps
-    workers: int = 0  # processes that read ahead
     warmup: float = 0.01  # share of the steps; a straight line down to 0 follows
     optimizer: optimizers.Config = optimizers.Config(eps=1e-6)
-    mesh: meshes.MeshConfig = meshes.MeshConfig()
     batch_size: int = 256  # rows a step, over all devices
-    accumulate: int = 1  # parts a step's batch is worked through in
-    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit together."""
-        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ConfigError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
-        for name in ("warmup", "short_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is a share of the steps, at least 0 and below 1, not {getattr(self, name)}")
+        super().__post_init__()
+        if not 0 <= self.short_share < 1:
+            raise ConfigError(f"short_share is a share of the steps, at least 0 and below 1, not {self.short_share}")
         if self.short_share and not 5 <= self.short_length <= self.model.max_length:
             raise ConfigError(f"short_length {self.short_length} must be within 5 and {self.model.max_length}")
         if self.next_sentence and self.model.num_types < 2:
@@ -88,7 +72,8 @@ def config() -> Config:
     Devlin et al. 2019, appendix A.2; epsilon and clipping are those of optimization.py of google-research/bert.
     """
     model = replace(encoder.bert_base(), dtype="bfloat16", remat="dots")
-    return Config(model, loop.FitConfig(1_000_000, log_every=100, eval_every=10_000, save_every=5_000), 1e-4)
+    fit = loop.FitConfig(1_000_000, log_every=100, eval_every=10_000, save_every=5_000)
+    return Config(model=model, fit=fit, learning_rate=1e-4)
 
 
 def bert_large() -> Config:
@@ -108,9 +93,9 @@ def demo() -> Config:
     """Return the preset for two cores and eight minutes, on Python's own documentation."""
     model = replace(encoder.bert(3, 128, 4, vocab_size=4096, dropout=0.0), max_length=64, init_std=0.0)
     return Config(
-        model,
-        loop.FitConfig(1_500, log_every=20, eval_every=300, save_every=500),
-        1e-2,
+        model=model,
+        fit=loop.FitConfig(1_500, log_every=20, eval_every=300, save_every=500),
+        learning_rate=1e-2,
         short_share=0.0,
         warmup=0.05,
         optimizer=optimizers.Config(name="muon"),
@@ -123,7 +108,8 @@ def debug() -> Config:
     model = replace(encoder.tiny(), vocab_size=400)
     fit = loop.FitConfig(2, log_every=1, save_every=1)
     data = source.Config(only=("json", "wsgiref", "email"))
-    return Config(model, fit, 1e-3, data, short_length=16, short_share=0.5, batch_size=8)
+    small = {"short_length": 16, "short_share": 0.5, "batch_size": 8}
+    return Config(model=model, fit=fit, learning_rate=1e-3, data=data, **small)  # type: ignore[arg-type]
 
 
 CONFIGS: dict[str, Callable[[], Config]] = {
@@ -137,12 +123,7 @@ CONFIGS: dict[str, Callable[[], Config]] = {
 
 def run(cfg: Config, workdir: Path) -> dict[str, float]:
     """Pretrain, evaluate on the whole validation split, and return (and write to results.json) what was measured."""
-    mesh = meshes.make_mesh(cfg.mesh)
-    if cfg.batch_size // cfg.accumulate % sharding.batch_ways(mesh):
-        raise ConfigError(
-            f"batch_size {cfg.batch_size} / accumulate {cfg.accumulate} does not divide over "
-            f"{sharding.batch_ways(mesh)} shards (mesh.data × mesh.fsdp)"
-        )
+    mesh = stage.open_mesh(cfg)
     found = corpus.prepare(
         cfg.data,
         cfg.data_dir or workdir / "data",
@@ -152,18 +133,14 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         by_sentence=True,
     )
     found.tokenizer.save(workdir / "tokenizer")
-    place = {"host": jax.process_index(), "hosts": jax.process_count()}
 
     def stream(length: int) -> loader.Batches:
-        return loader.Batches(
-            rows(cfg, found, "train", length), cfg.batch_size, seed=cfg.seed, workers=cfg.workers, **place
-        )
+        return stage.batches(cfg, rows(cfg, found, "train", length))
 
     short = round(cfg.short_share * cfg.fit.num_steps)
     whole = stream(cfg.model.max_length)
     batches = Phases((stream(cfg.short_length), whole), (0, short)) if short else whole
     validation = rows(cfg, found, "validation", cfg.model.max_length)
-    epoch = loader.Epoch(validation, cfg.batch_size // cfg.accumulate, **place)
 
     model, key = MaskedLM(encoder.Encoder(cfg.model), next_sentence=cfg.next_sentence), jax.random.key(cfg.seed)
     words = found.tokenizer
@@ -176,19 +153,8 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         tokens = np.zeros((cfg.batch_size, cfg.model.max_length), np.int32)
         return state.init_params(lambda key: model.init(key, tokens, mutable=["params"])["params"], key, mesh), {}
 
-    plan = schedule.Config(
-        kind="linear",
-        peak=cfg.learning_rate,
-        num_steps=cfg.fit.num_steps,
-        warmup_steps=int(cfg.warmup * cfg.fit.num_steps),
-    )
-    tx = optimizers.make(cfg.optimizer, schedule.make(plan), jax.eval_shape(make_params)[0])
-
-    def create(params: Params, frozen: Params) -> state.TrainState:
-        return state.create(params, tx, frozen=frozen, ema=False)
-
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
-        sums = runner.totals(evaluate, now.params, prefetch(iter(epoch), sharding.batch_sharding(mesh)))
+        sums = runner.totals(evaluate, now.params, stage.once(cfg, validation, mesh))
         nll, count = sums["nll"]
         measured = {
             "nll": nll / count,
@@ -200,25 +166,22 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
             measured |= {"next_nll": sums["next_nll"][0] / pairs, "next_accuracy": sums["next_accuracy"][0] / pairs}
         return {f"validation/{name}": value for name, value in measured.items()}
 
-    with Store(workdir / "checkpoints", metric="validation/nll", meta={"config": to_dict(cfg)}) as store:
-        begun = loop.start(create, make_params, mesh, store=store, batches=batches)
-        writer = log.writers(workdir, step=int(begun.step), num_steps=cfg.fit.num_steps, tensorboard=True)
-        done = loop.fit(
-            cfg.fit,
-            make_train_step(loss, tx, key=key, accumulate=cfg.accumulate),
-            begun,
-            batches,
-            mesh=mesh,
-            store=store,
-            writer=writer,
-            hooks=[Hook(validate, cfg.fit.eval_every)],
-            work=loop.Work(cfg.batch_size, "rows"),
-            trace_dir=workdir / "trace",
-        )
-        writer.close()
+    done = stage.train(
+        cfg,
+        workdir,
+        loss=loss,
+        make_params=make_params,
+        batches=batches,
+        mesh=mesh,
+        rates=stage.rates(cfg, "linear"),
+        meta={"config": to_dict(cfg)},
+        validate=validate,
+        metric="validation/nll",
+        work=loop.Work(cfg.batch_size, "rows"),
+    )
     with jax.set_mesh(mesh):
         found_now = validate(cfg.fit.num_steps, done)
-        trivial = baseline(found, choose, prefetch(iter(epoch), sharding.batch_sharding(mesh)))
+        trivial = baseline(found, choose, stage.once(cfg, validation, mesh))
     measured = {name.removeprefix("validation/"): value for name, value in found_now.items()} | trivial
     results.write(workdir / "results.json", measured)
     if jax.process_index() == 0:

@@ -25,52 +25,29 @@ import jax
 import numpy as np
 
 from fm_jax import run as command_line
-from fm_jax.checkpoint.store import Store
-from fm_jax.core import mesh as meshes
-from fm_jax.core import sharding
 from fm_jax.core.config import to_dict
-from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
-from fm_jax.data import corpus, loader, source
-from fm_jax.data.device import prefetch
+from fm_jax.data import corpus, source
 from fm_jax.evals import metrics, results, runner
 from fm_jax.models.language import decoder
 from fm_jax.objectives.language import next_token
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.optim import schedule
-from fm_jax.train import log, loop, profile, state
-from fm_jax.train.hooks import Hook
-from fm_jax.train.step import make_train_step
+from fm_jax.train import loop, profile, stage, state
 
 
-@dataclass(frozen=True)
-class Config:
-    """Everything that decides the numbers of a run; the schedule spans `fit.num_steps`."""
+@dataclass(frozen=True, kw_only=True)
+class Config(stage.Plan):
+    """Everything that decides the numbers of a run."""
 
     model: decoder.Config
-    fit: loop.FitConfig
-    learning_rate: float
     data: source.Config = source.Config()
-    data_dir: Path | None = None  # where corpora and their tokens are kept; None: in the work directory
     apart: bool = False  # documents in a block do not see each other
-    workers: int = 0  # processes that read ahead
     schedule: Literal["cosine", "linear", "rsqrt", "wsd", "constant"] = "cosine"
     warmup: float = 0.01  # share of the steps
-    optimizer: optimizers.Config = optimizers.Config()
-    mesh: meshes.MeshConfig = meshes.MeshConfig()
     batch_size: int = 512  # sequences of `model.max_length` a step, over all devices
-    accumulate: int = 1  # parts a step's batch is worked through in
     z_loss: float = 0.0
     chunk: int = 0  # tokens whose logits exist at once; 0 for all
     ema_decay: float | None = None  # keep a running mean of the parameters, and evaluate that
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse parts that do not fit together."""
-        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ConfigError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup}")
 
 
 def paper(model: decoder.Config, learning_rate: float, batch_size: int, accumulate: int) -> Config:
@@ -82,14 +59,23 @@ def paper(model: decoder.Config, learning_rate: float, batch_size: int, accumula
     fit = loop.FitConfig(int(3e11) // tokens, log_every=10, eval_every=2000, save_every=1000)
     adam = optimizers.Config(weight_decay=0.1, b1=0.9, b2=0.95, eps=1e-8)
     big = replace(model, dtype="bfloat16", remat="dots")
-    return Config(big, fit, learning_rate, optimizer=adam, batch_size=batch_size, accumulate=accumulate, warmup=0.00125)
+    return Config(
+        model=big,
+        fit=fit,
+        learning_rate=learning_rate,
+        optimizer=adam,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        warmup=0.00125,
+    )
 
 
 def lm10k() -> Config:
     """Return the 29 M parameter Transformer with Adam at 1e-3, sized to Python's own documentation."""
     fit = loop.FitConfig(2000, eval_every=200, save_every=200)
+    adam = optimizers.Config(name="adam")
     return Config(
-        decoder.lm10k(), fit, 1e-3, optimizer=optimizers.Config(name="adam"), schedule="constant", batch_size=16
+        model=decoder.lm10k(), fit=fit, learning_rate=1e-3, optimizer=adam, schedule="constant", batch_size=16
     )
 
 
@@ -121,7 +107,8 @@ def debug() -> Config:
     """Return two steps of a tiny model on two small packages' documentation."""
     model = replace(decoder.tiny(), vocab_size=320)
     fit = loop.FitConfig(2, log_every=1, save_every=1)
-    return Config(model, fit, 1e-3, source.Config(only=("json", "wsgiref", "email")), batch_size=8)
+    data = source.Config(only=("json", "wsgiref", "email"))
+    return Config(model=model, fit=fit, learning_rate=1e-3, data=data, batch_size=8)
 
 
 CONFIGS["debug"] = debug
@@ -129,21 +116,14 @@ CONFIGS["debug"] = debug
 
 def run(cfg: Config, workdir: Path) -> dict[str, float]:
     """Pretrain, evaluate on the whole validation split, and return (and write to results.json) what was measured."""
-    mesh = meshes.make_mesh(cfg.mesh)
-    if cfg.batch_size // cfg.accumulate % sharding.batch_ways(mesh):
-        raise ConfigError(
-            f"batch_size {cfg.batch_size} / accumulate {cfg.accumulate} does not divide over "
-            f"{sharding.batch_ways(mesh)} shards (mesh.data × mesh.fsdp)"
-        )
+    mesh = stage.open_mesh(cfg)
     found = corpus.prepare(
         cfg.data, cfg.data_dir or workdir / "data", vocab_size=cfg.model.vocab_size, splits=("train", "validation")
     )
     found.tokenizer.save(workdir / "tokenizer")
-    place = {"host": jax.process_index(), "hosts": jax.process_count()}
     train = found.blocks("train", cfg.model.max_length, apart=cfg.apart)
-    batches = loader.Batches(train, cfg.batch_size, seed=cfg.seed, workers=cfg.workers, **place)
+    batches = stage.batches(cfg, train)
     validation = found.blocks("validation", cfg.model.max_length, apart=cfg.apart)
-    epoch = loader.Epoch(validation, cfg.batch_size // cfg.accumulate, **place)
 
     model, key = decoder.Decoder(cfg.model), jax.random.key(cfg.seed)
     loss = next_token(model.apply, z_loss=cfg.z_loss, chunk=cfg.chunk)
@@ -153,22 +133,16 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         tokens = np.zeros((cfg.batch_size, cfg.model.max_length), np.int32)
         return state.init_params(lambda key: model.init(key, tokens, mutable=["params"])["params"], key, mesh), {}
 
-    plan = schedule.Config(
-        kind=cfg.schedule,
-        peak=cfg.learning_rate,
-        num_steps=cfg.fit.num_steps,
-        warmup_steps=int(cfg.warmup * cfg.fit.num_steps),
+    rates = stage.rates(
+        cfg,
+        cfg.schedule,
         decay_steps=cfg.fit.num_steps // 5 if cfg.schedule == "wsd" else 0,
         final_ratio=0.0 if cfg.schedule in ("rsqrt", "constant") else 0.1,
     )
-    tx = optimizers.make(cfg.optimizer, schedule.make(plan), jax.eval_shape(make_params)[0])
-
-    def create(params: Params, frozen: Params) -> state.TrainState:
-        return state.create(params, tx, frozen=frozen, ema=cfg.ema_decay is not None)
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
-        stream = prefetch(iter(epoch), sharding.batch_sharding(mesh))
-        sums = runner.totals(evaluate, now.params if now.ema is None else now.ema, stream)
+        params = now.params if now.ema is None else now.ema
+        sums = runner.totals(evaluate, params, stage.once(cfg, validation, mesh))
         nll, tokens = sums["nll"]
         return {
             "validation/nll": nll / tokens,
@@ -177,22 +151,20 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
             "validation/accuracy": sums["accuracy"][0] / tokens,
         }
 
-    with Store(workdir / "checkpoints", metric="validation/nll", meta={"config": to_dict(cfg)}) as store:
-        begun = loop.start(create, make_params, mesh, store=store, batches=batches)
-        writer = log.writers(workdir, step=int(begun.step), num_steps=cfg.fit.num_steps, tensorboard=True)
-        done = loop.fit(
-            cfg.fit,
-            make_train_step(loss, tx, key=key, accumulate=cfg.accumulate, ema_decay=cfg.ema_decay),
-            begun,
-            batches,
-            mesh=mesh,
-            store=store,
-            writer=writer,
-            hooks=[Hook(validate, cfg.fit.eval_every)],
-            work=_work(cfg, begun.params),
-            trace_dir=workdir / "trace",
-        )
-        writer.close()
+    done = stage.train(
+        cfg,
+        workdir,
+        loss=loss,
+        make_params=make_params,
+        batches=batches,
+        mesh=mesh,
+        rates=rates,
+        meta={"config": to_dict(cfg)},
+        validate=validate,
+        metric="validation/nll",
+        ema_decay=cfg.ema_decay,
+        work=_work(cfg, jax.eval_shape(make_params)[0]),
+    )
     with jax.set_mesh(mesh):
         found_now = validate(cfg.fit.num_steps, done)
     measured = {name.removeprefix("validation/"): value for name, value in found_now.items()}

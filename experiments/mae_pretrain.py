@@ -33,14 +33,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fm_jax import run as command_line
-from fm_jax.checkpoint.store import Store
-from fm_jax.core import mesh as meshes
-from fm_jax.core import sharding
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Batch, Params
-from fm_jax.data import loader, views, vision
-from fm_jax.data.device import prefetch
+from fm_jax.data import views, vision
 from fm_jax.data.image import denormalise
 from fm_jax.data.mixture import Source
 from fm_jax.data.rows import spread
@@ -50,40 +46,26 @@ from fm_jax.models.vision.mae import MAE
 from fm_jax.objectives.reconstruct import masked_patches
 from fm_jax.ops import patches as patching
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.optim import schedule
-from fm_jax.train import log, loop, state
-from fm_jax.train.hooks import Hook
-from fm_jax.train.step import make_train_step
+from fm_jax.train import loop, stage, state
 
 TRAINING = 1_268_355  # images of ImageNet, with one in a hundred held out
 
 
-@dataclass(frozen=True)
-class Config:
-    """Everything that decides the numbers of a run; the schedule spans `fit.num_steps`."""
+@dataclass(frozen=True, kw_only=True)
+class Config(stage.Plan):
+    """Everything that decides the numbers of a run."""
 
     backbone: vit.Config
     decoder: mae.Config
     data: vision.Config
-    fit: loop.FitConfig
-    learning_rate: float
-    batch_size: int  # images a step, over all devices
-    accumulate: int = 1  # parts a step's batch is worked through in
     warmup: float = 0.05  # share of the steps
     optimizer: optimizers.Config = optimizers.Config(b2=0.95, weight_decay=0.05, clip_norm=None)
     known: int = 5000  # training images, at most, that the mean at each place is taken over
     shown: int = 8  # validation images in reconstructions.png
-    data_dir: Path | None = None  # where tensorflow-datasets keeps its own; None: in the work directory
-    workers: int = 0  # processes that read ahead
-    mesh: meshes.MeshConfig = meshes.MeshConfig()
-    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit together."""
-        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ConfigError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup}")
+        super().__post_init__()
         if min(self.known, self.shown) < 1:
             raise ConfigError(f"known and shown must be at least 1, not {self.known}, {self.shown}")
         if self.data.recipe.views != 1 or self.data.recipe.small:
@@ -96,12 +78,12 @@ def config(parts: tuple[mae.Config, vit.Config] | None = None) -> Config:
     steps = 800 * TRAINING // 4096
     recipe = replace(views.imagenet(), area=(0.2, 1.0), interpolation="bicubic")
     return Config(
-        replace(encoder, dtype="bfloat16", remat="dots"),
-        decoder,
-        replace(vision.imagenet(), recipe=recipe),
-        loop.FitConfig(steps, log_every=50, eval_every=steps // 20, save_every=steps // 100),
-        2.4e-3,
-        4096,
+        backbone=replace(encoder, dtype="bfloat16", remat="dots"),
+        decoder=decoder,
+        data=replace(vision.imagenet(), recipe=recipe),
+        fit=loop.FitConfig(steps, log_every=50, eval_every=steps // 20, save_every=steps // 100),
+        learning_rate=2.4e-3,
+        batch_size=4096,
         workers=32,
     )
 
@@ -111,7 +93,8 @@ def demo() -> Config:
     encoder = replace(mae.encoder(vit.vit(3, 48, 4, 2, 8)), init_std=0.0)
     decoder = replace(mae.decoder(2, 48, 4), mask_ratio=0.5, standardise=False)
     fit = loop.FitConfig(2000, log_every=50, eval_every=500)
-    return Config(encoder, decoder, vision.Config(), fit, 2e-3, 48)
+    small = {"fit": fit, "learning_rate": 2e-3, "batch_size": 48}
+    return Config(backbone=encoder, decoder=decoder, data=vision.Config(), **small)  # type: ignore[arg-type]
 
 
 def debug() -> Config:
@@ -133,24 +116,14 @@ CONFIGS: dict[str, Callable[[], Config]] = {
 
 def run(cfg: Config, workdir: Path) -> dict[str, float]:
     """Pretrain, evaluate beside the baselines, and return (and write to results.json) what was measured."""
-    mesh = meshes.make_mesh(cfg.mesh)
-    if cfg.batch_size // cfg.accumulate % (ways := sharding.batch_ways(mesh)):
-        raise ConfigError(
-            f"batch_size {cfg.batch_size} / accumulate {cfg.accumulate} does not divide over {ways} shards "
-            "(mesh.data × mesh.fsdp)"
-        )
+    mesh = stage.open_mesh(cfg)
     data_dir = cfg.data_dir or workdir / "data"
-    place = {"host": jax.process_index(), "hosts": jax.process_count()}
     train = vision.training(cfg.data, data_dir)
     seen = {split: vision.evaluation(cfg.data, split, data_dir) for split in ("train", "validation")}
-    batches = loader.Batches(train, cfg.batch_size, seed=cfg.seed, workers=cfg.workers, **place)
+    batches = stage.batches(cfg, train)
     model, key = MAE(cfg.decoder, vit.ViT(cfg.backbone)), jax.random.key(cfg.seed)
     loss = masked_patches(model.apply)
     evaluate = runner.make_eval_step(loss)
-
-    def stream(source: Source) -> Iterator[Batch]:
-        epoch = loader.Epoch(source, cfg.batch_size // cfg.accumulate, **place)
-        return prefetch(iter(epoch), sharding.batch_sharding(mesh))
 
     def init(key: jax.Array) -> Params:
         image = np.zeros((2, cfg.data.size, cfg.data.size, 3), np.float32)
@@ -160,36 +133,31 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     def make_params() -> tuple[Params, Params]:
         return state.init_params(init, key, mesh), {}
 
-    warmup = int(cfg.warmup * cfg.fit.num_steps)
-    plan = schedule.Config(peak=cfg.learning_rate, num_steps=cfg.fit.num_steps, warmup_steps=warmup)
-    tx = optimizers.make(cfg.optimizer, schedule.make(plan), jax.eval_shape(make_params)[0])
-
-    def create(params: Params, frozen: Params) -> state.TrainState:
-        return state.create(params, tx, frozen=frozen, ema=False)
-
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
-        found = runner.evaluate(evaluate, now.params, stream(seen["validation"]))
+        found = runner.evaluate(evaluate, now.params, stage.once(cfg, seen["validation"], mesh))
         return {f"validation/{name}": value for name, value in found.items()}
 
-    with Store(workdir / "checkpoints", metric="validation/mse", meta={"config": to_dict(cfg)}) as store:
-        begun = loop.start(create, make_params, mesh, store=store, batches=batches)
-        writer = log.writers(workdir, step=int(begun.step), num_steps=cfg.fit.num_steps, tensorboard=True)
-        done = loop.fit(
-            cfg.fit,
-            make_train_step(loss, tx, key=key, accumulate=cfg.accumulate),
-            begun,
-            batches,
-            mesh=mesh,
-            store=store,
-            writer=writer,
-            hooks=[Hook(validate, cfg.fit.eval_every)],
-            work=loop.Work(cfg.batch_size, "images"),
-            trace_dir=workdir / "trace",
-        )
-        writer.close()
+    done = stage.train(
+        cfg,
+        workdir,
+        loss=loss,
+        make_params=make_params,
+        batches=batches,
+        mesh=mesh,
+        rates=stage.rates(cfg),
+        meta={"config": to_dict(cfg)},
+        validate=validate,
+        metric="validation/mse",
+        work=loop.Work(cfg.batch_size, "images"),
+    )
     with jax.set_mesh(mesh):
         measured = {"mse": validate(cfg.fit.num_steps, done)["validation/mse"]}
-        measured |= baselines(model, done.params, stream(spread(seen["train"], cfg.known)), stream(seen["validation"]))
+        measured |= baselines(
+            model,
+            done.params,
+            stage.once(cfg, spread(seen["train"], cfg.known), mesh),
+            stage.once(cfg, seen["validation"], mesh),
+        )
     results.write(workdir / "results.json", measured)
     if jax.process_count() == 1:
         draw(cfg, model, done.params, seen["validation"], workdir / "reconstructions.png")

@@ -70,7 +70,15 @@ def config() -> Config:
     fit = loop.FitConfig(700, log_every=10, eval_every=175, save_every=175)
     # after 300 steps Muon is at 2.24 bits a byte on the validation split, the better of two AdamW settings at 2.73
     muon = optimizers.Config(name="muon")
-    pretrain = lm_pretrain.Config(model(2048), fit, 1e-2, schedule="linear", warmup=0.05, optimizer=muon, batch_size=16)
+    pretrain = lm_pretrain.Config(
+        model=model(2048),
+        fit=fit,
+        learning_rate=1e-2,
+        batch_size=16,
+        schedule="linear",
+        warmup=0.05,
+        optimizer=muon,
+    )
     recipe = Recipe(num_steps=80, batch_size=16, length=48, frozen_layers=2)
     return Config(pretrain, recipe)
 

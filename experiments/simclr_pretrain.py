@@ -29,14 +29,11 @@ import jax
 import numpy as np
 
 from fm_jax import run as command_line
-from fm_jax.checkpoint.store import Store
-from fm_jax.core import mesh as meshes
-from fm_jax.core import sharding, tree
+from fm_jax.core import tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
 from fm_jax.data import loader, views, vision
-from fm_jax.data.device import prefetch
 from fm_jax.data.image import denormalise
 from fm_jax.data.rows import Rows, spread
 from fm_jax.evals import embeddings, neighbours, pictures, results, runner
@@ -45,44 +42,36 @@ from fm_jax.models.vision.simclr import SimCLR
 from fm_jax.objectives import statistics
 from fm_jax.objectives.contrastive import nt_xent
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.optim import schedule
-from fm_jax.train import log, loop, state
-from fm_jax.train.hooks import Hook
-from fm_jax.train.step import make_train_step
+from fm_jax.train import loop, stage, state
 
 LARS = optimizers.Config(name="lars", weight_decay=1e-6, clip_norm=None)
 
 
-@dataclass(frozen=True)
-class Config:
-    """Everything that decides the numbers of a run; the schedule spans `fit.num_steps`."""
+@dataclass(frozen=True, kw_only=True)
+class Config(stage.Plan):
+    """Everything that decides the numbers of a run."""
 
     backbone: resnet.Config
     data: vision.Config
-    fit: loop.FitConfig
-    learning_rate: float
     batch_size: int  # images, each seen twice; over all devices
     temperature: float
     out: int = 128  # of the head
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.01  # share of the steps
     optimizer: optimizers.Config = LARS
-    data_dir: Path | None = None  # where tensorflow-datasets keeps its own; None: in the work directory
-    workers: int = 0  # processes that read ahead
     known: int = 4000  # images of either split, at most, that neighbours are looked for among
     shown: int = 8  # validation images in neighbours.png
-    mesh: meshes.MeshConfig = meshes.MeshConfig()
-    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit together."""
+        super().__post_init__()
+        if self.accumulate != 1:
+            raise ConfigError("accumulate must be 1: all views of a batch are compared with each other")
         if self.data.recipe.views != 2:
             raise ConfigError(f"data.recipe.views must be 2, not {self.data.recipe.views}: views are what is compared")
         for name, least in (("batch_size", 2), ("out", 1), ("known", 1), ("shown", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup}")
 
 
 def epochs(count: int, images: int, batch_size: int) -> loop.FitConfig:
@@ -95,14 +84,24 @@ def config() -> Config:
     """Return the recipe of Chen et al. 2020, section 2.3, on ImageNet (one image in a hundred is held out)."""
     data = replace(vision.imagenet(), recipe=views.simclr(1.0))
     fit = epochs(1000, 1_268_355, 4096)
-    return Config(replace(resnet.resnet50(), dtype="bfloat16"), data, fit, 4.8, 4096, 0.1, workers=16)
+    net = replace(resnet.resnet50(), dtype="bfloat16")
+    return Config(backbone=net, data=data, fit=fit, learning_rate=4.8, batch_size=4096, temperature=0.1, workers=16)
 
 
 def cifar10() -> Config:
     """Return the setting of the authors' code for CIFAR-10 (there on 50,000 images; 5,000 are held out here)."""
     data = replace(vision.cifar(), recipe=views.simclr(0.5, blur=0.0))
     net = replace(resnet.resnet18(), stem="small")
-    return Config(net, data, epochs(1000, 45_000, 512), 2.0, 512, 0.5, workers=8)
+    return replace(
+        config(),
+        backbone=net,
+        data=data,
+        fit=epochs(1000, 45_000, 512),
+        learning_rate=2.0,
+        batch_size=512,
+        temperature=0.5,
+        workers=8,
+    )
 
 
 def digits() -> Config:
@@ -111,9 +110,18 @@ def digits() -> Config:
     In so few steps a constant rate learns more than a cosine: with one label a class 0.89 against 0.87 (one seed).
     """
     data = vision.Config(recipe=replace(views.digits(2), affine=1.0, jitter=0.25, noise=0.1))
-    adam = optimizers.Config(name="adam")
-    fit = loop.FitConfig(230, log_every=10)
-    return Config(resnet.cifar(8), data, fit, 2e-3, 256, 0.5, out=32, schedule="constant", warmup=0.0, optimizer=adam)
+    return Config(
+        backbone=resnet.cifar(8),
+        data=data,
+        fit=loop.FitConfig(230, log_every=10),
+        learning_rate=2e-3,
+        batch_size=256,
+        temperature=0.5,
+        out=32,
+        schedule="constant",
+        warmup=0.0,
+        optimizer=optimizers.Config(name="adam"),
+    )
 
 
 def debug() -> Config:
@@ -127,16 +135,12 @@ CONFIGS: dict[str, Callable[[], Config]] = {"default": config, "cifar10": cifar1
 
 def run(cfg: Config, workdir: Path) -> dict[str, float]:
     """Pretrain, evaluate, and return (and write to results.json) what was measured."""
-    mesh = meshes.make_mesh(cfg.mesh)
-    if cfg.batch_size % (ways := sharding.batch_ways(mesh)):
-        raise ConfigError(f"batch_size {cfg.batch_size} does not divide over {ways} shards (mesh.data × mesh.fsdp)")
+    mesh = stage.open_mesh(cfg)
     data_dir = cfg.data_dir or workdir / "data"
-    place = {"host": jax.process_index(), "hosts": jax.process_count()}
     train = vision.training(cfg.data, data_dir)
-    batches = loader.Batches(train, cfg.batch_size, seed=cfg.seed, workers=cfg.workers, **place)
+    batches = stage.batches(cfg, train)
     # the same two views of every image, whenever they are asked for
     held_out = vision.Training(vision.pictures(cfg.data, "validation", data_dir), cfg.data)
-    epoch = loader.Epoch(held_out, cfg.batch_size, **place)
 
     model, key = SimCLR(resnet.ResNet(cfg.backbone), cfg.out), jax.random.key(cfg.seed)
     loss = nt_xent(model.apply, temperature=cfg.temperature)
@@ -147,38 +151,22 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         made = state.init_params(lambda key: model.init(key, image, mutable=["params"])["params"], key, mesh)
         return statistics.split(made)
 
-    plan = schedule.Config(
-        kind=cfg.schedule,
-        peak=cfg.learning_rate,
-        num_steps=cfg.fit.num_steps,
-        warmup_steps=int(cfg.warmup * cfg.fit.num_steps),
-    )
-    tx = optimizers.make(cfg.optimizer, schedule.make(plan), jax.eval_shape(make_params)[0])
-
-    def create(params: Params, frozen: Params) -> state.TrainState:
-        return state.create(params, tx, frozen=frozen, ema=False)
-
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
-        stream = prefetch(iter(epoch), sharding.batch_sharding(mesh))
-        found = runner.evaluate(evaluate, (now.params, now.frozen), stream)
+        found = runner.evaluate(evaluate, (now.params, now.frozen), stage.once(cfg, held_out, mesh))
         return {f"validation/{name}": value for name, value in found.items()}
 
-    with Store(workdir / "checkpoints", meta={"config": to_dict(cfg)}) as store:
-        begun = loop.start(create, make_params, mesh, store=store, batches=batches)
-        writer = log.writers(workdir, step=int(begun.step), num_steps=cfg.fit.num_steps, tensorboard=True)
-        done = loop.fit(
-            cfg.fit,
-            make_train_step(loss, tx, key=key),
-            begun,
-            batches,
-            mesh=mesh,
-            store=store,
-            writer=writer,
-            hooks=[Hook(validate, cfg.fit.eval_every)],
-            work=loop.Work(2 * cfg.batch_size, "views"),
-            trace_dir=workdir / "trace",
-        )
-        writer.close()
+    done = stage.train(
+        cfg,
+        workdir,
+        loss=loss,
+        make_params=make_params,
+        batches=batches,
+        mesh=mesh,
+        rates=stage.rates(cfg, cfg.schedule),
+        meta={"config": to_dict(cfg)},
+        validate=validate,
+        work=loop.Work(2 * cfg.batch_size, "views"),
+    )
     with jax.set_mesh(mesh):
         found = validate(cfg.fit.num_steps, done)
         measured = {name.removeprefix("validation/"): value for name, value in found.items()}

@@ -28,55 +28,33 @@ import jax
 import numpy as np
 
 from fm_jax import run as command_line
-from fm_jax.checkpoint.store import Store
-from fm_jax.core import mesh as meshes
-from fm_jax.core import sharding
 from fm_jax.core.config import to_dict
-from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Batch, Params
-from fm_jax.data import corpus, loader, source
-from fm_jax.data.device import prefetch
+from fm_jax.data import corpus, source
 from fm_jax.data.span_corruption import SpanCorruption
 from fm_jax.evals import metrics, report, results, runner, unigram
 from fm_jax.models.language import encoder_decoder
 from fm_jax.objectives.seq2seq import seq2seq
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.optim import schedule
-from fm_jax.train import log, loop, state
-from fm_jax.train.hooks import Hook
-from fm_jax.train.step import make_train_step
+from fm_jax.train import log, loop, stage, state
 
 _COUNTED = 2_000  # rows of the training split whose targets the baseline counts
 
 
-@dataclass(frozen=True)
-class Config:
-    """Everything that decides the numbers of a run; the schedule spans `fit.num_steps`."""
+@dataclass(frozen=True, kw_only=True)
+class Config(stage.Plan):
+    """Everything that decides the numbers of a run."""
 
     model: encoder_decoder.Config
-    fit: loop.FitConfig
-    learning_rate: float
     data: source.Config = source.Config()
-    data_dir: Path | None = None  # where corpora and their tokens are kept; None: in the work directory
     length: int = 512  # tokens of the corrupted text; targets follow from it (114 of 512)
     density: float = 0.15  # share of the tokens that are left out
     mean_span: float = 3.0  # tokens that are left out at once, on average
-    workers: int = 0  # processes that read ahead
     schedule: Literal["rsqrt", "linear", "cosine", "constant"] = "rsqrt"  # rsqrt holds the rate while it warms up
     warmup: float = 10_000 / 2**19  # share of the steps
     optimizer: optimizers.Config = optimizers.Config(name="adafactor", clip_norm=None)
-    mesh: meshes.MeshConfig = meshes.MeshConfig()
     batch_size: int = 128  # rows a step, over all devices
-    accumulate: int = 1  # parts a step's batch is worked through in
     z_loss: float = 1e-4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse parts that do not fit together."""
-        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ConfigError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup}")
 
 
 def config() -> Config:
@@ -86,7 +64,7 @@ def config() -> Config:
     """
     model = replace(encoder_decoder.with_dropout(encoder_decoder.t5_base(), 0.1), dtype="bfloat16", remat="dots")
     fit = loop.FitConfig(2**19, log_every=100, eval_every=10_000, save_every=5_000)
-    return Config(model, fit, 1e-2)
+    return Config(model=model, fit=fit, learning_rate=1e-2)
 
 
 def t5_small() -> Config:
@@ -105,9 +83,9 @@ def t5_v1_1_base() -> Config:
 def demo() -> Config:
     """Return the preset for two cores and eight minutes, on Python's own documentation."""
     return Config(
-        replace(encoder_decoder.t5(2, 128, 4, 512, 32, vocab_size=2048), max_length=64),
-        loop.FitConfig(1_500, log_every=20, eval_every=300, save_every=500),
-        1e-2,
+        model=replace(encoder_decoder.t5(2, 128, 4, 512, 32, vocab_size=2048), max_length=64),
+        fit=loop.FitConfig(1_500, log_every=20, eval_every=300, save_every=500),
+        learning_rate=1e-2,
         length=96,
         schedule="linear",
         warmup=0.05,
@@ -121,7 +99,7 @@ def debug() -> Config:
     model = replace(encoder_decoder.tiny(), vocab_size=480)
     fit = loop.FitConfig(2, log_every=1, save_every=1)
     data = source.Config(only=("json", "wsgiref", "email"))
-    return Config(model, fit, 1e-3, data, length=32, warmup=0.5, batch_size=8)
+    return Config(model=model, fit=fit, learning_rate=1e-3, data=data, length=32, warmup=0.5, batch_size=8)
 
 
 CONFIGS: dict[str, Callable[[], Config]] = {
@@ -135,12 +113,7 @@ CONFIGS: dict[str, Callable[[], Config]] = {
 
 def run(cfg: Config, workdir: Path) -> dict[str, float]:
     """Pretrain, evaluate on the whole validation split, and return (and write to results.json) what was measured."""
-    mesh = meshes.make_mesh(cfg.mesh)
-    if cfg.batch_size // cfg.accumulate % sharding.batch_ways(mesh):
-        raise ConfigError(
-            f"batch_size {cfg.batch_size} / accumulate {cfg.accumulate} does not divide over "
-            f"{sharding.batch_ways(mesh)} shards (mesh.data × mesh.fsdp)"
-        )
+    mesh = stage.open_mesh(cfg)
     found = corpus.prepare(
         cfg.data,
         cfg.data_dir or workdir / "data",
@@ -149,7 +122,6 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         scheme="t5",
     )
     found.tokenizer.save(workdir / "tokenizer")
-    place = {"host": jax.process_index(), "hosts": jax.process_count()}
 
     def rows(split: str) -> SpanCorruption:
         return SpanCorruption(
@@ -157,8 +129,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         )
 
     train, validation = rows("train"), rows("validation")
-    batches = loader.Batches(train, cfg.batch_size, seed=cfg.seed, workers=cfg.workers, **place)
-    epoch = loader.Epoch(validation, cfg.batch_size // cfg.accumulate, **place)
+    batches = stage.batches(cfg, train)
 
     model, key = encoder_decoder.EncoderDecoder(cfg.model), jax.random.key(cfg.seed)
     loss = seq2seq(model.apply, z_loss=cfg.z_loss)
@@ -173,20 +144,8 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         read = np.zeros((cfg.batch_size, cfg.length), np.int32)
         return state.init_params(lambda key: model.init(key, tokens, read, mutable=["params"])["params"], key, mesh), {}
 
-    plan = schedule.Config(
-        kind=cfg.schedule,
-        peak=cfg.learning_rate,
-        num_steps=cfg.fit.num_steps,
-        warmup_steps=int(cfg.warmup * cfg.fit.num_steps),
-        start_ratio=1.0 if cfg.schedule == "rsqrt" else 0.0,
-    )
-    tx = optimizers.make(cfg.optimizer, schedule.make(plan), jax.eval_shape(make_params)[0])
-
-    def create(params: Params, frozen: Params) -> state.TrainState:
-        return state.create(params, tx, frozen=frozen, ema=False)
-
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
-        sums = runner.totals(evaluate, now.params, prefetch(iter(epoch), sharding.batch_sharding(mesh)))
+        sums = runner.totals(evaluate, now.params, stage.once(cfg, validation, mesh))
         nll, count = sums["nll"]
         return {
             "validation/nll": nll / count,
@@ -194,30 +153,27 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
             "validation/accuracy": sums["accuracy"][0] / count,
         }
 
-    with Store(workdir / "checkpoints", metric="validation/nll", meta={"config": to_dict(cfg)}) as store:
-        begun = loop.start(create, make_params, mesh, store=store, batches=batches)
-        writer = log.writers(workdir, step=int(begun.step), num_steps=cfg.fit.num_steps, tensorboard=True)
-        done = loop.fit(
-            cfg.fit,
-            make_train_step(loss, tx, key=key, accumulate=cfg.accumulate),
-            begun,
-            batches,
-            mesh=mesh,
-            store=store,
-            writer=writer,
-            hooks=[Hook(validate, cfg.fit.eval_every)],
-            work=loop.Work(cfg.batch_size, "rows"),
-            trace_dir=workdir / "trace",
-        )
-        writer.close()
+    done = stage.train(
+        cfg,
+        workdir,
+        loss=loss,
+        make_params=make_params,
+        batches=batches,
+        mesh=mesh,
+        rates=stage.rates(cfg, cfg.schedule, start_ratio=1.0 if cfg.schedule == "rsqrt" else 0.0),
+        meta={"config": to_dict(cfg)},
+        validate=validate,
+        metric="validation/nll",
+        work=loop.Work(cfg.batch_size, "rows"),
+    )
     with jax.set_mesh(mesh):
         found_now = validate(cfg.fit.num_steps, done)
-        read = partial(prefetch, sharding=sharding.batch_sharding(mesh))
-        text = runner.totals(evaluate, done.params, map(text_only, read(iter(epoch))))
+        read = partial(stage.once, cfg, validation, mesh)
+        text = runner.totals(evaluate, done.params, map(text_only, read()))
         known = frequencies(train, cfg.model.vocab_size)
-        trivial = unigram.measure(known, asked, read(iter(epoch)))
+        trivial = unigram.measure(known, asked, read())
         known -= np.log(1 - np.exp(known[marks]).sum())  # as one that knows where the text is
-        trivial_text = unigram.measure(known, asked, map(text_only, read(iter(epoch))))
+        trivial_text = unigram.measure(known, asked, map(text_only, read()))
     measured = {name.removeprefix("validation/"): value for name, value in found_now.items()} | trivial
     measured["text_perplexity"] = metrics.perplexity(*text["nll"])
     measured["text_accuracy"] = text["accuracy"][0] / text["accuracy"][1]

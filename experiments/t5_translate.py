@@ -42,14 +42,11 @@ import jax
 import numpy as np
 
 from fm_jax import run as command_line
-from fm_jax.checkpoint.store import Store
-from fm_jax.core import mesh as meshes
 from fm_jax.core import sharding, tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
-from fm_jax.data import loader, pairs, tokenizer
-from fm_jax.data.device import prefetch
+from fm_jax.data import pairs, tokenizer
 from fm_jax.data.pairs import Parallel
 from fm_jax.evals import report, results, runner
 from fm_jax.evals import translation as scores
@@ -59,10 +56,7 @@ from fm_jax.models.language import encoder_decoder
 from fm_jax.objectives.seq2seq import seq2seq
 from fm_jax.ops.positions import Buckets
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.optim import schedule
-from fm_jax.train import log, loop, pretrained, start, state
-from fm_jax.train.hooks import Hook
-from fm_jax.train.step import make_train_step
+from fm_jax.train import log, loop, pretrained, stage, start, state
 from fm_jax.worlds import translation as world
 
 
@@ -80,37 +74,23 @@ class Data:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Config:
-    """Everything that decides the numbers of a run; the schedule spans `fit.num_steps`."""
+@dataclass(frozen=True, kw_only=True)
+class Config(stage.Plan):
+    """Everything that decides the numbers of a run."""
 
     model: encoder_decoder.Config  # of a pretrained model only dtype, remat and dropout are read
-    fit: loop.FitConfig
-    learning_rate: float
     data: Data = Data()
     init: start.Init = start.Init()
     prefix: str = ""  # before every source
     source_length: int = 512  # tokens, the end token among them
     target_length: int = 512
     schedule: Literal["constant", "linear", "cosine", "rsqrt"] = "constant"
-    warmup: float = 0.0  # share of the steps
-    optimizer: optimizers.Config = optimizers.Config()
-    mesh: meshes.MeshConfig = meshes.MeshConfig()
     batch_size: int = 128  # pairs a step, over all devices
-    accumulate: int = 1
     label_smoothing: float = 0.0
     beams: beam.Config = beam.Config(4, length_penalty=0.6)
     tokenize: str = "13a"  # sacrebleu's, for BLEU
     watched: int = 200  # validation sentences that are translated at every evaluation
     decode_batch: int = 64  # sentences that are translated at once
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse parts that do not fit together."""
-        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ConfigError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup}")
 
 
 def config() -> Config:
@@ -122,16 +102,17 @@ def config() -> Config:
     """
     model = replace(encoder_decoder.with_dropout(encoder_decoder.t5_base(), 0.1), dtype="bfloat16", remat="dots")
     fit = loop.FitConfig(2**18, log_every=100, eval_every=5_000, save_every=5_000)
-    return Config(model, fit, 1e-3, optimizer=optimizers.Config(name="adafactor", clip_norm=None))
+    rule = optimizers.Config(name="adafactor", clip_norm=None)
+    return Config(model=model, fit=fit, learning_rate=1e-3, optimizer=rule, tokenize="intl")
 
 
 def demo() -> Config:
     """Return the preset for two cores and a quarter of an hour, on the generated world."""
     model = encoder_decoder.t5(2, 128, 4, 512, 32, vocab_size=1536)
     return Config(
-        replace(model, max_length=25, buckets=Buckets(32, 32)),
-        loop.FitConfig(3_000, log_every=20, eval_every=300, save_every=300),
-        4e-3,  # after 200 steps BLEU is 29 at 2.5e-3 and at 5e-3, 23 at 1e-2, 8 at 2e-2
+        model=replace(model, max_length=25, buckets=Buckets(32, 32)),
+        fit=loop.FitConfig(3_000, log_every=20, eval_every=300, save_every=300),
+        learning_rate=4e-3,  # after 200 steps BLEU is 29 at 2.5e-3 and at 5e-3, 23 at 1e-2, 8 at 2e-2
         source_length=24,
         target_length=24,
         schedule="linear",
@@ -147,7 +128,8 @@ def debug() -> Config:
     fit = loop.FitConfig(2, log_every=1, eval_every=1, save_every=1)
     data = Data(train=120, validation=8, test=12, largest=99)
     lengths = {"source_length": 40, "target_length": 40, "watched": 4, "decode_batch": 8, "batch_size": 8}
-    return Config(model, fit, 1e-3, data, **lengths, beams=beam.Config(2, length_penalty=0.6))  # type: ignore[arg-type]
+    beams = beam.Config(2, length_penalty=0.6)
+    return Config(model=model, fit=fit, learning_rate=1e-3, data=data, beams=beams, **lengths)  # type: ignore[arg-type]
 
 
 class Splits(NamedTuple):
@@ -211,18 +193,11 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     scores.require()
     if jax.process_count() > 1:
         raise ConfigError("sentences are translated in one process: start one with all devices of its machine")
-    mesh, key, started = meshes.make_mesh(cfg.mesh), jax.random.key(cfg.seed), time.perf_counter()
-    if cfg.batch_size // cfg.accumulate % sharding.batch_ways(mesh):
-        raise ConfigError(
-            f"batch_size {cfg.batch_size} / accumulate {cfg.accumulate} does not divide over "
-            f"{sharding.batch_ways(mesh)} shards (mesh.data × mesh.fsdp)"
-        )
+    mesh, key, started = stage.open_mesh(cfg), jax.random.key(cfg.seed), time.perf_counter()
     data = load(cfg.data)
     model, words, given = open_model(cfg, data.train, mesh)
     words.save(workdir / "tokenizer")
     train, validation, test = (rows(cfg, side, words) for side in (data.train, data.validation, data.test))
-    batches = loader.Batches(train, cfg.batch_size, seed=cfg.seed)
-    epoch = loader.Epoch(validation, cfg.batch_size // cfg.accumulate)
     watched = data.validation.head(cfg.watched)
 
     loss = seq2seq(model.apply, label_smoothing=cfg.label_smoothing)
@@ -247,39 +222,26 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         return model.init(key, tokens, source, mutable=["params"])["params"]
 
     layout = sharding.shardings(jax.eval_shape(init, key), mesh)
-    plan = schedule.Config(
-        kind=cfg.schedule,
-        peak=cfg.learning_rate,
-        num_steps=cfg.fit.num_steps,
-        warmup_steps=int(cfg.warmup * cfg.fit.num_steps),
-    )
-    tx = optimizers.make(cfg.optimizer, schedule.make(plan), jax.eval_shape(make_params)[0])
-
-    def create(params: Params, frozen: Params) -> state.TrainState:
-        return state.create(params, tx, frozen=frozen, ema=False)
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
-        found = runner.evaluate(evaluate, now.params, prefetch(iter(epoch), sharding.batch_sharding(mesh)))
+        found = runner.evaluate(evaluate, now.params, stage.once(cfg, validation, mesh))
         found |= scores.score(
             answer(now.params, texts=_texts(watched.sources)), _texts(watched.targets), tokenize=cfg.tokenize
         )
         return {f"validation/{name}": found[name] for name in ("nll", "accuracy", "bleu", "exact")}
 
-    with Store(workdir / "checkpoints", meta={"config": to_dict(cfg) | {"model": to_dict(model.cfg)}}) as store:
-        begun = loop.start(create, make_params, mesh, store=store, batches=batches)
-        writer = log.writers(workdir, step=int(begun.step), num_steps=cfg.fit.num_steps, tensorboard=True)
-        done = loop.fit(
-            cfg.fit,
-            make_train_step(loss, tx, key=key, accumulate=cfg.accumulate),
-            begun,
-            batches,
-            mesh=mesh,
-            store=store,
-            writer=writer,
-            hooks=[Hook(validate, cfg.fit.eval_every)],
-            work=loop.Work(cfg.batch_size * (cfg.source_length + cfg.target_length)),
-        )
-        writer.close()
+    done = stage.train(
+        cfg,
+        workdir,
+        loss=loss,
+        make_params=make_params,
+        batches=stage.batches(cfg, train),
+        mesh=mesh,
+        rates=stage.rates(cfg, cfg.schedule),
+        meta={"config": to_dict(cfg) | {"model": to_dict(model.cfg)}},
+        validate=validate,
+        work=loop.Work(cfg.batch_size * (cfg.source_length + cfg.target_length)),
+    )
     with jax.set_mesh(mesh):
         sources = _texts(data.test.sources)
         written = {
@@ -374,5 +336,14 @@ if __name__ == "__main__":
     command_line.main(
         run,
         {"config": config, "demo": demo, "debug": debug},
-        resumable=("fit.log_every", "fit.save_every", "mesh.*", "beams.*", "tokenize", "decode_batch"),
+        resumable=(
+            "fit.log_every",
+            "fit.save_every",
+            "fit.profile_*",
+            "mesh.*",
+            "workers",
+            "beams.*",
+            "tokenize",
+            "decode_batch",
+        ),
     )

@@ -109,8 +109,8 @@ def color_jitter(
         if what == 3 and hue:
             values = rotate_hue(values, turn)
         elif what < 3 and strengths[what]:
-            grey = _grey(values)
-            base = (np.float32(0), grey.mean(), grey)[what]
+            grey = _grey(values) if what else np.float32(0)
+            base = grey.mean() if what == 1 else grey
             values = np.clip(base + np.float32(factors[what]) * (values - base), 0, 255)
     return to_bytes(values)
 
@@ -120,6 +120,8 @@ def rotate_hue(values: np.ndarray, turn: float) -> np.ndarray:
     red, green, blue = np.ascontiguousarray(np.moveaxis(values, 2, 0))  # whole planes: 3 times faster than by pixel
     high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     span = high - low
+    if not span.any():  # grey has no hue
+        return values
     each = 1 / np.where(span > 0, span, 1)
     sixth = np.where(
         high == red, (green - blue) * each, np.where(high == green, 2 + (blue - red) * each, 4 + (red - green) * each)
@@ -161,7 +163,10 @@ def erase(
     area: tuple[float, float] = (0.02, 1 / 3),
     ratio: tuple[float, float] = (0.3, 10 / 3),
 ) -> np.ndarray:
-    """Fill a random rectangle of a normalised float image with N(0, 1), at a probability. Source: Zhong et al. 2017."""
+    """Fill a random rectangle of a normalised float image with N(0, 1), at a probability.
+
+    Source: Zhong et al. 2017, with the areas and shapes of timm's random_erasing.py, which DeiT and MAE use.
+    """
     if not np.issubdtype(image.dtype, np.floating):
         raise DataError(f"erase takes normalised images, not {image.dtype}; normalise first")
     if rng.random() >= probability:

@@ -18,7 +18,7 @@ from fm_jax.data.loader import Batches, HostBatch
 
 @dataclass(frozen=True)
 class Mix:
-    """How pairs are mixed; MAE's finetuning by default."""
+    """How pairs are mixed; by default as in DeiT (table 9 and main.py) and MAE's finetuning."""
 
     mixup: float = 0.8  # α of Beta(α, α) for the share of the first image; 0 for none (Zhang et al. 2017)
     cutmix: float = 1.0  # the same for a pasted rectangle (Yun et al. 2019)

@@ -131,13 +131,8 @@ class Windows:
         for question in self.questions:
             digest.update(f"{question.id}\0{question.text}\0{question.context}\0{question.answers[:1]}\0".encode())
         self.fingerprint = f"squad-{digest.hexdigest()[:16]}"
-        length = self._cut.length
-        self.limits: Mapping[str, int] = {
-            "tokens": tokenizer.vocab_size,
-            "length": length + 1,
-            "start": length,
-            "end": length,
-        }
+        vocab, length = tokenizer.vocab_size, self._cut.length
+        self.limits: Mapping[str, int] = {"tokens": vocab, "length": length + 1, "start": length, "end": length}
 
     def __len__(self) -> int:
         return len(self.places)
@@ -269,10 +264,9 @@ def _span(entry: Any, context: str, where: str) -> Span:
     start = entry.get("answer_start")
     if not isinstance(start, int) or isinstance(start, bool):
         raise DataError(f"{where}: 'answer_start' of {text!r} is {start!r}, not a number of characters")
-    if start < 0 or context[start : start + len(text)] != text:
-        there = (
-            f"there stands {context[start : start + len(text)]!r}" if 0 <= start < len(context) else "that is outside"
-        )
+    stands = context[start : start + len(text)] if start >= 0 else ""
+    if stands != text:
+        there = f"there stands {stands!r}" if stands else "that is outside"
         places = (at for at in range(len(context)) if context.startswith(text, at))
         nearest = min(places, key=lambda at: abs(at - start), default=None)
         hint = "it is nowhere in the context" if nearest is None else f"the nearest is at {nearest}"

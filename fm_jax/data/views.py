@@ -55,17 +55,17 @@ def imagenet() -> Recipe:
 
 
 def finetune() -> Recipe:
-    """Return MAE's finetuning: RandAugment (2, 9) and erasing; mixing comes per batch (`data/mixing.py`)."""
+    """Return DeiT's (table 9), MAE's finetuning's too: RandAugment (2, 9), erasing; `data/mixing.py` mixes batches."""
     return Recipe(place="crop", flip=0.5, layers=2, magnitude=9.0, erase=0.25, interpolation="bicubic")
 
 
 def simclr(strength: float = 1.0, blur: float = 0.5) -> Recipe:
-    """Return SimCLR's two views (Chen et al. 2020, appendix A; CIFAR: strength 0.5 and no blur)."""
+    """Return SimCLR's two views (Chen et al. 2020, appendix A; CIFAR, by its README: strength 0.5 and no blur)."""
     return Recipe(place="crop", flip=0.5, jitter=strength, grey=0.2, blur=blur, views=2, interpolation="bicubic")
 
 
 def swav() -> Recipe:
-    """Return two large and six small views (Caron et al. 2020)."""
+    """Return two large and six small views (README of facebookresearch/swav)."""
     return replace(simclr(), area=(0.14, 1.0), small=6, small_size=96)
 
 
@@ -113,7 +113,7 @@ def multi_crop(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw a recipe's large views, uint8 [views, size, size, 3], and its small ones, of 5 to 14 % of the area.
 
-    By default SwAV's two and six. Source: Caron et al. 2020, section 3.3.
+    By default SwAV's two and six. Source: Caron et al. 2020, section 3.2.
     """
     recipe = recipe or swav()
     little = replace(recipe, area=(0.05, 0.14))

@@ -7,11 +7,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fm_jax.core.errors import ConfigError
 from fm_jax.core.sharding import constrain
 from fm_jax.layers.dense import Initializer
 from fm_jax.ops.depthwise import depthwise
 
 Padding = Literal["SAME", "VALID"] | Sequence[tuple[int, int]]
+
+
+def check_images(image: jax.Array, channels: int) -> None:
+    """Raise ConfigError unless these are images [B, H, W, channels]."""
+    if image.ndim != 4 or image.shape[-1] != channels:
+        raise ConfigError(f"images must be [B, H, W, {channels}], not {list(image.shape)}")
 
 
 def fan_out(gain: float = 2.0) -> Initializer:

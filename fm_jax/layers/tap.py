@@ -31,6 +31,11 @@ CROSS = (
 )  # fmt: skip
 
 
+def stages(count: int) -> tuple[str, ...]:
+    """Name the sites of a network of convolutions: its stem's output, each stage's, and the last feature map."""
+    return ("embed", *(f"conv.stage{stage}" for stage in range(1, count + 1)), "final")
+
+
 class Tap(struct.PyTreeNode):
     """What to do at named sites.
 

@@ -1,7 +1,8 @@
 """Where a parameter sits: which leaves are stacked by layer, and how far each is from the output.
 
 Repeated blocks live under a node named `blocks`, layers on axis 0; lookup tables and patch projections under
-`embed`; what maps to the task's outputs under `head`. An adapter under `lora/` sits where its target does.
+`embed`, but for that of a stack's biases by distance, its `bias/table`; what maps to the task's outputs under `head`.
+An adapter under `lora/` sits where its target does.
 """
 
 import re
@@ -15,6 +16,7 @@ from fm_jax.core.types import Params
 
 STACKED = r"(?:.*/)?blocks/.*"
 EMBEDDINGS = r"(?:.*/)?embed/.*"
+DISTANCES = r"(?:.*/)?bias/table"
 HEADS = r"(?:.*/)?head/.*"
 
 
@@ -40,7 +42,8 @@ def multipliers(params: Params, decay: float) -> Params:
     bottom layers, adapters) thus keep the factors of the whole. Of several stacks each counts from its own top, and
     the embeddings lie below the tallest. ELECTRA, where the idea is from, gives the topmost block decay^2 instead.
 
-    Source: Clark et al. 2020 (ELECTRA), appendix B; Bao et al. 2022 (BEiT), appendix.
+    Source: Clark et al. 2020 (model/optimization.py of google-research/electra); Bao et al. 2022 (BEiT), as counted in
+    util/lr_decay.py of facebookresearch/mae.
     """
     deepest = max((layers(path, leaf) for path, leaf in tree.flatten(params).items()), default=0)
 

@@ -46,7 +46,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "layer_decay": ("above 0 and at most 1", lambda x: 0 < x <= 1),
 }
 RATED = ("lars", "rmsprop")  # whose momentum is that of the updates with their rate
-LARS_TRUST = 0.001  # times |weights| / |gradient| is a matrix's own rate: You et al. 2017, section 4
+LARS_TRUST = 0.001  # times |weights| / |gradient| is a matrix's own rate: You et al. 2017, sections 4, 5
 MUON_RMS = 0.2  # of an update's entries, as AdamW's: Liu et al. 2025, section 2.2
 
 
@@ -151,11 +151,11 @@ def _rule(cfg: Config, params: Params) -> optax.GradientTransformation:
 
 
 def _muon(cfg: Config, adam: optax.GradientTransformation, params: Params) -> optax.GradientTransformation:
-    """Orthogonalise the hidden matrices' momentum; leave vectors, embeddings and heads to Adam.
+    """Orthogonalise the hidden matrices' momentum; leave vectors, lookup tables and heads to Adam.
 
     Source: Jordan et al. 2024; the scale 0.2 * sqrt(max(in, out)) is Liu et al. 2025 (Moonlight), equation 4.
     """
-    outside = (depth.EMBEDDINGS, depth.HEADS)
+    outside = (depth.EMBEDDINGS, depth.DISTANCES, depth.HEADS)
 
     def group(path: str, leaf: Any) -> str:
         hidden = depth.rank(path, leaf) == 2 and not any(re.fullmatch(pattern, path) for pattern in outside)

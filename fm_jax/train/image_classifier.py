@@ -8,17 +8,13 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import numpy as np
-import optax
 from flax.core import meta
 
 from fm_jax.checkpoint import surgery
-from fm_jax.checkpoint.store import Store
-from fm_jax.core import mesh as meshes
-from fm_jax.core import sharding, tree
+from fm_jax.core import tree
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Batch, Params
-from fm_jax.data import loader, vision
-from fm_jax.data.device import prefetch
+from fm_jax.data import vision
 from fm_jax.data.mixing import Mix, Mixed
 from fm_jax.data.rows import spread
 from fm_jax.hub.pretrained import Pretrained
@@ -27,44 +23,31 @@ from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.vit import ViT
 from fm_jax.objectives import statistics
 from fm_jax.objectives.classify import softmax
-from fm_jax.optim import optimizer as optimizers
 from fm_jax.optim import schedule
-from fm_jax.train import log, loop, pretrained_vision, start, state
-from fm_jax.train.hooks import Hook
-from fm_jax.train.step import make_train_step
+from fm_jax.train import loop, pretrained_vision, stage, start, state
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """Everything that decides the numbers of a run but the backbone; the schedule spans `fit.num_steps`."""
+class Config(stage.Plan):
+    """Everything that decides the numbers of a run but the backbone."""
 
     data: vision.Config
-    fit: loop.FitConfig
-    learning_rate: float
-    batch_size: int  # images a step, over all devices
     accumulate: int = 1  # parts a step's batch is worked through in; batch normalisation sees a part at a time
     schedule: Literal["cosine", "linear", "constant", "steps"] = "cosine"
-    warmup: float = 0.0  # share of the steps
     drop: float = 0.1  # steps: what the rate is multiplied by
     drop_at: tuple[float, ...] = ()  # steps: where, in shares of the run
     drop_every: float = 0.0  # steps: or how often, in shares of the run
-    optimizer: optimizers.Config = optimizers.Config()
     label_smoothing: float = 0.0
     dropout: float = 0.0  # of the features that the head reads
     mix: Mix | None = None
     ema_decay: float | None = None  # keep a running mean of the trained leaves, and evaluate that
     init: start.Init = start.Init()  # whose backbone this one starts from
     measured: int = 5000  # training images, at most, that the last evaluation sees as well
-    data_dir: Path | None = None  # where tensorflow-datasets keeps its own; None: in the work directory
-    workers: int = 0  # processes that read ahead
-    mesh: meshes.MeshConfig = meshes.MeshConfig()
-    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit together."""
-        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ConfigError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
-        for name in ("warmup", "label_smoothing", "dropout", "drop_every"):
+        super().__post_init__()
+        for name in ("label_smoothing", "dropout", "drop_every"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
         if any(not 0 < share < 1 for share in self.drop_at):
@@ -77,18 +60,11 @@ class Config:
             raise ConfigError(f"measured must be at least 1, not {self.measured}")
 
 
-def plan(cfg: Config) -> schedule.Config:
+def rates(cfg: Config) -> schedule.Config:
     """Return the schedule in steps."""
     steps = cfg.fit.num_steps
-    return schedule.Config(
-        kind=cfg.schedule,
-        peak=cfg.learning_rate,
-        num_steps=steps,
-        warmup_steps=int(cfg.warmup * steps),
-        drop=cfg.drop,
-        drop_at=tuple(round(share * steps) for share in cfg.drop_at),
-        drop_every=round(cfg.drop_every * steps),
-    )
+    at, every = tuple(round(share * steps) for share in cfg.drop_at), round(cfg.drop_every * steps)
+    return stage.rates(cfg, cfg.schedule, drop=cfg.drop, drop_at=at, drop_every=every)
 
 
 def epochs(count: int, images: int, batch_size: int) -> loop.FitConfig:
@@ -114,13 +90,7 @@ class Bench:
             DataError: a split that is missing or has other classes.
             CheckpointError: weights that do not fit the backbone, all of them named.
         """
-        self.cfg, self.mesh, self.key = cfg, meshes.make_mesh(cfg.mesh), jax.random.key(cfg.seed)
-        if cfg.batch_size // cfg.accumulate % (ways := sharding.batch_ways(self.mesh)):
-            raise ConfigError(
-                f"batch_size {cfg.batch_size} / accumulate {cfg.accumulate} does not divide over {ways} shards "
-                "(mesh.data × mesh.fsdp)"
-            )
-        self.plan, self.place = plan(cfg), {"host": jax.process_index(), "hosts": jax.process_count()}
+        self.cfg, self.mesh, self.rates = cfg, stage.open_mesh(cfg), rates(cfg)
         data_dir = cfg.data_dir or workdir / "data"
         opened = {split: vision.pictures(cfg.data, split, data_dir) for split in vision.SPLITS}
         self.splits = {split: vision.Evaluation(pictures, cfg.data) for split, pictures in opened.items()}
@@ -132,13 +102,12 @@ class Bench:
             found = pretrained_vision.load(cfg.init.from_, revision=cfg.init.revision)
         self.found = found
         self.loss = softmax(self.model.apply, ("image",), label_smoothing=cfg.label_smoothing)
-        jax.eval_shape(lambda: self._loaded(meta.unbox(self._init(self.key))))
+        jax.eval_shape(lambda: self._loaded(meta.unbox(self._init(jax.random.key(cfg.seed)))))
 
     def batches(self, split: str) -> Iterator[Batch]:
         """Yield a split once, on the devices; of the training split at most `measured` images."""
         rows = spread(self.splits[split], self.cfg.measured) if split == "train" else self.splits[split]
-        epoch = loader.Epoch(rows, self.cfg.batch_size // self.cfg.accumulate, **self.place)
-        yield from prefetch(iter(epoch), sharding.batch_sharding(self.mesh))
+        yield from stage.once(self.cfg, rows, self.mesh)
 
     def logits(self, params: Params, batch: Batch) -> jax.Array:
         """Return a batch's logits [B, C] in evaluation."""
@@ -147,7 +116,7 @@ class Bench:
 
     def start(self) -> tuple[Params, Params]:
         """Return (trained, running statistics) before the first step."""
-        return statistics.split(self._loaded(state.init_params(self._init, self.key, self.mesh)))
+        return statistics.split(self._loaded(state.init_params(self._init, jax.random.key(self.cfg.seed), self.mesh)))
 
     def fit(self, workdir: Path, validate: Callable[[int, Params], Mapping[str, float]], saved: Any) -> Params:
         """Train, and return the parameters that are evaluated: running statistics of batches, and the mean if kept.
@@ -158,38 +127,22 @@ class Bench:
             saved: the whole config as JSON data; `pretrained_vision` reads its section "backbone".
         """
         cfg = self.cfg
-        stream: loader.Batches | Mixed = loader.Batches(
-            self.train, cfg.batch_size, seed=cfg.seed, workers=cfg.workers, **self.place
+        drawn = stage.batches(cfg, self.train)
+        done = stage.train(
+            cfg,
+            workdir,
+            loss=self.loss,
+            make_params=self.start,
+            batches=Mixed(drawn, cfg.mix, len(self.classes)) if cfg.mix else drawn,
+            mesh=self.mesh,
+            rates=self.rates,
+            meta={"config": saved, "classes": list(self.classes)},
+            validate=lambda step, now: validate(step, whole(now)),
+            metric="validation/nll",
+            ema_decay=cfg.ema_decay,
+            work=loop.Work(cfg.batch_size, "images"),
         )
-        if cfg.mix and isinstance(stream, loader.Batches):
-            stream = Mixed(stream, cfg.mix, len(self.classes))
-        tx = self._optimizer()
-        step = make_train_step(self.loss, tx, key=self.key, accumulate=cfg.accumulate, ema_decay=cfg.ema_decay)
-
-        def create(params: Params, frozen: Params) -> state.TrainState:
-            return state.create(params, tx, frozen=frozen, ema=cfg.ema_decay is not None)
-
-        meta = {"config": saved, "classes": list(self.classes)}
-        with Store(workdir / "checkpoints", metric="validation/nll", meta=meta) as store:
-            begun = loop.start(create, self.start, self.mesh, store=store, batches=stream)
-            writer = log.writers(workdir, step=int(begun.step), num_steps=cfg.fit.num_steps, tensorboard=True)
-            done = loop.fit(
-                cfg.fit,
-                step,
-                begun,
-                stream,
-                mesh=self.mesh,
-                store=store,
-                writer=writer,
-                hooks=[Hook(lambda step, now: validate(step, whole(now)), cfg.fit.eval_every)],
-                work=loop.Work(cfg.batch_size, "images"),
-                trace_dir=workdir / "trace",
-            )
-            writer.close()
         return whole(done)
-
-    def _optimizer(self) -> optax.GradientTransformation:
-        return optimizers.make(self.cfg.optimizer, schedule.make(self.plan), jax.eval_shape(self.start)[0])
 
     def _init(self, key: jax.Array) -> Any:
         image = np.zeros((2, self.cfg.data.size, self.cfg.data.size, 3), np.float32)

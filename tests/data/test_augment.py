@@ -124,6 +124,23 @@ def test_hue_turns_as_the_textbook_says() -> None:
     assert not np.array_equal(augment.color_jitter(IMAGE, rng(), hue=0.2), IMAGE)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_the_hue_of_grey_is_not_turned_and_draws_stay_where_they_were(seed: int) -> None:
+    """A speck of colour makes the whole image go through the turn, which must leave the grey of it alone."""
+    strengths = {"brightness": 0.8, "contrast": 0.0, "saturation": 0.0, "hue": 0.2}
+    grey = augment.greyscale(IMAGE)
+    speck = grey.copy()
+    speck[0, 0] = 200, 10, 10
+    random = rng(seed)
+    found = augment.color_jitter(grey, random, **strengths)
+    again = rng(seed)
+    turned = augment.color_jitter(speck, again, **strengths)
+    assert random.random() == again.random()
+    assert np.array_equal(found.reshape(-1, 3)[1:], turned.reshape(-1, 3)[1:])
+    still = augment.color_jitter(speck, rng(seed), **strengths | {"hue": 0.0})
+    assert not np.array_equal(turned[0, 0], still[0, 0])
+
+
 def test_the_order_of_the_jitters_is_drawn() -> None:
     found = {
         augment.color_jitter(IMAGE, _Ordered(order), brightness=0.8, contrast=0.8, hue=0.2).tobytes()

@@ -1,30 +1,14 @@
 """Grids by what is on their axes."""
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fm_jax.core.errors import DataError
-from fm_jax.evals import pictures, style
+from fm_jax.evals import pictures
 
 RED, BLUE = (np.full((4, 6, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The axes of every picture drawn, kept for inspection."""
-    kept, picture = [], style.picture
-
-    @contextlib.contextmanager
-    def keeping(*args):
-        with picture(*args) as axes:
-            kept.append(axes)
-            yield axes
-
-    monkeypatch.setattr(style, "picture", keeping)
-    return kept
 
 
 def placed(axes):

@@ -1,6 +1,5 @@
 """Tables by their text; pictures by what is on their axes and by their bytes on the disk."""
 
-import contextlib
 import sys
 
 import matplotlib
@@ -15,21 +14,6 @@ def pixels(png):
     from PIL import Image
 
     return np.asarray(Image.open(png).convert("RGB"))
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The axes of every picture drawn, kept for inspection."""
-    kept, picture = [], style.picture
-
-    @contextlib.contextmanager
-    def keeping(*args):
-        with picture(*args) as axes:
-            kept.append(axes)
-            yield axes
-
-    monkeypatch.setattr(style, "picture", keeping)
-    return kept
 
 
 def test_a_table_aligns_numbers_right_and_names_left():

@@ -1,6 +1,5 @@
 """Scores by hand-made cases; decoding against every span of every window, one after another."""
 
-import contextlib
 import re
 import string
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import pytest
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data.encoded import Encoded
 from fm_jax.data.squad import Cut, Question, Span, Windows
-from fm_jax.evals import squad, style
+from fm_jax.evals import squad
 from fm_jax.evals.squad import Candidate, Decoded
 
 CONTEXT = "Zoë Müller lives in São Paulo. Łukasz is a bookbinder, born in 1950."
@@ -226,19 +225,10 @@ def test_the_best_threshold_is_as_good_as_any(seed):
     assert squad.score(questions, squad.answers(found, chosen))["all"].f1 == pytest.approx(max(tried))
 
 
-def test_bars_show_exact_matches_and_f1_of_every_way_and_kind(tmp_path, monkeypatch):
-    kept, picture = [], style.picture
-
-    @contextlib.contextmanager
-    def keeping(*args):
-        with picture(*args) as axes:
-            kept.append(axes)
-            yield axes
-
-    monkeypatch.setattr(style, "picture", keeping)
+def test_bars_show_exact_matches_and_f1_of_every_way_and_kind(tmp_path, drawn):
     ours = {"all": squad.Score(0.5, 0.75, 8), "type": squad.Score(0.9, 0.9, 3)}
     squad.bars(tmp_path / "bars.png", {"ours": ours, "chance": {k: squad.Score(0.1, 0.2, 3) for k in ours}})
-    (axes,) = kept
+    (axes,) = drawn
     assert [bar.get_width() for bar in axes.patches] == [0.5, 0.9, 0.1, 0.1]
     assert [list(line.get_xdata()) for line in axes.lines] == [[0.75, 0.9], [0.2, 0.2]]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["all (8)", "type (3)"]

@@ -14,9 +14,9 @@ from fm_jax.generate import decode
 from fm_jax.generate.beam import Config, search
 from fm_jax.generate.decode import generate
 from fm_jax.generate.text import text
-from fm_jax.layers.cache import init_cache
 from fm_jax.models.language import encoder_decoder
 from fm_jax.ops.positions import Buckets
+from tests.generate import toy
 
 VOCAB, NEW = 19, 10
 SOURCE = np.random.default_rng(0).integers(0, VOCAB, (3, 9)).astype(np.int32)
@@ -57,19 +57,11 @@ def rows(out):
 def test_cached_logits_equal_a_full_forward_at_every_step():
     """Prompts and sources are ragged, and the texts outgrow the buckets: the bias must count from the past."""
     model, params = t5()
-    lengths, count = np.array([3, 6, 1]), 18
     texts = np.random.default_rng(1).integers(0, VOCAB, (3, 24)).astype(np.int32)
-    prompts = np.where(np.arange(6) < lengths[:, None], texts[:, :6], 7)
-    logits, kept = jax.jit(partial(decode.prefill, model))(
-        params, init_cache(model, params, 3, 6 + count, CONTEXT), prompts, lengths, CONTEXT
-    )
-    step = jax.jit(partial(decode.advance, model))
     expected = [full([one], row)[0] for row, one in enumerate(texts)]
-    for index in range(count):
-        at = lengths + index
+    for at, logits in toy.cached(model, params, texts, np.array([3, 6, 1]), CONTEXT):
         for row in range(3):
             np.testing.assert_allclose(logits[row], expected[row][at[row] - 1], atol=2e-5, rtol=1e-5)
-        logits, kept = step(params, kept, texts[np.arange(3), at], at)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from fm_jax.core.errors import ConfigError
 from fm_jax.generate import decode
 from fm_jax.generate.decode import generate
 from fm_jax.generate.sample import GREEDY, Config
-from fm_jax.layers.cache import init_cache
 from tests.generate import toy
 
 LENGTHS = np.array([3, 6, 1], np.int32)
@@ -26,17 +25,10 @@ def rows(out: decode.Output) -> list[list[int]]:
 def test_cached_logits_equal_a_full_forward_at_every_step(form):
     model, params = form()
     texts = np.random.default_rng(1).integers(0, 19, (3, 6 + NEW)).astype(np.int32)
-    prompts = np.where(np.arange(6) < LENGTHS[:, None], texts[:, :6], 7)
-    logits, cache = jax.jit(partial(decode.prefill, model))(
-        params, init_cache(model, params, 3, 6 + NEW), prompts, LENGTHS
-    )
-    step = jax.jit(partial(decode.advance, model))
     expected = [toy.full(model, params, text) for text in texts]
-    for index in range(NEW):
-        at = LENGTHS + index
+    for at, logits in toy.cached(model, params, texts, LENGTHS):
         for row in range(3):
             np.testing.assert_allclose(logits[row], expected[row][at[row] - 1], atol=1e-5, rtol=1e-5)
-        logits, cache = step(params, cache, texts[np.arange(3), at], at)
 
 
 @pytest.fixture(scope="module")

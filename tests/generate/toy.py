@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fm_jax.generate import decode
+from fm_jax.layers.cache import init_cache
 from fm_jax.models.language import decoder
 
 PADDED = 20  # every sequence is read at this length, so that each model compiles once
@@ -83,6 +85,21 @@ def full(model: nn.Module, params: dict, tokens) -> np.ndarray:
     padded = np.zeros((1, PADDED), np.int32)
     padded[0, : len(tokens)] = tokens
     return np.asarray(_forward(model, params, padded)[0, : len(tokens)])
+
+
+def cached(model: nn.Module, params: dict, texts: np.ndarray, lengths: np.ndarray, context=None):
+    """Read texts [B, T] through the cache, first `lengths` [B] tokens at once, then one by one.
+
+    Yields how many of each row were read, and the logits [B, V] after them.
+    """
+    longest = lengths.max()
+    prompts = np.where(np.arange(longest) < lengths[:, None], texts[:, :longest], 7)
+    empty = init_cache(model, params, *texts.shape, context)
+    logits, kept = jax.jit(partial(decode.prefill, model))(params, empty, prompts, lengths, context)
+    step = jax.jit(partial(decode.advance, model))
+    for at in (lengths + index for index in range(texts.shape[1] - longest)):
+        yield at, logits
+        logits, kept = step(params, kept, texts[np.arange(len(texts)), at], at)
 
 
 @partial(jax.jit, static_argnums=0)

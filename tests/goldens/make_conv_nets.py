@@ -12,15 +12,10 @@ For each case the file holds
 The default tests read it with numpy alone (tests/models/test_conv_nets_golden.py).
 """
 
-import json
-from pathlib import Path
-
-import numpy as np
-
+from tests.goldens import stored
 from tests.parity import conv_peers
 
 NAMES = ("resnet-basic", "resnet-v1", "resnet-bottleneck", "efficientnet-even", "efficientnet-odd")
-FILE = Path(__file__).with_name("conv_nets.npz")
 EVERY = 3
 
 
@@ -31,32 +26,19 @@ def main() -> None:
         model = conv_peers.build(case)
         conv_peers.draw(model, seed=0)
         weights = conv_peers.tensors(model)
-        names = sorted(weights)
-
-        def flat(found: dict[str, np.ndarray], names: list[str] = names) -> np.ndarray:
-            return np.concatenate([found[name].ravel() for name in names])
-
-        if (flat(weights) != flat(weights).astype(np.float16)).any():
-            raise ValueError(f"{case}: weights that float16 cannot hold")
-        arrays[f"{case}/weights"] = flat(weights).astype(np.float16)
-        losses = []
-        for prefix in ("", "train/") if case.startswith("resnet") else ("",):
-            found = conv_peers.theirs(case, model, train=bool(prefix))
+        still = conv_peers.theirs(case, model)
+        losses = [still["loss"]]
+        arrays[f"{case}/logits"] = still["logits"]
+        if case.startswith("resnet"):
+            found = conv_peers.theirs(case, model, train=True)
             losses.append(found["loss"])
-            arrays[f"{case}/{prefix}logits"] = found["logits"]
-            arrays[f"{case}/{prefix}gradients"] = flat(found["gradients"])[::EVERY]
-            if prefix:
-                moments = [name for name in names if "running_" in name]
-                arrays[f"{case}/{prefix}after"] = flat(found["after"], moments)
-        told = {
-            "config": json.loads(json.dumps(model.config.to_dict(), default=str)),
-            "size": conv_peers.CASES[case][2],
-            "losses": losses,
-            "tensors": [(name, weights[name].shape) for name in names],
-        }
-        arrays[f"{case}/peer"] = np.array(json.dumps(told))
-    np.savez_compressed(FILE, **arrays)
-    print(FILE.name, FILE.stat().st_size, "bytes")
+            arrays[f"{case}/train/logits"] = found["logits"]
+            arrays[f"{case}/train/gradients"] = stored.flat(found["gradients"], sorted(weights))[::EVERY]
+            moments = [name for name in sorted(weights) if "running_" in name]
+            arrays[f"{case}/train/after"] = stored.flat(found["after"], moments)
+        told = {"size": conv_peers.CASES[case][2], "losses": losses}
+        arrays |= stored.entry(case, model.config, weights, still["gradients"], every=EVERY, **told)
+    stored.write("conv_nets", arrays)
 
 
 if __name__ == "__main__":

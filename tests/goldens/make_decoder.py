@@ -10,16 +10,10 @@ For each case the file holds
 The default tests read it with numpy alone (tests/models/test_decoder_golden.py).
 """
 
-import json
-from pathlib import Path
-
-import numpy as np
-
+from tests.goldens import stored
 from tests.parity import peers
 
 NAMES = ("gpt2", "neo", "llama-llama3", "llama-yarn", "mistral", "qwen2-mixed-windows", "qwen3", "gemma")
-FILE = Path(__file__).with_name("decoder.npz")
-EVERY = 5
 
 
 def main() -> None:
@@ -28,19 +22,10 @@ def main() -> None:
     for case in NAMES:
         model = peers.build(case)
         peers.perturb(model, seed=0)
-        found, weights = peers.theirs(model), peers.tensors(model)
-        shapes = [(name, weights[name].shape) for name in sorted(weights)]
-        flat = np.concatenate([weights[name].ravel() for name, _ in shapes])
-        slopes = np.concatenate([found["gradients"][name].ravel() for name, _ in shapes])
-        if (flat != flat.astype(np.float16)).any():
-            raise ValueError(f"{case}: weights that float16 cannot hold")
-        cfg = json.loads(json.dumps(model.config.to_dict(), default=str))
-        arrays[f"{case}/peer"] = np.array(json.dumps({"config": cfg, "loss": found["loss"], "tensors": shapes}))
-        arrays[f"{case}/weights"] = flat.astype(np.float16)
+        found = peers.theirs(model)
+        arrays |= stored.entry(case, model.config, peers.tensors(model), found["gradients"], loss=found["loss"])
         arrays[f"{case}/logits"] = found["logits"]
-        arrays[f"{case}/gradients"] = slopes[::EVERY]
-    np.savez_compressed(FILE, **arrays)
-    print(FILE.name, FILE.stat().st_size, "bytes")
+    stored.write("decoder", arrays)
 
 
 if __name__ == "__main__":

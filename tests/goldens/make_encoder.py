@@ -11,19 +11,13 @@ For each case the file holds
 The default tests read it with numpy alone (tests/models/test_encoder_golden.py).
 """
 
-import json
-from pathlib import Path
-
-import numpy as np
-
+from tests.goldens import stored
 from tests.parity import encoder_peers, peers
 
 NAMES = (
     "bert-pretraining", "bert-labels", "bert-tags", "bert-span", "roberta-words", "roberta-labels", "distilbert-words",
     "electra-replaced", "electra-words", "albert-words",
 )  # fmt: skip
-FILE = Path(__file__).with_name("encoder.npz")
-EVERY = 5
 
 
 def main() -> None:
@@ -33,19 +27,10 @@ def main() -> None:
         model = encoder_peers.build(case)
         peers.perturb(model, seed=0)
         found, weights = encoder_peers.theirs(case, model), peers.tensors(model)
-        shapes = [(name, weights[name].shape) for name in sorted(weights)]
-        flat = np.concatenate([weights[name].ravel() for name, _ in shapes])
-        slopes = np.concatenate([found["gradients"][name].ravel() for name, _ in shapes])
-        if (flat != flat.astype(np.float16)).any():
-            raise ValueError(f"{case}: weights that float16 cannot hold")
-        cfg = json.loads(json.dumps(model.config.to_dict(), default=str))
-        told = {"config": cfg, "loss": found["loss"], "asked": encoder_peers.asked(case), "tensors": shapes}
-        arrays[f"{case}/peer"] = np.array(json.dumps(told))
-        arrays[f"{case}/weights"] = flat.astype(np.float16)
+        told = {"loss": found["loss"], "asked": encoder_peers.asked(case)}
+        arrays |= stored.entry(case, model.config, weights, found["gradients"], **told)
         arrays |= {f"{case}/out/{name}": value for name, value in found["outputs"].items()}
-        arrays[f"{case}/gradients"] = slopes[::EVERY]
-    np.savez_compressed(FILE, **arrays)
-    print(FILE.name, FILE.stat().st_size, "bytes")
+    stored.write("encoder", arrays)
 
 
 if __name__ == "__main__":

@@ -12,19 +12,15 @@ and buckets/COUNT-DISTANCE/both and /causal int8: the bucket of each offset from
 The default tests read it with numpy alone (tests/models/test_encoder_decoder_golden.py, tests/ops/test_positions.py).
 """
 
-import json
-from pathlib import Path
-
 import numpy as np
 import torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from tests.goldens import stored
 from tests.parity import peers, t5_peers
 
 NAMES = ("t5", "t5-uneven", "v1.1", "v1.1-tied", "mt5")
 BUCKETS = ((32, 128), (8, 16), (64, 256))
-FILE = Path(__file__).with_name("t5.npz")
-EVERY = 5
 
 
 def main() -> None:
@@ -33,24 +29,15 @@ def main() -> None:
     for case in NAMES:
         model = t5_peers.build(case)
         peers.perturb(model, seed=0)
-        found, weights = t5_peers.theirs(model), peers.tensors(model)
-        shapes = [(name, weights[name].shape) for name in sorted(weights)]
-        flat = np.concatenate([weights[name].ravel() for name, _ in shapes])
-        slopes = np.concatenate([found["gradients"][name].ravel() for name, _ in shapes])
-        if (flat != flat.astype(np.float16)).any():
-            raise ValueError(f"{case}: weights that float16 cannot hold")
-        cfg = json.loads(json.dumps(model.config.to_dict(), default=str))
-        arrays[f"{case}/peer"] = np.array(json.dumps({"config": cfg, "loss": found["loss"], "tensors": shapes}))
-        arrays[f"{case}/weights"] = flat.astype(np.float16)
+        found = t5_peers.theirs(model)
+        arrays |= stored.entry(case, model.config, peers.tensors(model), found["gradients"], loss=found["loss"])
         arrays |= {f"{case}/logits": found["logits"], f"{case}/encoder": found["encoder"][-1]}
-        arrays[f"{case}/gradients"] = slopes[::EVERY]
     offsets = torch.arange(-2048, 2049)
     for count, distance in BUCKETS:
         for name, both in (("both", True), ("causal", False)):
             found = T5Attention._relative_position_bucket(offsets, both, count, distance)
             arrays[f"buckets/{count}-{distance}/{name}"] = found.numpy().astype(np.int8)
-    np.savez_compressed(FILE, **arrays)
-    print(FILE.name, FILE.stat().st_size, "bytes")
+    stored.write("t5", arrays)
 
 
 if __name__ == "__main__":

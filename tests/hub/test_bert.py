@@ -1,7 +1,6 @@
 """The BERT family's config.json and names, in both directions; tensors are those of the golden file's tiny models."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,25 +10,16 @@ from fm_jax.core.errors import CheckpointError
 from fm_jax.hub import bert, families, table
 from fm_jax.hub.fields import Fields
 from fm_jax.models.language.encoder import Encoder, roberta_base
+from tests.goldens.stored import Golden
 
-with np.load(Path(__file__).parents[1] / "goldens" / "encoder.npz") as stored:
-    PEERS = {name.split("/")[0]: json.loads(str(stored[name])) for name in stored if name.endswith("/peer")}
+GOLDEN = Golden("encoder")
+PEERS = GOLDEN.peers
 
 
 def module(config):
     fields = Fields(config, "config.json")
     found = bert.module(fields)
     fields.close()
-    return found
-
-
-def tensors(case):
-    """Return named tensors of the case's shapes, every number another."""
-    found, start = {}, 0
-    for name, shape in PEERS[case]["tensors"]:
-        size = int(np.prod(shape))
-        found[name] = np.arange(start, start + size, dtype=np.float32).reshape(shape)
-        start += size
     return found
 
 
@@ -50,7 +40,7 @@ def test_a_config_comes_back_as_the_module_it_was_written_from(case):
 
 @pytest.mark.parametrize("case", PEERS)
 def test_tensors_come_back_under_their_names(case):
-    model, given = module(PEERS[case]["config"]), tensors(case)
+    model, given = module(PEERS[case]["config"]), GOLDEN.numbered(case)
     written = dict(table.write(bert.table(model), read(model, given)))
     assert written.keys() == given.keys()
     for name, tensor in given.items():
@@ -65,7 +55,7 @@ def same_parameters(one, two):
 
 
 def test_the_first_files_called_a_norms_parameters_gamma_and_beta():
-    model, given = module(PEERS["bert-pretraining"]["config"]), tensors("bert-pretraining")
+    model, given = module(PEERS["bert-pretraining"]["config"]), GOLDEN.numbered("bert-pretraining")
     old = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
         for name, tensor in given.items()
@@ -75,7 +65,7 @@ def test_the_first_files_called_a_norms_parameters_gamma_and_beta():
 
 
 def test_stored_copies_of_tied_tensors_must_be_equal():
-    model, given = module(PEERS["bert-pretraining"]["config"]), tensors("bert-pretraining")
+    model, given = module(PEERS["bert-pretraining"]["config"]), GOLDEN.numbered("bert-pretraining")
     copy = {
         **given,
         "cls.predictions.decoder.weight": given["bert.embeddings.word_embeddings.weight"],
@@ -90,7 +80,7 @@ def test_stored_copies_of_tied_tensors_must_be_equal():
 
 def test_a_masked_word_model_reads_a_file_that_was_pretrained_on_pairs_too():
     """The published bert-base files name BertForMaskedLM, and hold pooler and next-sentence head beside it."""
-    config, given = dict(PEERS["bert-pretraining"]["config"]), tensors("bert-pretraining")
+    config, given = dict(PEERS["bert-pretraining"]["config"]), GOLDEN.numbered("bert-pretraining")
     both = read(module(config), given)
     words = read(module({**config, "architectures": ["BertForMaskedLM"]}), given)
     same_parameters(words, {name: node for name, node in both.items() if name != "next"})
@@ -98,7 +88,7 @@ def test_a_masked_word_model_reads_a_file_that_was_pretrained_on_pairs_too():
 
 @pytest.mark.parametrize("prefix", ["", "bert.", "electra."])
 def test_a_bare_model_is_read_with_or_without_a_prefix_and_without_its_pooler(prefix):
-    given = tensors("bert-labels")
+    given = GOLDEN.numbered("bert-labels")
     base = {name.removeprefix("bert."): tensor for name, tensor in given.items() if name.startswith("bert.")}
     model = module({**PEERS["bert-labels"]["config"], "architectures": ["BertModel"]})
     assert isinstance(model, Encoder)

@@ -1,49 +1,22 @@
 """The decoder against what torch computed once (tests/goldens/make_decoder.py): no torch needed."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fm_jax.core import tree
 from fm_jax.models.language.decoder import Decoder
-from tests.parity import convert
+from tests.goldens.stored import Golden
 
-FILE = Path(__file__).parents[1] / "goldens" / "decoder.npz"
 TOLERANCE = 5e-5  # of the standard deviation of torch's logits, or of its gradient's norm; float32 on CPU
-EVERY = 5
-
-with np.load(FILE) as stored:
-    GOLDEN = dict(stored)
-CASES = sorted({name.split("/")[0] for name in GOLDEN} - {"batch"})
-BATCH = {name.removeprefix("batch/"): field for name, field in GOLDEN.items() if name.startswith("batch/")}
+GOLDEN = Golden("decoder")
+BATCH = GOLDEN.under("batch")
 
 
-def named(case, flat):
-    """Cut a flat vector into the peer's tensors."""
-    found, start = {}, 0
-    for name, shape in json.loads(str(GOLDEN[f"{case}/peer"]))["tensors"]:
-        found[name] = flat[start : start + np.prod(shape, dtype=int)].reshape(shape)
-        start += found[name].size
-    assert start == flat.size
-    return found
-
-
-def load(case):
-    """Return our config, our parameters, and for each of their numbers its place in the peer's flat vector."""
-    peer = json.loads(str(GOLDEN[f"{case}/peer"]))["config"]
-    model = convert.module(peer)
-    weights = GOLDEN[f"{case}/weights"].astype(np.float32)
-    return model.cfg, *(convert.params(model, named(case, x)) for x in (weights, np.arange(weights.size)))
-
-
-def distances(case, cfg, params, places):
+def distances(case, model, params, places):
     """Return the largest differences of logits and gradients, in units of the peer's."""
-    model = Decoder(cfg)
 
     @jax.jit
     def compute(params):
@@ -56,37 +29,31 @@ def distances(case, cfg, params, places):
 
     (loss, logits), gradients = compute(params)
     inside = np.arange(BATCH["tokens"].shape[1]) < (BATCH["weights"].sum(axis=1, keepdims=True) + 1)
-    want = GOLDEN[f"{case}/logits"][inside]
-    mine = np.zeros_like(GOLDEN[f"{case}/gradients"])
-    for path, leaf in tree.flatten(gradients).items():
-        place = tree.flatten(places)[path].astype(int).ravel()
-        kept = place % EVERY == 0
-        mine[place[kept] // EVERY] = np.asarray(leaf).ravel()[kept]
-    theirs = GOLDEN[f"{case}/gradients"]
-    peer_loss = json.loads(str(GOLDEN[f"{case}/peer"]))["loss"]
+    want = GOLDEN.arrays[f"{case}/logits"][inside]
     return {
         "logits": float(np.abs(np.asarray(logits)[inside] - want).max() / want.std()),
-        "loss": abs(float(loss) - peer_loss),
-        "gradients": float(np.linalg.norm(mine - theirs) / np.linalg.norm(theirs)),
+        "loss": abs(float(loss) - GOLDEN.peers[case]["loss"]),
+        "gradients": GOLDEN.steepest(case, gradients, places),
     }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", GOLDEN.peers)
 def test_logits_and_gradients_are_torchs(case):
-    found = distances(case, *load(case))
+    found = distances(case, *GOLDEN.load(case))
     assert max(found.values()) < TOLERANCE, found
 
 
 @pytest.mark.parametrize("case", ["gpt2"])
 def test_the_wrong_gelu_is_seen(case):
-    cfg, params, places = load(case)
-    found = distances(case, replace(cfg, mlp=replace(cfg.mlp, activation="gelu")), params, places)
+    model, params, places = GOLDEN.load(case)
+    cfg = model.cfg
+    found = distances(case, Decoder(replace(cfg, mlp=replace(cfg.mlp, activation="gelu"))), params, places)
     assert min(found["logits"], found["gradients"]) > 2 * TOLERANCE, found
 
 
 def test_every_kind_of_block_is_covered():
     """The cases differ where models do: norms, gates, positions, windows, groups, biases, heads."""
-    configs = [load(case)[0] for case in CASES]
+    configs = [GOLDEN.load(case)[0].cfg for case in GOLDEN.peers]
     forms = {
         "norm": {cfg.norm.kind for cfg in configs},
         "offset": {cfg.norm.offset for cfg in configs},

@@ -11,6 +11,7 @@ from fm_jax.core import tree
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.mesh import MeshConfig, make_mesh
 from fm_jax.models.language import decoder
+from fm_jax.models.language import encoder_decoder as t5
 from fm_jax.optim import optimizer
 from fm_jax.optim.optimizer import Config
 
@@ -192,6 +193,18 @@ def test_muon_leaves_vectors_embeddings_and_head_to_adam():
     state = jax.eval_shape(tx.init, params)
     moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == SHAPES["blocks/mlp/up/kernel"]]
     assert len(moments) == 1  # momentum only, no second moment
+
+
+def test_muon_leaves_t5s_tables_of_biases_to_adam_and_orthogonalises_all_else_in_its_stacks():
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, 4), (1, 4), (1,))]
+    boxed = jax.eval_shape(t5.EncoderDecoder(t5.tiny()).init, jax.random.key(0), *inputs)["params"]
+    params = random_tree(0, {path: leaf.shape for path, leaf in tree.flatten(meta.unbox(boxed)).items()})
+    tx = optimizer.make(Config("muon", weight_decay=0.0, clip_norm=None), 1.0, params)
+    updates = tree.flatten(update_once(tx, params, params))
+    # Adam's first step is as long as the rate everywhere
+    adam = {path for path, update in updates.items() if np.allclose(np.abs(update), 1, rtol=1e-2)}
+    assert adam == {path for path in updates if not path.endswith("/kernel")}
+    assert {"encoder/bias/table", "decoder/bias/table"} < adam
 
 
 def decoder_params(cfg):

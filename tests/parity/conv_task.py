@@ -16,6 +16,7 @@ from fm_jax.interpret import capture
 from fm_jax.layers.tap import Tap
 from fm_jax.objectives import statistics
 from fm_jax.objectives.classify import softmax
+from tests.parity.gradients import steepest
 
 LABELS, ROWS = 5, 4
 
@@ -56,11 +57,7 @@ def ours(model: Any, rows: Mapping[str, np.ndarray], *, train: bool = False) -> 
 
 
 def distances(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, float]:
-    """Return the largest differences in units of the peer's standard deviation; a gradient's of its norm.
-
-    A gradient that is nearly zero by rule (a layer's scale before another's normalisation) is measured by a hundredth
-    of the whole gradient's norm, since nothing but rounding is left of it.
-    """
+    """Return the largest differences in units of the peer's standard deviation; a gradient's of its norm."""
     found = {"logits": _apart(mine["logits"], peer["logits"]), "loss": abs(float(mine["loss"]) - peer["loss"])}
     if "sites" in peer:
         assert mine["sites"].keys() == peer["sites"].keys()
@@ -69,13 +66,7 @@ def distances(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, flo
         assert mine["statistics"].keys() == peer["statistics"].keys()
         found["statistics"] = max(_apart(mine["statistics"][name], want) for name, want in peer["statistics"].items())
     if "gradients" in peer:
-        got, want = tree.flatten(mine["gradients"]), tree.flatten(peer["gradients"])
-        assert got.keys() == want.keys()
-        whole = np.sqrt(sum(np.square(gradient).sum() for gradient in want.values()))
-        found["gradients"] = max(
-            float(np.linalg.norm(np.asarray(got[path]) - want[path]) / max(np.linalg.norm(want[path]), 0.01 * whole))
-            for path in want
-        )
+        found["gradients"] = steepest(mine["gradients"], peer["gradients"])
     return found
 
 

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fm_jax.core import tree
 from fm_jax.layers.tap import Tap
 from fm_jax.models.language.classifier import Classifier
 from fm_jax.models.language.masked_lm import MaskedLM
 from fm_jax.models.language.span import SpanFinder
 from fm_jax.objectives import classify, masked_lm, span, tag
+from tests.parity.gradients import steepest
 
 VOCAB, TIME, LENGTHS, PLACES, LABELS = 40, 24, (24, 15, 6), 3, 5
 INSIDE = np.arange(TIME) < np.array(LENGTHS)[:, None]
@@ -104,11 +104,7 @@ def _given(_: jax.Array, rows: Mapping[str, jax.Array]) -> masked_lm.Masked:
 
 
 def distances(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, float]:
-    """Return the largest differences at real tokens, in units of the peer's standard deviation.
-
-    A gradient is measured by its norm; one that is nearly zero by rule (a key bias moves every score of a row alike)
-    by a hundredth of the whole gradient's, since nothing but rounding is left of it.
-    """
+    """Return the largest differences at real tokens, in units of the peer's standard deviation; a gradient's norm."""
     found = {}
     assert mine["outputs"].keys() == peer["outputs"].keys()
     for name, want in peer["outputs"].items():
@@ -123,11 +119,5 @@ def distances(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, flo
         found["states"] = float((np.abs(got - want) / want.std(axis=(-2, -1), keepdims=True)).max())
     found["loss"] = abs(float(mine["loss"]) - peer["loss"])
     if "gradients" in peer:
-        got, want = tree.flatten(mine["gradients"]), tree.flatten(peer["gradients"])
-        assert got.keys() == want.keys()
-        whole = np.sqrt(sum(np.square(gradient).sum() for gradient in want.values()))
-        found["gradients"] = max(
-            float(np.linalg.norm(np.asarray(got[path]) - want[path]) / max(np.linalg.norm(want[path]), 0.01 * whole))
-            for path in want
-        )
+        found["gradients"] = steepest(mine["gradients"], peer["gradients"])
     return found

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 import transformers
 
-from fm_jax.core import tree
 from fm_jax.interpret import capture
 from fm_jax.layers.tap import Tap
 from fm_jax.models.language.decoder import Decoder
 from fm_jax.objectives.language import next_token
 from tests.parity import convert
+from tests.parity.gradients import steepest
 
 VOCAB, WIDTH, TIME, LENGTHS = 40, 16, 24, (24, 15, 6)
 
@@ -157,21 +157,6 @@ def distances(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, flo
     found["loss"] = abs(float(mine["loss"]) - peer["loss"])
     found["gradients"] = steepest(mine["gradients"], peer["gradients"])
     return found
-
-
-def steepest(mine: Any, peer: Any) -> float:
-    """Return the largest difference between the gradients of any parameter, in units of the peer's norm of it.
-
-    One that is nearly zero by rule (a key bias moves every score of a row alike) is measured by a hundredth of the
-    whole gradient's norm, since nothing but rounding is left of it.
-    """
-    got, want = tree.flatten(mine), tree.flatten(peer)
-    assert got.keys() == want.keys()
-    whole = np.sqrt(sum(np.square(gradient).sum() for gradient in want.values()))
-    return max(
-        float(np.linalg.norm(np.asarray(got[path]) - want[path]) / max(np.linalg.norm(want[path]), 0.01 * whole))
-        for path in want
-    )
 
 
 def in_our_terms(peer: Mapping[str, Any], model: Any) -> dict[str, Any]:

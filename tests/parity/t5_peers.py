@@ -6,7 +6,8 @@ import numpy as np
 import torch
 import transformers
 
-from tests.parity import peers, t5_task
+from tests.parity import t5_task
+from tests.parity.gradients import steepest
 from tests.parity.t5_task import SOURCE, VOCAB, batch
 
 WIDTH = 16
@@ -84,4 +85,4 @@ def theirs(model: Any) -> dict[str, Any]:
 
 def distances(mine: Any, peer: Any) -> dict[str, float]:
     """Return the largest differences of outputs, loss and gradients, in units of the peer's."""
-    return t5_task.distances(mine, peer) | {"gradients": peers.steepest(mine["gradients"], peer["gradients"])}
+    return t5_task.distances(mine, peer) | {"gradients": steepest(mine["gradients"], peer["gradients"])}

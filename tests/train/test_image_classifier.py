@@ -135,7 +135,7 @@ def test_running_statistics_move_and_are_in_the_checkpoint_that_a_later_run_open
 
 def test_drops_of_the_rate_are_given_in_shares_of_the_run() -> None:
     cfg = config(fit=loop.FitConfig(900), schedule="steps", drop_at=(30 / 90, 60 / 90, 80 / 90), learning_rate=0.1)
-    rate = schedule.make(image_classifier.plan(cfg))
+    rate = schedule.make(image_classifier.rates(cfg))
     np.testing.assert_allclose(
         [rate(s) for s in (0, 299, 300, 600, 799, 800)], [0.1, 0.1, 0.01, 1e-3, 1e-3, 1e-4], 1e-5
     )

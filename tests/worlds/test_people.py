@@ -9,7 +9,8 @@ import pytest
 
 from fm_jax.core.errors import ConfigError
 from fm_jax.worlds import people
-from fm_jax.worlds.people import ANIMALS, ENDINGS, FIRST, LAST, RELATIONS, SPLITS, YEARS
+from fm_jax.worlds.people import ANIMALS, ENDINGS, FIRST, LAST, SPLITS, YEARS
+from fm_jax.worlds.relations import RELATIONS
 
 SMALL = people.Config(train=300, validation=40, test=80)
 

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.sharding import constrain
 from fm_jax.layers.batch_norm import BatchNorm
-from fm_jax.layers.conv import Depthwise, conv
+from fm_jax.layers.conv import Depthwise, check_images, conv
 from fm_jax.layers.drop_path import DropPath
 from fm_jax.layers.squeeze_excite import SqueezeExcite
-from fm_jax.layers.tap import Tap, visit
+from fm_jax.layers.tap import Tap, stages, visit
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Scale(NamedTuple):
     dropout: float
 
 
-# B0 … B7 of the published code; (parameters with a head of 1000 classes)
+# B0 … B7 of tensorflow/tpu, efficientnet_builder.py; (parameters with a head of 1000 classes)
 SCALES = (
     Scale(1.0, 1.0, 224, 0.2),  # 5.3 M
     Scale(1.0, 1.1, 240, 0.2),  # 7.8 M
@@ -159,7 +159,7 @@ class EfficientNet(nn.Module):
     @property
     def sites(self) -> tuple[str, ...]:
         """Name what a tap can reach: the stem's output, each stage's, and the last feature map."""
-        return ("embed", *(f"conv.stage{stage}" for stage in range(1, len(self.cfg.stages) + 1)), "final")
+        return stages(len(self.cfg.stages))
 
     def __call__(self, image: jax.Array, *, tap: Tap | None = None) -> jax.Array:
         """Return the features, as `features` does."""
@@ -181,8 +181,7 @@ class EfficientNet(nn.Module):
             ConfigError: another number of channels.
         """
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
-        if image.ndim != 4 or image.shape[-1] != cfg.in_channels:
-            raise ConfigError(f"images must be [B, H, W, {cfg.in_channels}], not {list(image.shape)}")
+        check_images(image, cfg.in_channels)
         stem: dict[str, Any] = {"stride": 2, "padding": "SAME", "dtype": dtype, "name": "stem"}
         x = conv(cfg.channels(cfg.stem_width), 3, (None, "embed"), **stem)(image.astype(dtype))
         x = visit(self, tap, "embed", jax.nn.silu(_norm(cfg, "norm_stem")(x)))

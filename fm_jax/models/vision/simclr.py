@@ -40,7 +40,7 @@ class Projection(nn.Module):
     """The first version's head: linear, normalised, rectified, linear, normalised; [B, D] -> [B, out].
 
     The hidden layer is as wide as the features. No linear layer has a bias: the normalisation after it would take it
-    out again.
+    out again. The authors' last normalisation has no shift (google-research/simclr, model_util.py).
     """
 
     out: int

@@ -1,0 +1,118 @@
+"""The numbers that every stage has, and its run: refusals, shares of hosts, and the same state after a resume."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fm_jax.checkpoint import read
+from fm_jax.core.errors import ConfigError
+from fm_jax.core.mesh import MeshConfig
+from fm_jax.optim import optimizer as optimizers
+from fm_jax.train import log, loop, stage
+
+
+class Rows:
+    """Ten rows, each its own number."""
+
+    name, fingerprint, limits = "ten", "ten", dict[str, int]()
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {"x": np.array([index], np.float32), "weights": np.array(1, np.float32)}
+
+
+PLAN = stage.Plan(
+    fit=loop.FitConfig(6, log_every=1, save_every=2, eval_every=3),
+    learning_rate=0.1,
+    batch_size=8,
+    warmup=0.5,
+    optimizer=optimizers.Config(name="sgd", momentum=0.0, weight_decay=0.0, clip_norm=None),
+    mesh=MeshConfig(data=1),
+)
+
+
+def loss(params: Any, batch: Any, rng: Any) -> Any:
+    error = jnp.square(params["w"] - batch["x"][:, 0]) * batch["weights"]
+    return error.sum(), batch["weights"].sum(), {"error": (error.sum(), batch["weights"].sum())}
+
+
+def train(workdir: Path, cfg: stage.Plan = PLAN, **more: Any) -> Any:
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), ("data", "fsdp", "sequence", "tensor"))
+    return stage.train(
+        cfg,
+        workdir,
+        loss=loss,
+        make_params=lambda: ({"w": jnp.zeros(())}, {}),
+        batches=stage.batches(cfg, Rows()),
+        mesh=mesh,
+        rates=stage.rates(cfg, "linear"),
+        meta={"config": {}},
+        **more,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size 0 must be a multiple"),
+        ({"accumulate": 3}, "batch_size 8 must be a multiple of accumulate 3"),
+        ({"warmup": 1.0}, r"warmup is a share .* not 1\.0"),
+    ],
+)
+def test_numbers_that_no_stage_can_have_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(PLAN, **changes)
+
+
+def test_a_batch_that_does_not_divide_over_the_mesh_is_refused() -> None:
+    assert stage.open_mesh(replace(PLAN, mesh=MeshConfig(data=4, fsdp=2))).size == 8
+    with pytest.raises(ConfigError, match="batch_size 8 / accumulate 2 does not divide over 8 shards"):
+        stage.open_mesh(replace(PLAN, mesh=MeshConfig(data=4, fsdp=2), accumulate=2))
+
+
+def test_the_schedule_spans_the_run() -> None:
+    found = stage.rates(PLAN, "linear", final_ratio=0.25)
+    assert (found.kind, found.peak, found.num_steps, found.warmup_steps, found.final_ratio) == (
+        "linear",
+        0.1,
+        6,
+        3,
+        0.25,
+    )
+
+
+def test_a_split_is_seen_once_with_weight_0_where_the_last_batch_is_filled_up() -> None:
+    mesh = stage.open_mesh(replace(PLAN, mesh=MeshConfig(data=4, fsdp=2)))
+    seen = list(stage.once(PLAN, Rows(), mesh))
+    assert [int(batch["weights"].sum()) for batch in seen] == [8, 2]
+    kept = np.concatenate([np.asarray(batch["x"])[np.asarray(batch["weights"]) > 0, 0] for batch in seen])
+    np.testing.assert_array_equal(kept, np.arange(10))
+
+
+def test_a_run_that_was_cut_off_ends_where_it_would_have(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def validate(step: int, now: Any) -> dict[str, float]:
+        seen.append(step)
+        return {"validation/w": float(now.params["w"])}
+
+    whole = train(tmp_path / "whole", validate=validate, metric="validation/w", ema_decay=0.5)
+    assert seen == [3, 6] and float(whole.params["w"]) > 0.1
+    assert read.ranked(tmp_path / "whole" / "checkpoints")
+    assert [row["step"] for row in log.read(tmp_path / "whole" / "metrics.jsonl") if "train/error" in row] == [
+        *range(1, 7)
+    ]
+    shutil.rmtree(tmp_path / "whole" / "checkpoints" / "6")
+    again = train(tmp_path / "whole", validate=validate, metric="validation/w", ema_decay=0.5)
+    assert seen == [3, 6, 6]
+    np.testing.assert_array_equal(again.params["w"], whole.params["w"])
+    np.testing.assert_array_equal(again.ema["w"], whole.ema["w"])
+    assert float(whole.ema["w"]) != float(whole.params["w"])
