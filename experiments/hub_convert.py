@@ -74,8 +74,8 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     names = families.writing(found.module).table(found.module)
     print(f"writing {cfg.target}: {tree.count(found.params):,} parameters as {dtype}", flush=True)
     pretrained.save(
-        cfg.target, found.module, found.params, found.tokenizer, labels=found.labels, dtype=dtype,
-        shard_bytes=cfg.shard_bytes,
+        cfg.target, found.module, found.params, found.tokenizer, labels=found.labels,
+        preprocessing=found.preprocessing, dtype=dtype, shard_bytes=cfg.shard_bytes,
     )  # fmt: skip
     written_at = time.perf_counter()
     tensors, count = check(cfg.target, names, found.params, dtype)

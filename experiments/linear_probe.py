@@ -57,6 +57,8 @@ from fm_jax.data.rows import Rows
 from fm_jax.evals import fewshot, neighbours, probe, report, results, runner
 from fm_jax.evals.embeddings import Embeddings, embed
 from fm_jax.evals.metrics import accuracy, mean_interval
+from fm_jax.hub.pretrained import Pretrained
+from fm_jax.models.vision import vit
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.objectives import statistics
 from fm_jax.objectives.classify import softmax
@@ -87,6 +89,7 @@ class Config:
     labels: tuple[int, ...] = (1, 5, 20)  # a class; 0 is all there are
     draws: int = 6  # of the labels
     ways: tuple[Way, ...] = ("pretrained", "finetuned", "untrained", "pixels", "scratch")
+    pool: vit.Pool | None = None  # what is read of a Vision Transformer; none: what the model itself reads
     recipe: Recipe = Recipe()
     batch_size: int = 256
     data_dir: Path | None = None
@@ -106,7 +109,7 @@ class Bench:
 
     def __init__(self, cfg: Config, data: vision.Config, data_dir: Path) -> None:
         """Open models and splits; nothing is computed yet."""
-        self.cfg, self.found = cfg, [pretrained_vision.load(path) for path in cfg.models]
+        self.cfg, self.found = cfg, [pooled(pretrained_vision.load(path), cfg.pool) for path in cfg.models]
         self.module = self.found[0].module
         if others := [path for path, one in zip(cfg.models, self.found, strict=True) if one.module != self.module]:
             raise ConfigError(f"{others[0]} holds another network than {cfg.models[0]}; probe them one by one")
@@ -183,6 +186,19 @@ class Bench:
         return loader.Epoch(source, min(self.cfg.batch_size, len(source)))
 
 
+def pooled(found: Pretrained, pool: vit.Pool | None) -> Pretrained:
+    """Return a Vision Transformer with other features.
+
+    Raises:
+        ConfigError: a model of another kind.
+    """
+    if pool is None:
+        return found
+    if not isinstance(found.module, vit.ViT):
+        raise ConfigError(f"pool {pool} is of a Vision Transformer, and this is an {type(found.module).__name__}")
+    return replace(found, module=vit.ViT(replace(found.module.cfg, pool=pool)))
+
+
 def _pixels(params: Params, batch: Batch) -> jax.Array:
     return batch["image"].reshape(len(batch["image"]), -1)
 
@@ -203,6 +219,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     if data is None:
         raise ConfigError(f"{cfg.models[0]} is a public folder: say with --data.… what to probe it on")
     bench, found = Bench(cfg, data, cfg.data_dir or workdir / "data"), dict[str, Any]()
+    pretrained_vision.remind(bench.found[0], data)
     for way in cfg.ways:
         found[way] = {
             str(labels or "all"): summary([bench.probe(way, labels, draw) for draw in range(cfg.draws)])

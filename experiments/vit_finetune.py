@@ -44,6 +44,7 @@ class Config(image_classifier.Config):
     """A run that goes on from a Vision Transformer."""
 
     init: start.Init = start.Init(Path("runs/mae_pretrain"))
+    way: Literal["finetune", "scratch"] = "finetune"  # scratch: only the form of the model at init.from is taken
     pool: vit.Pool = "mean_norm"
     drop_path: float = 0.1
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -94,7 +95,10 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Train on, and return (and write to results.json) what was measured."""
     found = pretrained_vision.load(cfg.init.source, revision=cfg.init.revision, dtype=cfg.dtype)
     backbone = vit.ViT(adapted(found, cfg))
-    bench = image_classifier.Bench(backbone, cfg, workdir, found)
+    if cfg.way == "scratch":
+        bench = image_classifier.Bench(backbone, replace(cfg, init=start.Init()), workdir)
+    else:
+        bench = image_classifier.Bench(backbone, cfg, workdir, found)
     validate = image_classification.validation(bench.loss, partial(bench.batches, "validation"))
     params = bench.fit(workdir, validate, to_dict(cfg) | {"backbone": to_dict(backbone.cfg)})
     with jax.set_mesh(bench.mesh):

@@ -42,7 +42,7 @@ T5_V1_1 = replace(T5, num_encoder_layers=3, mlp=GATED, tied=False, scale_head=Fa
 TYPES = np.tile(np.arange(16) > 6, (ROWS, 1)).astype(np.int32)
 IMAGE = np.random.default_rng(0).normal(size=(ROWS, 8, 8, 3)).astype(np.float32)
 NOISE = np.random.default_rng(1).uniform(size=(ROWS, 16)).astype(np.float32)
-VIT = vit.ViT(replace(vit.tiny(), layer_scale=0.5, pool="both", mlp=vit.MLPConfig(64, "silu", gated=True)))
+VIT = vit.ViT(replace(vit.tiny(), registers=2, layer_scale=0.5, pool="both", mlp=vit.MLPConfig(64, "silu", gated=True)))
 LENGTHS, FULL = np.arange(9, 17, dtype=np.int32), np.full(ROWS, 16, np.int32)
 
 

@@ -19,14 +19,22 @@ def flip(image: np.ndarray, rng: np.random.Generator, probability: float = 0.5) 
 
 
 def centre(
-    image: np.ndarray, size: int, share: float = 1.0, *, interpolation: Interpolation = "bilinear"
+    image: np.ndarray,
+    size: int,
+    share: float = 1.0,
+    *,
+    interpolation: Interpolation = "bilinear",
+    stretch: bool = False,
 ) -> np.ndarray:
-    """Return the middle [size, size] after the shorter side was scaled to size / share (256 for 224 and 0.875)."""
+    """Return the middle [size, size] after the shorter side was scaled to size / share (256 for 224 and 0.875).
+
+    With `stretch` both sides are. An odd margin is cut as transformers does it, the larger half below and to the right.
+    """
     height, width = image.shape[:2]
     short = round(size / share)
-    scaled = [int(short * side / min(height, width)) for side in (height, width)]
+    scaled = [short if stretch else int(short * side / min(height, width)) for side in (height, width)]
     image = resize(image, *scaled, interpolation=interpolation)
-    top, left = (round((side - size) / 2) for side in scaled)
+    top, left = ((side - size) // 2 for side in scaled)
     return image[top : top + size, left : left + size]
 
 

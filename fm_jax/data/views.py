@@ -73,7 +73,7 @@ def digits(views: int = 1) -> Recipe:
     """Return small movements that leave a digit what it is; for two views also brightness and noise."""
     if views == 1:
         return Recipe(place="affine")
-    return Recipe(place="affine", affine=1.5, jitter=0.5, noise=0.05, views=2)
+    return Recipe(place="affine", jitter=0.25, noise=0.1, views=2)
 
 
 def view(image: np.ndarray, rng: np.random.Generator, size: int, recipe: Recipe) -> np.ndarray:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -57,6 +57,7 @@ class Config:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     recipe: Recipe = Recipe()  # of training
     middle: float = 1.0  # evaluation: share of the shorter side that is seen; ImageNet's custom is 0.875
+    stretch: bool = False  # evaluation: scale both sides to one length, whatever the image's form
     num_classes: int = 0  # 0: as many as there are
     max_bad: float = 0.01  # share of images that may fail to decode
     max_pixels: int = MAX_PIXELS
@@ -166,7 +167,7 @@ class Evaluation:
     def __init__(self, found: Pictures, cfg: Config) -> None:
         self._sound, self._cfg = Sound(found, cfg.max_bad), cfg
         self.name = found.name
-        self.fingerprint = _fingerprint(found, cfg, f"{cfg.middle}-{cfg.recipe.interpolation}")
+        self.fingerprint = _fingerprint(found, cfg, f"{cfg.middle}-{cfg.recipe.interpolation}-{cfg.stretch}")
         self.limits: Mapping[str, int] = {"label": cfg.num_classes or len(found.classes)}
 
     def __len__(self) -> int:
@@ -175,7 +176,8 @@ class Evaluation:
     def __getitem__(self, index: int) -> Row:
         image, label, own = self._sound.read(index)
         cfg = self._cfg
-        seen = augment.centre(image, cfg.size, cfg.middle, interpolation=cfg.recipe.interpolation)
+        how: dict[str, Any] = {"interpolation": cfg.recipe.interpolation, "stretch": cfg.stretch}
+        seen = augment.centre(image, cfg.size, cfg.middle, **how)
         return {
             "image": normalise(seen, cfg.mean, cfg.std),
             "label": np.array(label, np.int32),

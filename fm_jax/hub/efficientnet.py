@@ -92,9 +92,7 @@ def table(module: nn.Module) -> Table:
         ]
     entries += convolution("top", "efficientnet.encoder.top_conv")
     entries += batch_norm("norm_top", "efficientnet.encoder.top_bn")
-    # base models have no "efficientnet." before their names
-    rename = ((r"((?:embeddings|encoder)\..*)", r"efficientnet.\1"),)
-    found = Table(tuple(entries), rename=rename, skip=(images.COUNTERS,))
+    found = images.table(entries, "efficientnet", "embeddings|encoder")
     if isinstance(module, ImageClassifier):
         return found.under("backbone", *linear("head", "classifier"))
     return found

@@ -1,7 +1,7 @@
 """Which family's file reads a config.json, and which writes a module."""
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 from flax.core import meta
 from jax.sharding import Mesh
 
-from fm_jax.core import sharding
+from fm_jax.core import sharding, tree
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Params
 from fm_jax.hub import bert, efficientnet, gpt2, llama, resnet, t5, vit
@@ -21,6 +21,7 @@ from fm_jax.models.language.encoder_decoder import EncoderDecoder
 from fm_jax.models.vision.efficientnet import EfficientNet
 from fm_jax.models.vision.resnet import ResNet
 from fm_jax.models.vision.vit import ViT
+from fm_jax.objectives import statistics
 
 
 class Family(Protocol):
@@ -40,6 +41,15 @@ class Family(Protocol):
 
     def inputs(self, module: nn.Module) -> tuple[np.ndarray, ...]:
         """Return the smallest inputs that the module can be initialised with."""
+        ...
+
+
+@runtime_checkable
+class Settling(Family, Protocol):
+    """What a family's file offers beyond that, where a config.json leaves something open."""
+
+    def settle(self, module: nn.Module, weights: Weights) -> nn.Module:
+        """Return the module in the form that the stored tensors show."""
         ...
 
 
@@ -84,8 +94,8 @@ def build(fields: Fields, ignore: Iterable[str] = ()) -> tuple[Family, nn.Module
 
 
 def settled(family: Family, module: nn.Module, weights: Weights) -> nn.Module:
-    """Return the module in the form that the file holds, where a family's config.json leaves that open (T5's head)."""
-    return t5.settle(module, weights) if family is t5 else module
+    """Return the module in the form that the file holds, where the family's config.json leaves that open."""
+    return family.settle(module, weights) if isinstance(family, Settling) else module
 
 
 def writing(module: nn.Module) -> Family:
@@ -111,10 +121,17 @@ def writing(module: nn.Module) -> Family:
 
 
 def abstract(module: nn.Module, dtype: str = "float32", mesh: Mesh | None = None) -> Params:
-    """Return shape, dtype and (with a mesh) sharding of every parameter of a module, without making any."""
+    """Return shape, dtype and (with a mesh) sharding of every parameter of a module, without making any.
+
+    Running statistics are float32 whatever the dtype: in bfloat16 a step of training would not move them.
+    """
     inputs = writing(module).inputs(module)
     boxed = jax.eval_shape(lambda key: module.init(key, *inputs), jax.random.key(0))["params"]
-    plain = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.dtype(dtype)), meta.unbox(boxed))
+    bare = meta.unbox(boxed)
+    running = tree.flatten(statistics.split(bare)[1])
+    plain = tree.map_with_path(
+        lambda path, leaf: leaf if path in running else jax.ShapeDtypeStruct(leaf.shape, np.dtype(dtype)), bare
+    )
     if mesh is None:
         return plain
     return jax.tree.map(

@@ -1,5 +1,6 @@
 """What the convolutional families share: names of their layers, and the classifier on a backbone."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import numpy as np
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub import heads
 from fm_jax.hub.fields import Fields
-from fm_jax.hub.table import Entry, same
+from fm_jax.hub.table import Blank, Entry, Spec, Table, same
 from fm_jax.models.vision.classifier import ImageClassifier
 
 COUNTERS = r".*\.num_batches_tracked"  # of torch's batch normalisation; read only where it has no momentum
@@ -28,6 +29,26 @@ def batch_norm(path: str, name: str) -> tuple[Entry, ...]:
     """Return scale, bias and running moments of a batch normalisation."""
     words = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
     return tuple(same(f"{path}/{ours}", f"{name}.{theirs}") for ours, theirs in words.items())
+
+
+def table(entries: Iterable[Entry], prefix: str, parts: str) -> Table:
+    """Return the table of a backbone whose names begin with `prefix`; base models have theirs without it.
+
+    Args:
+        entries: of its leaves.
+        prefix: the first word of every name.
+        parts: a regular expression for the second.
+    """
+    found = tuple(entries)
+    counted = [entry.name for entry in found if entry.name.endswith(".running_var")]
+    return Table(
+        found,
+        rename=((rf"((?:{parts})\..*)", rf"{prefix}.\1"),),
+        skip=(COUNTERS,),
+        blank=tuple(
+            Blank(name, name.replace("running_var", "num_batches_tracked"), Spec("int64", ())) for name in counted
+        ),
+    )
 
 
 def headed(fields: Fields, backbone: nn.Module, kind: str, dropout: float = 0.0) -> nn.Module:

@@ -1,6 +1,7 @@
 """Open a public checkpoint, and give one back.
 
-A folder as `save_pretrained` writes it: config.json, model.safetensors (or shards and their index), tokenizer.json.
+A folder as `save_pretrained` writes it: config.json, model.safetensors (or shards and their index), tokenizer.json or,
+of a model of images, preprocessor_config.json.
 Arrays go straight from the file to their shards; nothing in a folder is ever executed or unpickled.
 """
 
@@ -10,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,9 @@ from fm_jax.core.types import Params
 from fm_jax.data import tokenizer as tokenizers
 from fm_jax.data.tokenizer import Tokenizer
 from fm_jax.hub import download, families, safetensors, stored, table
+from fm_jax.hub import preprocessing as preprocessors
 from fm_jax.hub.fields import Fields
+from fm_jax.hub.preprocessing import Preprocessing
 from fm_jax.layers.attention import AttentionConfig
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -39,6 +42,7 @@ class Pretrained:
     params: Params
     tokenizer: Tokenizer | None  # None where the folder has no tokenizer.json
     labels: tuple[str, ...] = ()  # of a classifier's classes, in order
+    preprocessing: Preprocessing | None = None  # what it wants to see of an image; None where the folder says nothing
 
     def backbone(self) -> tuple[nn.Module, Params]:
         """Return the model without its head: what a new task starts from."""
@@ -62,20 +66,21 @@ def load(
         dtype: of the parameters and of the computation, whatever the file holds.
         mesh: puts every parameter in its shards (`core/sharding.py`); None puts all on the first local device.
         revision: of a checkpoint fetched by name: a commit, or a branch or tag, whose commit is printed.
-        ignore: fields of config.json that are unknown here and change no number.
+        ignore: fields of config.json that are unknown here and change no number; or preprocessor_config.json, to do
+            without it.
 
     Raises:
         CheckpointError: anything missing, damaged, unsupported or unaccounted for, before memory is taken.
     """
-    folder = find(source, revision)
+    folder, ignore = find(source, revision), tuple(ignore)
     config = Fields.open(folder / "config.json")
     family, module = families.build(config, ignore)
     weights = stored.open_weights(folder)
     module = computing(families.settled(family, module, weights), dtype)
     names = family.table(module)
     wanted = families.abstract(module, dtype, mesh)
-    found = _tokenizer(folder, module)
-    return Pretrained(module, table.read(names, wanted, weights), found, _labels(config))
+    found, seen = _tokenizer(folder, module), _preprocessing(folder, module, config.kind, ignore)
+    return Pretrained(module, table.read(names, wanted, weights), found, _labels(config), seen)
 
 
 def save(
@@ -85,6 +90,7 @@ def save(
     tokenizer: Tokenizer | None = None,
     *,
     labels: Sequence[str] = (),
+    preprocessing: Preprocessing | None = None,
     dtype: Dtype | None = None,
     shard_bytes: int = 5_000_000_000,
 ) -> None:
@@ -96,7 +102,8 @@ def save(
         params: its parameters; with several processes every one of them must hold all.
         tokenizer: written beside the weights, with the ids of its special tokens in config.json.
         labels: names of a classifier's classes.
-        dtype: to store the weights in; None keeps each as it is.
+        preprocessing: what the model wants to see of an image.
+        dtype: to store the weights in (but not running statistics, see `families.abstract`); None keeps each as it is.
         shard_bytes: a larger model is written as several files and an index.
 
     Raises:
@@ -113,19 +120,23 @@ def save(
     _check_params(module, params)
     if tokenizer is not None:
         _check_tokenizer(tokenizer, module)
+    if preprocessing is not None:
+        _check_preprocessing(preprocessing, module)
     names = family.table(module)
-    specs = table.specs(names, params)
-    if dtype is not None:
-        specs = {name: spec._replace(dtype=dtype) for name, spec in specs.items()}
-    written = (
-        (name, array if dtype is None else array.astype(np.dtype(dtype))) for name, array in table.write(names, params)
+    specs = table.specs(names, params if dtype is None else families.abstract(module, dtype))
+    blanks = table.blanks(names, specs)
+    written = chain(
+        ((name, array.astype(np.dtype(specs[name].dtype), copy=False)) for name, array in table.write(names, params)),
+        ((name, np.zeros(spec.shape, spec.dtype)) for name, spec in blanks.items()),
     )
     data |= {"dtype": dtype or _dtype(params), "transformers_version": "5.0.0"}
     with appearing(folder) as part:
-        safetensors.write(part, specs, written, shard_bytes=shard_bytes)
+        safetensors.write(part, specs | blanks, written, shard_bytes=shard_bytes)
         (part / "config.json").write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", "utf-8")
         if tokenizer is not None:
             tokenizer.save(part)
+        if preprocessing is not None:
+            preprocessors.write(part, preprocessing)
 
 
 @contextlib.contextmanager
@@ -233,6 +244,31 @@ def _check_tokenizer(tokenizer: Tokenizer, module: nn.Module) -> None:
         tokenizers.check_vocabulary(tokenizer, getattr(module, "backbone", module).cfg.vocab_size)
     except DataError as error:
         raise CheckpointError(str(error)) from error
+
+
+def _preprocessing(folder: Path, module: nn.Module, kind: str, ignore: tuple[str, ...]) -> Preprocessing | None:
+    """Read what a model of images wants to see of one."""
+    if preprocessors.FILE in ignore or not _channels(module):
+        return None
+    try:
+        return preprocessors.read(folder, kind, ignore)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; to do without it, name {preprocessors.FILE} in ignore") from error
+
+
+def _check_preprocessing(found: Preprocessing, module: nn.Module) -> None:
+    """Raise unless the model takes the images that are made for it."""
+    if (channels := _channels(module)) != 3:
+        raise CheckpointError(f"preprocessing makes images of 3 channels, the {type(module).__name__} reads {channels}")
+    patches = getattr(getattr(module, "backbone", module).cfg, "patches", None)
+    if patches and not patches.any_size and patches.image_size != (found.size, found.size):
+        height, width = patches.image_size
+        raise CheckpointError(f"preprocessing makes images of size {found.size}, the model is for {height} × {width}")
+
+
+def _channels(module: nn.Module) -> int:
+    """Return how many channels the images have that a module reads; 0 of one that reads none."""
+    return getattr(getattr(module, "backbone", module).cfg, "in_channels", 0)
 
 
 def _labels(config: Fields) -> tuple[str, ...]:

@@ -42,8 +42,7 @@ def table(module: nn.Module) -> Table:
             for layer in range(2 if cfg.block == "basic" else 3):
                 entries += _layer(f"{ours}/conv{layer + 1}", f"{ours}/norm{layer + 1}", f"{theirs}.layer.{layer}")
             entries += _layer(f"{ours}/shortcut", f"{ours}/norm_shortcut", f"{theirs}.shortcut")
-    # base models have no "resnet." before their names
-    found = Table(tuple(entries), rename=((r"((?:embedder|encoder)\..*)", r"resnet.\1"),), skip=(images.COUNTERS,))
+    found = images.table(entries, "resnet", "embedder|encoder")
     if isinstance(module, ImageClassifier):
         return found.under("backbone", *linear("head", "classifier.1"))
     return found

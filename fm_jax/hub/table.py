@@ -89,6 +89,14 @@ class Entry:
         return self.axes[-1] + self.singles if self.axes else -1
 
 
+class Blank(NamedTuple):
+    """A tensor that the other library wants beside one of ours, though it changes no number: written as zeros."""
+
+    beside: str  # the name of a tensor that is written
+    name: str
+    spec: Spec
+
+
 @dataclass(frozen=True)
 class Table:
     """All names of one model.
@@ -98,12 +106,14 @@ class Table:
         rename: (regular expression, replacement) for whole names in older files, the first that matches is applied.
         skip: regular expressions of stored tensors that are no parameters, such as masks and position ids.
         tied: stored copy -> the name it must equal; a copy is left out when written.
+        blank: tensors that `blanks` gives for a file; reading wants their names in `skip`.
     """
 
     entries: tuple[Entry, ...]
     rename: tuple[tuple[str, str], ...] = ()
     skip: tuple[str, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
+    blank: tuple[Blank, ...] = ()
 
     def current(self, name: str) -> str:
         """Return the name that the table knows for one that an older file may have."""
@@ -195,6 +205,11 @@ def specs(table: Table, params: Params) -> dict[str, Spec]:
             for layer in range(leaf.shape[0] if entry.stacked else 1):
                 found[entry.name.replace("{}", str(layer))] = Spec(np.dtype(leaf.dtype).name, shape)
     return found
+
+
+def blanks(table: Table, written: Mapping[str, Spec]) -> dict[str, Spec]:
+    """Return the tensors of zeros that complete what is written."""
+    return {blank.name: blank.spec for blank in table.blank if blank.beside in written}
 
 
 def _match(table: Table, leaves: Mapping[str, Any], weights: Weights) -> dict[str, str]:

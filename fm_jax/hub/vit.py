@@ -1,4 +1,4 @@
-"""ViT (and DeiT, which is stored as one), DINOv2 and MAE, as transformers stores them."""
+"""ViT (and DeiT, which is stored as one), DINOv2 (with registers) and MAE, as transformers stores them."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub import heads, images
 from fm_jax.hub.fields import Fields
-from fm_jax.hub.table import Entry, Table, linear, norm, same
+from fm_jax.hub.table import Blank, Entry, Spec, Table, linear, norm, same
 from fm_jax.layers.attention import AttentionConfig
 from fm_jax.layers.mlp import MLPConfig
 from fm_jax.layers.norm import NormConfig
@@ -18,7 +18,10 @@ from fm_jax.models.vision import mae
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.vit import Config, ViT
 
-KINDS = {"vit": "ViT", "dinov2": "Dinov2", "vit_mae": "ViTMAE"}  # model_type: stem of its class names
+KINDS = {  # model_type: stem of its class names
+    "vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters", "vit_mae": "ViTMAE"
+}  # fmt: skip
+_DINO = ("dinov2", "dinov2_with_registers")
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu",
     "relu": "relu", "silu": "silu",
@@ -33,8 +36,8 @@ def module(fields: Fields) -> nn.Module:
     kind = fields.kind
     if kind == "vit_mae":
         return _mae(fields)
-    backbone = ViT(_dinov2(fields) if kind == "dinov2" else _vit(fields))
-    if kind == "dinov2" and fields.architecture != "Dinov2Model":
+    backbone = ViT(_dinov2(fields) if kind in _DINO else _vit(fields))
+    if kind in _DINO and fields.architecture != f"{KINDS[kind]}Model":
         backbone = ViT(replace(backbone.cfg, pool="both"))  # its classifier reads [CLS] and the patches' mean
     return images.headed(fields, backbone, KINDS[kind])
 
@@ -48,7 +51,10 @@ def _dinov2(fields: Fields) -> Config:
     # which maps a detector reads, and a token that only pretraining sees
     fields.skip("out_features", "out_indices", "stage_names", "apply_layernorm", "reshape_hidden_states")
     fields.skip("use_mask_token")
-    cfg = _config(fields, 1e-6, 14)
+    registers = fields.take("num_register_tokens", int, 4) if fields.kind == "dinov2_with_registers" else 0
+    if fields.kind == "dinov2_with_registers" and registers < 1:
+        fields.refuse(f"num_register_tokens is {registers}, only what is above 0 is supported")
+    cfg = _config(fields, 1e-6, 16 if registers else 14)
     if cfg.patches.grid[0] != cfg.patches.grid[1]:
         fields.refuse(f"image_size {cfg.patches.image_size} is not square")
     scale = fields.take("layerscale_value", float, 1.0)
@@ -56,7 +62,8 @@ def _dinov2(fields: Fields) -> Config:
         fields.refuse(f"layerscale_value is {scale}, only what is above 0 is supported")
     return replace(
         cfg,
-        patches=replace(cfg.patches, any_size=True),
+        patches=replace(cfg.patches, any_size=True, resizing="antialiased" if registers else "bicubic"),
+        registers=registers,
         layer_scale=scale,
         drop_path=fields.take("drop_path_rate", float, 0.0),
     )
@@ -106,7 +113,7 @@ def _config(fields: Fields, epsilon: float, patch_size: int) -> Config:
 
 def _mlp(fields: Fields, width: int) -> MLPConfig:
     activation: Any = fields.choose("hidden_act", ACTIVATIONS, "gelu")
-    if fields.kind != "dinov2":
+    if fields.kind not in _DINO:
         return MLPConfig(fields.take("intermediate_size", int, 4 * width), activation)
     wide = width * fields.take("mlp_ratio", int, 4)
     if fields.take("use_swiglu_ffn", bool, False):
@@ -142,11 +149,13 @@ def _square(fields: Fields, default: int) -> int:
 def table(module: nn.Module) -> Table:
     """Return the names of a module's tensors."""
     kind = _kind(module)
-    prefix, gated = "dinov2" if kind == "dinov2" else "vit", _backbone(module).cfg.mlp.gated
+    prefix, cfg = kind if kind in _DINO else "vit", _backbone(module).cfg
+    gated, mask = cfg.mlp.gated, f"{prefix}.embeddings.mask_token"  # of pretraining only; with registers always there
     found = Table(
         (*_body(prefix), *_layers("blocks", f"{prefix}.encoder.layer.{{}}", kind, gated=gated)),
         rename=((r"((?:embeddings|encoder|layernorm)\..*)", rf"{prefix}.\1"),),  # base models have no prefix
         skip=(rf"(?:{prefix}\.)?pooler\..*", rf"(?:{prefix}\.)?embeddings\.mask_token"),
+        blank=(Blank(f"{prefix}.embeddings.register_tokens", mask, Spec("float32", (1, cfg.d_model))),),
     )
     if isinstance(module, ImageClassifier):
         return found.under("backbone", *linear("head", "classifier"))
@@ -169,6 +178,7 @@ def _body(prefix: str) -> tuple[Entry, ...]:
     embeddings = f"{prefix}.embeddings"
     return (
         Entry("embed/cls", f"{embeddings}.cls_token", singles=2),
+        Entry("embed/registers", f"{embeddings}.register_tokens", singles=1),
         Entry("embed/positions", f"{embeddings}.position_embeddings", singles=1),
         *images.convolution("embed", f"{embeddings}.patch_embeddings.projection", bias=True),
         *norm("norm_final", f"{prefix}.layernorm"),
@@ -176,7 +186,7 @@ def _body(prefix: str) -> tuple[Entry, ...]:
 
 
 def _layers(path: str, name: str, kind: str, *, gated: bool = False) -> tuple[Entry, ...]:
-    dino = kind == "dinov2"
+    dino = kind in _DINO
     before, after = ("norm1", "norm2") if dino else ("layernorm_before", "layernorm_after")
     up, down = ("mlp.fc1", "mlp.fc2") if dino else ("intermediate.dense", "output.dense")
     feed: tuple[Entry, ...] = (*linear(f"{path}/mlp/up", f"{name}.{up}"), *linear(f"{path}/mlp/down", f"{name}.{down}"))
@@ -244,12 +254,13 @@ def fields(module: nn.Module) -> dict[str, Any]:
     shared |= images.architecture(module, KINDS[kind])
     if kind == "vit":
         return shared | {"intermediate_size": cfg.mlp.d_ff}
+    own = {"num_register_tokens": cfg.registers} if cfg.registers else {"use_mask_token": False}
     return shared | {
         "mlp_ratio": round(cfg.mlp.d_ff * (1.5 if cfg.mlp.gated else 1) / cfg.d_model),
         "use_swiglu_ffn": cfg.mlp.gated,
         "layerscale_value": cfg.layer_scale,
         "drop_path_rate": cfg.drop_path,
-        "use_mask_token": False,
+        **own,
     }
 
 
@@ -265,4 +276,6 @@ def _kind(module: nn.Module) -> str:
     backbone = _backbone(module)
     if isinstance(module, mae.MAE):
         return "vit_mae"
+    if backbone.cfg.registers:
+        return "dinov2_with_registers"
     return "dinov2" if backbone.cfg.layer_scale else "vit"

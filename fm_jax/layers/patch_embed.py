@@ -1,6 +1,6 @@
-"""Images to tokens: a projection of each patch, its position, and a token in front that stands for no patch.
+"""Images to tokens: a projection of each patch, its position, and tokens in front that stand for no patch.
 
-Dims: B batch, H height, W width, C channels, p patch size, N patches, P = p·p·C, K patches kept, D width.
+Dims: B batch, H height, W width, C channels, p patch size, N patches, P = p·p·C, K patches kept, R registers, D width.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,8 @@ class PatchConfig:
     channels: int = 3
     cls: bool = True  # a learned token in front ([CLS])
     positions: Literal["learned", "sincos"] = "learned"  # sincos: a table that starts so and is never trained
-    any_size: bool = False  # take images of other sizes too, the grid of positions resized bicubically to theirs
+    any_size: bool = False  # take images of other sizes too, the grid of positions resized to theirs
+    resizing: How = "bicubic"  # how that is done
 
     def __post_init__(self) -> None:
         """Refuse what cannot be cut."""
@@ -69,15 +70,16 @@ class PatchConfig:
             raise ConfigError(f"patches of {self.patch_size} do not divide images of {size[0]} × {size[1]}")
 
 
-def regrid(source: PatchConfig, target: PatchConfig, how: How = "bicubic") -> Callable[[Any, Any], jax.Array]:
+def regrid(source: PatchConfig, target: PatchConfig, how: How | None = None) -> Callable[[Any, Any], jax.Array]:
     """Return a `reshape` for `checkpoint/surgery.load` that fits a table of positions to images of another size.
 
-    The row of the token in front stays; where only the target has one, it starts at zero.
+    The row of the token in front stays; where only the target has one, it starts at zero. It is resized as the source
+    does it, where `how` does not say otherwise.
     """
 
     def fit(leaf: Any, wanted: jax.ShapeDtypeStruct) -> jax.Array:
         table = jnp.asarray(leaf)
-        found = resize(table[int(source.cls) :], source.grid, target.grid, how)
+        found = resize(table[int(source.cls) :], source.grid, target.grid, how or source.resizing)
         if target.cls:
             first = table[:1] if source.cls else jnp.zeros_like(table[:1])
             found = jnp.concatenate([first, found])
@@ -95,7 +97,7 @@ def positions(module: nn.Module, cfg: PatchConfig, width: int, grid: Grid, init:
         table = jax.lax.stop_gradient(table)
     if grid == cfg.grid:
         return table
-    return jnp.concatenate([table[: int(cfg.cls)], resize(table[int(cfg.cls) :], cfg.grid, grid)])
+    return jnp.concatenate([table[: int(cfg.cls)], resize(table[int(cfg.cls) :], cfg.grid, grid, cfg.resizing)])
 
 
 def _fixed(cfg: PatchConfig, _: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -104,13 +106,14 @@ def _fixed(cfg: PatchConfig, _: jax.Array, shape: tuple[int, ...], dtype: Any) -
 
 
 class PatchEmbed(nn.Module):
-    """Images [B, H, W, C] -> tokens [B, N (+ 1), D], or of the patches kept only [B, K (+ 1), D]."""
+    """Images [B, H, W, C] -> tokens [B, (1 +) R + N, D], or of the patches kept only [B, (1 +) R + K, D]."""
 
     cfg: PatchConfig
     width: int
     kernel_init: Initializer
     table_init: Initializer
     dtype: Any = jnp.float32
+    registers: int = 0  # R: learned tokens before the patches, which have no position (Darcet et al. 2024)
 
     @nn.compact
     def __call__(self, image: jax.Array, keep: jax.Array | None = None) -> jax.Array:
@@ -141,8 +144,11 @@ class PatchEmbed(nn.Module):
         flat = kernel.reshape(-1, width).astype(self.dtype)
         product = flat_dot_general(patches.astype(self.dtype), flat, (((2,), (0,)), ((), ())))
         x = product + bias.astype(self.dtype)[None, None] + where
-        if not cfg.cls:
-            return x
-        cls = self.param("cls", nn.with_logical_partitioning(self.table_init, ("embed",)), (width,), jnp.float32)
-        first = jnp.broadcast_to(cls.astype(self.dtype) + table[0], (x.shape[0], 1, width))
-        return jnp.concatenate([first, x], axis=1)
+        front = []
+        if cfg.cls:
+            cls = self.param("cls", nn.with_logical_partitioning(self.table_init, ("embed",)), (width,), jnp.float32)
+            front.append((cls.astype(self.dtype) + table[0])[None])
+        if self.registers:
+            boxed = nn.with_logical_partitioning(self.table_init, (None, "embed"))
+            front.append(self.param("registers", boxed, (self.registers, width), jnp.float32).astype(self.dtype))
+        return jnp.concatenate([*(jnp.broadcast_to(row, (x.shape[0], *row.shape)) for row in front), x], axis=1)

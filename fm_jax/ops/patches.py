@@ -12,7 +12,7 @@ import numpy as np
 from fm_jax.core.errors import ConfigError
 
 Grid = tuple[int, int]
-How = Literal["bicubic", "linear"]
+How = Literal["bicubic", "linear", "antialiased"]
 
 
 def patchify(image: jax.Array, size: int) -> jax.Array:
@@ -60,9 +60,10 @@ def sincos(grid: Grid, width: int) -> np.ndarray:
 def resize(table: jax.Array, old: Grid, new: Grid, how: How = "bicubic") -> jax.Array:
     """Stretch or shrink a grid of vectors [N, D] to another grid [N', D].
 
-    Centres are matched half a patch from the edge and nothing is smoothed where the grid shrinks, as torch's
-    `interpolate` does without `antialias`. Its bicubic kernel is Keys' with a = -0.75, and so is that of DINO, DINOv2
-    and everything in transformers; `jax.image.resize` has a = -0.5, up to 0.19 away.
+    Centres are matched half a patch from the edge. "bicubic" and "linear" smooth nothing where the grid shrinks, as
+    torch's `interpolate` does without `antialias`. Its bicubic kernel is Keys' with a = -0.75, and so is that of DINO,
+    DINOv2 and nearly everything in transformers; `jax.image.resize` has a = -0.5, up to 0.19 away. "antialiased" is
+    torch's bicubic with `antialias`, which DINOv2 with registers has: a = -0.5, the kernel as wide as the grid shrinks.
 
     Raises:
         ConfigError: the table has not as many rows as the old grid has places.
@@ -78,6 +79,10 @@ def resize(table: jax.Array, old: Grid, new: Grid, how: How = "bicubic") -> jax.
 def _weights(old: int, new: int, how: How) -> np.ndarray:
     """Return what each of `new` places reads of `old` ones: [new, old] in float32; beyond an edge stands its value."""
     centre = (np.arange(new) + 0.5) * old / new - 0.5
+    if how == "antialiased":  # what lies beyond an edge is left out, and the rest weighs the more
+        distance = np.abs(centre[:, None] - np.arange(old)) / max(old / new, 1)
+        share = np.where(distance < 2, _keys(distance, -0.5), 0)
+        return (share / share.sum(axis=1, keepdims=True)).astype(np.float32)
     left = np.floor(centre).astype(int)
     found = np.zeros((new, old))
     for step in (-1, 0, 1, 2) if how == "bicubic" else (0, 1):

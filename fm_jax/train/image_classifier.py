@@ -100,6 +100,8 @@ class Bench:
         self.model = ImageClassifier(backbone, count, cfg.dropout)
         if found is None and cfg.init.from_ is not None:
             found = pretrained_vision.load(cfg.init.from_, revision=cfg.init.revision)
+        if found is not None:
+            pretrained_vision.remind(found, cfg.data)
         self.found = found
         self.loss = softmax(self.model.apply, ("image",), label_smoothing=cfg.label_smoothing)
         jax.eval_shape(lambda: self._loaded(meta.unbox(self._init(jax.random.key(cfg.seed)))))

@@ -1,19 +1,23 @@
 """Open the vision backbone that an earlier stage left: a run of this project, or a public folder."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import flax.linen as nn
 from jax.sharding import Mesh
 
-from fm_jax.core.config import from_dict
+from fm_jax.core.config import changes, from_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.data import vision
+from fm_jax.hub import preprocessing
 from fm_jax.hub import pretrained as public
 from fm_jax.hub.pretrained import Dtype, Pretrained
 from fm_jax.models.vision import efficientnet, mae, resnet, vit
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.train import start
+
+_log = logging.getLogger(__name__)
 
 BACKBONES: tuple[tuple[type, type[nn.Module]], ...] = (
     (resnet.Config, resnet.ResNet),
@@ -43,13 +47,12 @@ def load(
     Raises:
         CheckpointError: nothing there, something damaged, or a model that reads no images.
     """
-    if (run := start.run(source, revision)) is None:
-        module, params = public.load(source, dtype=dtype, mesh=mesh, revision=revision).backbone()
-        if not hasattr(module, "features"):
-            raise CheckpointError(f"{source} holds an {type(module).__name__}, which has no features of an image")
-        return Pretrained(module, params, None)
-    module, params = of_run(run).backbone()
-    return Pretrained(public.computing(module, dtype), params, None)
+    run = start.run(source, revision)
+    found = of_run(run) if run else public.load(source, dtype=dtype, mesh=mesh, revision=revision)
+    module, params = found.backbone()
+    if not hasattr(module, "features"):
+        raise CheckpointError(f"{source} holds an {type(module).__name__}, which has no features of an image")
+    return Pretrained(public.computing(module, dtype), params, None, preprocessing=found.preprocessing)
 
 
 def of_run(run: start.Run) -> Pretrained:
@@ -63,12 +66,14 @@ def of_run(run: start.Run) -> Pretrained:
     backbone, params = _backbone(run), run.params()
     if "backbone" not in params:
         raise CheckpointError(f"{run.workdir} has no parameters named backbone/…; it holds {', '.join(params)}")
+    seen = preprocessing.of(_data(run))
     if isinstance(backbone, vit.ViT) and "decoder" in params:
-        return Pretrained(mae.MAE(from_dict(mae.Config, run.config["decoder"]), backbone), params, None)
+        module = mae.MAE(from_dict(mae.Config, run.config["decoder"]), backbone)
+        return Pretrained(module, params, None, preprocessing=seen)
     if names := run.meta.get("classes"):
-        module = ImageClassifier(backbone, len(names), run.config.get("dropout", 0.0))
-        return Pretrained(module, params, None, tuple(names))
-    return Pretrained(backbone, params["backbone"], None)
+        classifier = ImageClassifier(backbone, len(names), run.config.get("dropout", 0.0))
+        return Pretrained(classifier, params, None, tuple(names), seen)
+    return Pretrained(backbone, params["backbone"], None, preprocessing=seen)
 
 
 def images(source: str | Path) -> vision.Config | None:
@@ -77,8 +82,26 @@ def images(source: str | Path) -> vision.Config | None:
     Raises:
         CheckpointError: nothing there, or a run on something else than images.
     """
-    if (run := start.run(source)) is None:
-        return None
+    return _data(run) if (run := start.run(source)) else None
+
+
+def remind(found: Pretrained, data: vision.Config) -> str:
+    """Return, and print as a warning, which options show a model its images as it was trained on them; "" if all do."""
+    if found.preprocessing is None:
+        return ""
+    like = preprocessing.onto(data, found.preprocessing)
+    wanted = {
+        name: words for name, words in changes(data, like).items() if name != "size"
+    }  # that is a matter of choice
+    if not wanted:
+        return ""
+    options = " ".join(f"--data.{name} {after}" for name, (_, after) in wanted.items())
+    text = f"the pretrained model saw its images otherwise than this run shows them; to show them alike: {options}"
+    _log.warning("%s", text)
+    return text
+
+
+def _data(run: start.Run) -> vision.Config:
     try:
         return from_dict(vision.Config, run.config["data"])
     except (ConfigError, KeyError, TypeError) as error:

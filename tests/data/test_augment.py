@@ -28,8 +28,10 @@ def test_the_middle_is_the_middle() -> None:
     big = np.repeat(np.repeat(PLACES, 10, 0), 10, 1)
     found = augment.centre(big, 21, 0.875)  # shorter side to 24, then 21 of it
     assert found.shape == (21, 21, 3)
-    np.testing.assert_allclose(found[..., 0], PLACES[2:23, 8:29, 0], atol=1)  # (36 - 21) / 2 = 7.5, rounded to even
+    np.testing.assert_allclose(found[..., 0], PLACES[1:22, 7:28, 0], atol=1)  # 3 and 15 are cut off, 1 and 7 in front
     assert augment.centre(IMAGE, 50).shape == (50, 50, 3)
+    wide = np.repeat(PLACES[:, :24], 3, 1)  # three times as wide: stretched back to a square
+    np.testing.assert_allclose(augment.centre(wide, 20, 20 / 24, stretch=True), PLACES[2:22, 2:22], atol=1)
 
 
 def test_a_random_crop_lies_inside_and_has_the_area_and_ratio_it_should() -> None:

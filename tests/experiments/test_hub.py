@@ -8,17 +8,27 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax.core import meta
 from safetensors.numpy import load_file
 
 from experiments import hub_convert, hub_verify
 from fm_jax.checkpoint.store import Store
+from fm_jax.core import tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.data import tokenizer as tokenizers
+from fm_jax.data import vision
 from fm_jax.hub import pretrained
 from fm_jax.models.language import decoder
 from fm_jax.models.language.encoder_decoder import EncoderDecoder
 from fm_jax.models.language.encoder_decoder import tiny as tiny_t5
+from fm_jax.models.vision import mae, resnet, vit
+from fm_jax.models.vision.classifier import ImageClassifier
+from fm_jax.models.vision.mae import MAE
+from fm_jax.models.vision.resnet import ResNet
+from fm_jax.models.vision.simclr import SimCLR
+from fm_jax.models.vision.vit import ViT
+from fm_jax.objectives import statistics
 from fm_jax.train import state
 from tests.hub.forms import FORMS, assert_equal, build, draw, make
 
@@ -80,6 +90,32 @@ def test_a_run_of_ours_becomes_a_public_folder(kind, tmp_path):
         assert found.tokenizer.decode(found.tokenizer.encode("the cat")) == "the cat"
     with pytest.raises(CheckpointError, match="7"):
         convert(tmp_path / "run", tmp_path / "seven", tmp_path / "work", step="7")
+
+
+IMAGES = {
+    "classifier": ImageClassifier(ResNet(resnet.Config((1, 1), (8, 16), "basic", stem_width=8)), 3),
+    "by contrast": SimCLR(ResNet(resnet.Config((1, 1), (8, 16), "basic", stem_width=8)), 4),
+    "masked": MAE(mae.decoder(1, 16, 2), ViT(mae.encoder(vit.tiny()))),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_a_run_on_images_becomes_a_public_folder(kind, tmp_path):
+    module = IMAGES[kind]
+    image = np.zeros((2, 32, 32, 3) if kind != "masked" else (2, 8, 8, 3), np.float32)
+    made = module.init({"params": jax.random.key(0), "mask": jax.random.key(1)}, image, mutable=["params"])["params"]
+    trained, running = statistics.split(meta.unbox(made))
+    config = {"backbone": to_dict(module.backbone.cfg), "data": to_dict(vision.Config(size=image.shape[1]))}
+    config |= {"decoder": to_dict(module.cfg)} if kind == "masked" else {}
+    names = {"classes": ["cat", "dog", "cow"]} if kind == "classifier" else {}
+    with Store(tmp_path / "run" / "checkpoints", meta={"config": config, **names}) as store:
+        store.save(1, {"params": trained, "frozen": running}, {})
+    convert(tmp_path / "run", tmp_path / "public", tmp_path / "work")
+    found, params = pretrained.load(tmp_path / "public"), tree.merge(trained, running)
+    assert_equal(found.params, params["backbone"] if kind == "by contrast" else params)
+    assert type(found.module) is (ResNet if kind == "by contrast" else type(module))
+    assert found.labels == tuple(names.get("classes", ()))
+    assert found.preprocessing is not None and found.preprocessing.mean == (0.5, 0.5, 0.5)
 
 
 def test_what_cannot_be_converted_is_refused_before_anything_is_written(tmp_path):

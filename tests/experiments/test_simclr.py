@@ -9,7 +9,9 @@ import pytest
 from experiments import linear_probe, simclr_pretrain
 from fm_jax.core.errors import ConfigError
 from fm_jax.data import views, vision
-from fm_jax.models.vision import resnet
+from fm_jax.hub.pretrained import Pretrained
+from fm_jax.models.vision import resnet, vit
+from fm_jax.train import pretrained_vision
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +22,7 @@ def test_one_view_of_an_image_is_refused() -> None:
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="batch_size 12 does not divide over 8 shards"):
+    with pytest.raises(ConfigError, match="batch_size 12 .* does not divide over 8 shards"):
         simclr_pretrain.run(replace(simclr_pretrain.debug(), batch_size=12), tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -64,3 +66,12 @@ def test_runs_of_two_networks_are_not_averaged(run: Path, tmp_path: Path) -> Non
 def test_a_public_folder_needs_data_to_be_probed_on(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="say with --data"):
         linear_probe.run(replace(linear_probe.debug(), models=(tmp_path,)), tmp_path / "probe")
+
+
+def test_what_is_read_of_a_transformer_is_a_choice_and_of_a_network_without_tokens_none(run: Path) -> None:
+    own = Pretrained(vit.ViT(vit.tiny()), {"embed": {}}, None)
+    read = linear_probe.pooled(own, "mean")
+    assert read.module == vit.ViT(replace(vit.tiny(), pool="mean")) and read.params is own.params
+    assert linear_probe.pooled(own, None) is own
+    with pytest.raises(ConfigError, match="pool mean is of a Vision Transformer, and this is an ResNet"):
+        linear_probe.pooled(pretrained_vision.load(run), "mean")

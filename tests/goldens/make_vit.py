@@ -11,16 +11,13 @@ For each case the file holds
 The default tests read it with numpy alone (tests/models/test_vit_golden.py).
 """
 
-import json
-from pathlib import Path
-
-import numpy as np
-
+from tests.goldens import stored
 from tests.parity import peers, vit_peers
 
-NAMES = ("vit-labels", "vit-oblong", "vit-interpolated", "dinov2", "dinov2-gated", "mae", "mae-pixels")
-FILE = Path(__file__).with_name("vit.npz")
-EVERY, STATES = 5, 7
+NAMES = (
+    "vit-labels", "vit-oblong", "vit-interpolated", "dinov2", "dinov2-gated", "registers-labels", "mae", "mae-pixels",
+)  # fmt: skip
+STATES = 7
 
 
 def main() -> None:
@@ -30,20 +27,11 @@ def main() -> None:
         model = vit_peers.build(case)
         peers.perturb(model, seed=0)
         found, weights = vit_peers.theirs(case, model), vit_peers.tensors(model)
-        shapes = [(name, weights[name].shape) for name in sorted(weights)]
-        flat = np.concatenate([weights[name].ravel() for name, _ in shapes])
-        slopes = np.concatenate([found["gradients"][name].ravel() for name, _ in shapes])
-        if (flat != flat.astype(np.float16)).any():
-            raise ValueError(f"{case}: weights that float16 cannot hold")
-        cfg = json.loads(json.dumps(model.config.to_dict(), default=str))
-        told = {"config": cfg, "loss": found["loss"], "size": vit_peers.CASES[case][3], "tensors": shapes}
-        arrays[f"{case}/peer"] = np.array(json.dumps(told))
-        arrays[f"{case}/weights"] = flat.astype(np.float16)
+        told = {"loss": found["loss"], "size": vit_peers.CASES[case][3]}
+        arrays |= stored.entry(case, model.config, weights, found["gradients"], **told)
         for name, value in found["outputs"].items():
             arrays[f"{case}/out/{name}"] = value.ravel()[::STATES] if "states" in name else value
-        arrays[f"{case}/gradients"] = slopes[::EVERY]
-    np.savez_compressed(FILE, **arrays)
-    print(FILE.name, FILE.stat().st_size, "bytes")
+    stored.write("vit", arrays)
 
 
 if __name__ == "__main__":

@@ -122,13 +122,15 @@ FORMS = {
     "vit-base": {**_vit, "image_size": [8, 12], "qkv_bias": False, "architectures": ["ViTModel"]},
     "dinov2": {**_dinov2, **_labels},
     "dinov2-gated": {**_dinov2, "use_swiglu_ffn": True, "architectures": ["Dinov2Model"]},
+    "registers": {**_dinov2, "model_type": "dinov2_with_registers", "num_register_tokens": 3,
+                  "architectures": ["Dinov2WithRegistersForImageClassification"], **_labels},
     "mae": _mae,
 }  # fmt: skip
 
 # one of each way of naming and storing
 FEW = (
     "gpt2", "gpt2-labels", "neo", "llama", "qwen2-windows", "qwen3", "gemma", "bert-pretraining", "roberta",
-    "distilbert", "albert", "t5", "resnet", "efficientnet", "vit", "dinov2-gated", "mae",
+    "distilbert", "albert", "t5", "resnet", "efficientnet", "vit", "dinov2-gated", "registers", "mae",
 )  # fmt: skip
 
 

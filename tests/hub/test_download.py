@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants, errors
 
 from fm_jax.core.errors import CheckpointError, ConfigError
-from fm_jax.hub import download
+from fm_jax.hub import download, preprocessing
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = ["config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json", "README.md", "modeling.py"]
@@ -53,6 +53,12 @@ def test_a_branch_is_resolved_to_a_commit_that_is_fetched_and_printed(hub, tmp_p
     out, err = capsys.readouterr()
     assert out == ""
     assert err == f"owner/name: {revision or 'main'} is commit {COMMIT}; that revision repeats this run\n"
+
+
+def test_what_a_model_wants_to_see_of_an_image_is_fetched_too(hub):
+    hub.files = [*FILES, preprocessing.FILE]
+    download.fetch("owner/name")
+    assert preprocessing.FILE in hub.fetched[0][2]
 
 
 def test_a_commit_is_nothing_to_be_told(hub, capsys):

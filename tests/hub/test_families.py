@@ -62,6 +62,25 @@ def test_abstract_parameters_are_those_of_init(name):
     assert any(leaf.sharding.shard_shape(leaf.shape) != leaf.shape for leaf in jax.tree.leaves(placed))
 
 
+@pytest.mark.parametrize("name", ["gpt2", "bert-pretraining"])
+def test_a_family_whose_config_tells_all_is_not_asked_what_the_file_holds(name):
+    module, family = build(FORMS[name])
+    assert families.settled(family, module, table.Arrays({})) is module
+
+
+def test_a_family_whose_config_leaves_something_open_is_asked():
+    module, _ = build(FORMS["gpt2"])
+    asked = []
+
+    class File:
+        module = fields = table = inputs = staticmethod(lambda *_: None)
+        settle = staticmethod(lambda *given: asked.append(given) or "settled")
+
+    weights = table.Arrays({})
+    assert families.settled(File(), module, weights) == "settled"
+    assert asked == [(module, weights)]
+
+
 def test_an_unknown_model_type_is_refused_with_those_that_are_known():
     for data, word in (({"model_type": "mamba"}, "'mamba'"), ({}, "names no model_type")):
         with pytest.raises(CheckpointError, match=re.escape(word)) as caught:

@@ -16,8 +16,10 @@ from fm_jax.data import tokenizer as tokenizers
 from fm_jax.hub import families, pretrained, tensor_file
 from fm_jax.models.language.classifier import Classifier
 from fm_jax.models.language.decoder import Decoder, tiny
+from fm_jax.objectives import statistics
 from tests.hub.forms import FEW, FORMS, assert_equal, backbone, build, draw, make, tensors, write
 
+REGISTERS = "dinov2_with_registers"
 TEXTS = ["the cat sat on the mat", "a dog ran after the cat", "the mat is on the floor"] * 3
 
 
@@ -36,7 +38,10 @@ def test_a_folder_gives_what_was_put_in_and_is_given_back_the_same(name, tmp_pat
     assert backbone(again.module).cfg == backbone(module).cfg
     assert_equal(again.params, params)
     theirs, ours = (load_file(tmp_path / side / "model.safetensors") for side in ("theirs", "ours"))
-    assert theirs.keys() == ours.keys()
+    blank = {key: ours.pop(key) for key in ours.keys() - theirs.keys()}
+    counted = {key.replace("running_var", "num_batches_tracked") for key in theirs if key.endswith("running_var")}
+    assert blank.keys() == (counted or ({f"{REGISTERS}.embeddings.mask_token"} if name == "registers" else set()))
+    assert not any(tensor.any() for tensor in blank.values())
     assert all(np.array_equal(theirs[key], ours[key]) for key in theirs)
 
 
@@ -78,6 +83,26 @@ def test_weights_are_saved_in_the_dtype_that_is_asked_for(tmp_path):
         pretrained.load(tmp_path / "half").params,
         jax.tree.map(lambda leaf: leaf.astype("bfloat16").astype("float32"), params),
     )
+
+
+@pytest.mark.parametrize("name", ["resnet", "efficientnet"])
+def test_running_statistics_are_float32_and_counters_whole_whatever_is_asked_for(name, tmp_path):
+    module, params = make(tmp_path / "theirs", name)
+    found = pretrained.load(tmp_path / "theirs", dtype="bfloat16")
+    running = tree.flatten(statistics.split(params)[1])
+    assert len(running) > 8
+    for path, leaf in tree.flatten(found.params).items():
+        want = tree.flatten(params)[path]
+        assert leaf.dtype == (jnp.float32 if path in running else jnp.bfloat16), path
+        np.testing.assert_array_equal(leaf, want if path in running else want.astype("bfloat16"), err_msg=path)
+    for folder, given in (("cast", params), ("kept", found.params)):
+        pretrained.save(tmp_path / folder, module, given, dtype="bfloat16" if folder == "cast" else None)
+        assert json.loads((tmp_path / folder / "config.json").read_text())["dtype"] == "bfloat16"
+        for key, tensor in load_file(tmp_path / folder / "model.safetensors").items():
+            kind = "float32" if "running_" in key else "int64" if "num_batches" in key else "bfloat16"
+            assert tensor.dtype.name == kind, key
+            assert "num_batches" not in key or tensor.shape == ()
+        assert_equal(pretrained.load(tmp_path / folder, dtype="bfloat16").params, found.params)
 
 
 def test_a_large_model_is_saved_as_several_files_and_read_from_them(tmp_path):

@@ -2,10 +2,10 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub import families, pretrained, table, vit
@@ -13,24 +13,15 @@ from fm_jax.hub.fields import Fields
 from fm_jax.models.vision import mae
 from fm_jax.models.vision import vit as models
 from fm_jax.models.vision.classifier import ImageClassifier
+from tests.goldens.stored import Golden
 from tests.hub import forms
 
-with np.load(Path(__file__).parents[1] / "goldens" / "vit.npz") as stored:
-    PEERS = {name.split("/")[0]: json.loads(str(stored[name])) for name in stored if name.endswith("/peer")}
+GOLDEN = Golden("vit")
+PEERS = GOLDEN.peers
 
 
 def module(config):
     return families.build(Fields(config, "config.json"))[1]
-
-
-def tensors(case):
-    """Return named tensors of the case's shapes, every number another."""
-    found, start = {}, 0
-    for name, shape in PEERS[case]["tensors"]:
-        size = int(np.prod(shape))
-        found[name] = np.arange(start, start + size, dtype=np.float32).reshape(shape)
-        start += size
-    return found
 
 
 def read(model, given):
@@ -50,7 +41,7 @@ def test_a_config_comes_back_as_the_module_it_was_written_from(case):
 
 @pytest.mark.parametrize("case", PEERS)
 def test_tensors_come_back_under_their_names(case):
-    model, given = module(PEERS[case]["config"]), tensors(case)
+    model, given = module(PEERS[case]["config"]), GOLDEN.numbered(case)
     written = dict(table.write(vit.table(model), read(model, given)))
     for name, tensor in given.items():
         if "embeddings.mask_token" in name:
@@ -63,7 +54,7 @@ def test_tensors_come_back_under_their_names(case):
 
 def test_a_gated_layers_gate_comes_first():
     model = module(PEERS["dinov2-gated"]["config"])
-    given = tensors("dinov2-gated")
+    given = GOLDEN.numbered("dinov2-gated")
     found = read(model, given)["backbone"]["blocks"]["mlp"]
     fused = given["dinov2.encoder.layer.1.mlp.weights_in.weight"]
     np.testing.assert_array_equal(found["gate"]["kernel"][1], fused[:48].T)
@@ -106,6 +97,17 @@ PUBLISHED = {
         },
         models.ViT(replace(models.dinov2_base(), layer_scale=1.0)),
     ),
+    "dinov2 with registers": (
+        {
+            "apply_layernorm": True, "architectures": ["Dinov2WithRegistersModel"], "attention_probs_dropout_prob": 0.0,
+            "drop_path_rate": 0.0, "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "hidden_size": 384,
+            "image_size": 518, "initializer_range": 0.02, "layer_norm_eps": 1e-06, "layerscale_value": 1.0,
+            "mlp_ratio": 4, "model_type": "dinov2_with_registers", "num_attention_heads": 6, "num_channels": 3,
+            "num_hidden_layers": 12, "num_register_tokens": 4, "patch_size": 14, "qkv_bias": True,
+            "use_swiglu_ffn": False,
+        },
+        models.ViT(replace(models.dinov2_small(registers=4), layer_scale=1.0)),
+    ),
     "dinov2 giant": (
         {
             "architectures": ["Dinov2Model"], "hidden_size": 1536, "image_size": 518, "layer_norm_eps": 1e-06,
@@ -138,6 +140,8 @@ def test_published_configs_give_the_published_sizes(name):
         ("mae", {"hidden_dropout_prob": 0.1}, "hidden_dropout_prob is 0.1"),
         ("mae", {"image_size": [16, 20]}, "image_size .* is not square"),
         ("mae", {"mask_ratio": 1.0}, "mask_ratio must be in"),
+        ("registers-labels", {"num_register_tokens": 0}, "num_register_tokens is 0"),
+        ("dinov2", {"num_register_tokens": 4}, "num_register_tokens .* is unknown"),
         ("dinov2", {"layerscale_value": 0.0}, "layerscale_value is 0.0"),
         ("dinov2", {"image_size": [16, 20]}, "image_size .* is not square"),
     ],
@@ -155,6 +159,7 @@ def test_what_would_be_computed_otherwise_is_refused(case, changes, message):
         ({"patches": replace(models.tiny().patches, any_size=True)}, "cfg.patches.any_size True"),
         ({"patches": replace(models.tiny().patches, positions="sincos")}, "cfg.patches.positions sincos"),
         ({"mlp": replace(models.tiny().mlp, activation="silu", gated=True)}, "cfg.mlp.gated True"),
+        ({"registers": 4, "layer_scale": 0.1, "pool": "both"}, "cfg.patches.resizing bicubic"),
     ],
 )
 def test_what_transformers_has_not_is_not_written(changes, message, tmp_path):
@@ -164,8 +169,22 @@ def test_what_transformers_has_not_is_not_written(changes, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_mask_token_is_written_beside_registers_and_passed_over_when_read(tmp_path):
+    model, _ = forms.build(forms.FORMS["registers"])
+    params = forms.draw(model)
+    pretrained.save(tmp_path / "out", model, params, dtype="bfloat16")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    found = stored["dinov2_with_registers.embeddings.mask_token"]
+    assert (found.shape, found.dtype.name, found.any()) == ((1, 16), "float32", False)
+    assert stored["dinov2_with_registers.embeddings.register_tokens"].shape == (1, 3, 16)
+    assert pretrained.load(tmp_path / "out").module == model
+    plain, _ = forms.build(forms.FORMS["dinov2"])
+    pretrained.save(tmp_path / "plain", plain, forms.draw(plain))
+    assert "dinov2.embeddings.mask_token" not in load_file(tmp_path / "plain" / "model.safetensors")
+
+
 def test_a_file_that_lacks_a_layer_or_has_one_too_many_is_refused():
-    config, given = PEERS["mae"]["config"], tensors("mae")
+    config, given = PEERS["mae"]["config"], GOLDEN.numbered("mae")
     with pytest.raises(CheckpointError, match=r"vit.encoder.layer.2.* not stored"):
         read(module({**config, "num_hidden_layers": 3}), given)
     with pytest.raises(CheckpointError, match="the model has no place for it"):

@@ -68,13 +68,16 @@ def test_fixed_positions_start_as_sines_and_cosines_and_have_no_gradient():
         assert gradient["kernel"].any()
 
 
-def test_an_image_of_another_size_has_the_positions_that_surgery_would_give_it():
-    old, new = replace(CFG, any_size=True), PatchConfig((8, 4), 2)
+@pytest.mark.parametrize("resizing", ["bicubic", "antialiased"])
+def test_an_image_of_another_size_has_the_positions_that_surgery_would_give_it(resizing):
+    old, new = replace(CFG, any_size=True, resizing=resizing), PatchConfig((8, 4), 2)
     params, image = draw(old), np.random.default_rng(1).normal(size=(2, 8, 4, 3)).astype(np.float32)
     wanted = jax.tree.map(jnp.zeros_like, draw(new))
     fitted = surgery.load(wanted, params, reshape={"positions": regrid(old, new)})
     assert fitted["positions"].shape == (9, 8)
     np.testing.assert_array_equal(fitted["positions"][0], params["positions"][0])
+    want = patches.resize(params["positions"][1:], (2, 3), (4, 2), resizing)
+    np.testing.assert_array_equal(fitted["positions"][1:], want)
     np.testing.assert_allclose(
         embed(old).apply({"params": params}, image), embed(new).apply({"params": fitted}, image), atol=1e-6
     )

@@ -12,6 +12,7 @@ from flax.core import meta
 from fm_jax.checkpoint import surgery
 from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError, ConfigError
+from fm_jax.interpret import capture
 from fm_jax.layers.patch_embed import regrid
 from fm_jax.models.vision import mae, vit
 from fm_jax.models.vision.classifier import ImageClassifier
@@ -55,6 +56,24 @@ def test_the_encoder_reads_a_quarter_of_the_patches_and_the_token_in_front(param
         )
     )
     assert sorted(leaf.shape for leaf in jax.tree.leaves(shapes[1])) == [(3, 5, 32), (3, 17, 16)]
+
+
+def test_the_decoder_is_given_patches_and_no_registers():
+    """With a decoder that draws what it is given, the registers would push the patches from their places."""
+    model = MODEL.clone(backbone=vit.ViT(replace(BACKBONE, registers=3)))
+    given = jax.jit(lambda key: meta.unbox(model.init(key, IMAGE, NOISE)["params"]))(jax.random.key(0))
+    assert given["backbone"]["embed"]["registers"].shape == (3, 32)
+    assert "registers" not in given["decoder"]["embed"]
+    tap = mae.Tap(read=("encoder.final", "embed"))
+    _, read = capture.run(model, given, IMAGE, NOISE, tap=tap)
+    latent, embedded = read["encoder.final"], read["embed"]
+    assert latent.shape == (3, 1 + 3 + 4, 32)
+    decoder = jax.tree.map(np.asarray, given["decoder"]["embed"])
+    want = np.asarray(latent) @ decoder["project"]["kernel"] + decoder["project"]["bias"]
+    order = np.argsort(NOISE, axis=1)[:, :4]
+    for row, kept in enumerate(order):
+        np.testing.assert_allclose(embedded[row, 1 + kept], want[row, 4:] + decoder["positions"][1 + kept], atol=1e-5)
+        np.testing.assert_allclose(embedded[row, 0], want[row, 0] + decoder["positions"][0], atol=1e-5)
 
 
 def test_every_removed_patch_is_asked_for_at_its_own_place(params):

@@ -38,6 +38,58 @@ def test_features_are_what_the_config_names_of_the_tokens(params):
         np.testing.assert_allclose(ViT(replace(TINY, pool=pool)).apply({"params": params}, IMAGE), want, atol=1e-5)
 
 
+def test_a_mean_that_is_normed_is_the_mean_of_the_stream_behind_the_last_layer(params):
+    cfg, given = replace(TINY, pool="mean_norm"), dict(params)
+    given["norm_final"] = {"scale": np.linspace(0.5, 2, 32), "bias": np.linspace(-1, 1, 32)}
+    tap = Tap(read=("block.resid_post", "final"))
+    found, kept = capture.run(ViT(cfg), given, IMAGE, tap=tap)
+    mean = np.asarray(kept["block.resid_post"][-1])[:, 1:].mean(axis=1, dtype=np.float64)
+    centred = mean - mean.mean(axis=1, keepdims=True)
+    unit = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + cfg.norm.epsilon)
+    np.testing.assert_allclose(found, unit * given["norm_final"]["scale"] + given["norm_final"]["bias"], atol=1e-5)
+    np.testing.assert_array_equal(kept["final"][:, 0], found)
+    other = ViT(replace(TINY, pool="mean")).apply({"params": given}, IMAGE)
+    assert float(jnp.abs(found - other).max()) > 0.1
+
+
+def test_registers_are_read_by_all_and_no_feature_is_read_from_them(params):
+    cfg = replace(TINY, registers=3, pool="both")
+    given = draw(cfg)
+    assert given["embed"]["registers"].shape == (3, 32)
+    assert given["embed"]["positions"].shape == (17, 32)
+    model, tap = ViT(cfg), Tap(read=("embed",))
+    out, read = capture.run(model, given, IMAGE, tap=tap)
+    plain = {**given, "embed": {name: leaf for name, leaf in given["embed"].items() if name != "registers"}}
+    bare, without = capture.run(ViT(replace(cfg, registers=0)), plain, IMAGE, tap=tap)
+    front, tokens = read["embed"][:, 1:4], np.delete(read["embed"], (1, 2, 3), axis=1)
+    np.testing.assert_array_equal(front, np.tile(given["embed"]["registers"], (3, 1, 1)))
+    np.testing.assert_array_equal(tokens, without["embed"])
+    assert float(jnp.abs(out - bare).max()) > 1e-3
+    hidden = model.apply({"params": given}, IMAGE, method="hidden")
+    assert hidden.shape == (3, 20, 32)
+    np.testing.assert_allclose(out[:, :32], hidden[:, 0], atol=1e-6)
+    np.testing.assert_allclose(out[:, 32:], hidden[:, 4:].mean(axis=1), atol=1e-6)
+    normed = ViT(replace(cfg, pool="mean_norm"))
+    found, kept = capture.run(normed, given, IMAGE, tap=Tap(read=("block.resid_post",)))
+    mean = kept["block.resid_post"][-1][:, 4:].mean(axis=1)
+    centred = mean - mean.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(found, centred / jnp.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-6), atol=1e-5)
+    keep = np.tile(np.arange(16)[::-1], (3, 1))
+    some = model.apply({"params": given}, IMAGE, keep=keep[:, :5], method="hidden")
+    assert some.shape == (3, 9, 32)
+    turned = model.apply({"params": given}, IMAGE, keep=keep, method="hidden")
+    np.testing.assert_allclose(turned[:, :4], hidden[:, :4], atol=1e-5)
+    np.testing.assert_allclose(turned[:, 4:], hidden[:, 4:][:, ::-1], atol=1e-5)
+
+
+def test_registers_need_no_token_before_them():
+    cfg = replace(TINY, registers=2, pool="mean", patches=replace(TINY.patches, cls=False))
+    given = draw(cfg)
+    hidden = ViT(cfg).apply({"params": given}, IMAGE, method="hidden")
+    assert hidden.shape == (3, 18, 32)
+    np.testing.assert_allclose(ViT(cfg).apply({"params": given}, IMAGE), hidden[:, 2:].mean(axis=1), atol=1e-6)
+
+
 def test_an_image_alone_is_the_image_in_its_batch(params):
     apply = jax.jit(lambda image: ViT(TINY).apply({"params": params}, image))
     np.testing.assert_allclose(apply(IMAGE)[1:2], apply(IMAGE[1:2]), atol=1e-5)
@@ -111,6 +163,7 @@ def test_the_published_sizes_have_the_published_parameters():
     ("changes", "message"),
     [
         ({"num_layers": 0}, "num_layers must be at least 1"),
+        ({"registers": -1}, "registers must be at least 0"),
         ({"drop_path": 1.0}, "drop_path must be in"),
         ({"attention": replace(TINY.attention, causal=True)}, "attention.causal must be False"),
         ({"patches": replace(TINY.patches, cls=False)}, "pool 'cls' reads a token in front"),

@@ -1,45 +1,22 @@
 """ViTs, DINOv2s and MAEs against what torch computed once (tests/goldens/make_vit.py): no torch needed."""
 
-import json
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fm_jax.core import tree
-from tests.parity import convert, vit_task
+from tests.goldens.stored import Golden
+from tests.parity import vit_task
 
-FILE = Path(__file__).parents[1] / "goldens" / "vit.npz"
 TOLERANCE = 5e-5  # of the standard deviation of torch's outputs, or of its gradient's norm; float32 on CPU
-EVERY, STATES = 5, 7
-
-with np.load(FILE) as stored:
-    GOLDEN = dict(stored)
-CASES = sorted({name.split("/")[0] for name in GOLDEN})
-
-
-def told(case):
-    return json.loads(str(GOLDEN[f"{case}/peer"]))
-
-
-def named(case, flat):
-    """Cut a flat vector into the peer's tensors."""
-    found, start = {}, 0
-    for name, shape in told(case)["tensors"]:
-        found[name] = flat[start : start + np.prod(shape, dtype=int)].reshape(shape)
-        start += found[name].size
-    assert start == flat.size
-    return found
+GOLDEN, STATES = Golden("vit"), 7
 
 
 @cache
 def load(case):
     """Return our module, our parameters, and for each of their numbers its place in the peer's flat vector."""
-    model = convert.module(told(case)["config"])
-    weights = GOLDEN[f"{case}/weights"].astype(np.float32)
-    found = [convert.params(model, named(case, x)) for x in (weights, np.arange(weights.size))]
+    model, *found = GOLDEN.load(case)
     if case == "vit-interpolated":
         cfg = model.backbone.cfg
         cfg = replace(cfg, patches=replace(cfg.patches, any_size=True))
@@ -49,23 +26,17 @@ def load(case):
 
 def distances(case, model, params, places=None):
     """Return the largest differences of outputs and gradients, in units of the peer's."""
-    cfg = getattr(model, "backbone", model).cfg
-    rows = vit_task.batch(tuple(told(case)["size"]), cfg.patches.channels, cfg.patches.patch_size, cfg.d_model)
+    about, cfg = GOLDEN.peers[case], getattr(model, "backbone", model).cfg
+    rows = vit_task.batch(tuple(about["size"]), cfg.patches.channels, cfg.patches.patch_size, cfg.d_model)
     mine = vit_task.ours(model, rows, gradients=places is not None)(params)
-    outputs = {name.split("/")[2]: array for name, array in GOLDEN.items() if name.startswith(f"{case}/out/")}
     cut = {name: np.ravel(x)[::STATES] if "states" in name else x for name, x in mine["outputs"].items()}
-    found = vit_task.distances({**mine, "outputs": cut}, {"outputs": outputs, "loss": told(case)["loss"]})
-    if places is None:
-        return found
-    theirs, got = GOLDEN[f"{case}/gradients"], np.zeros_like(GOLDEN[f"{case}/gradients"])
-    for path, leaf in tree.flatten(mine["gradients"]).items():
-        place = np.asarray(tree.flatten(places)[path]).astype(int).ravel()
-        kept = place % EVERY == 0
-        got[place[kept] // EVERY] = np.asarray(leaf).ravel()[kept]
-    return found | {"gradients": float(np.linalg.norm(got - theirs) / np.linalg.norm(theirs))}
+    found = vit_task.distances(
+        {**mine, "outputs": cut}, {"outputs": GOLDEN.under(f"{case}/out"), "loss": about["loss"]}
+    )
+    return found if places is None else found | {"gradients": GOLDEN.steepest(case, mine["gradients"], places)}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", GOLDEN.peers)
 def test_outputs_hidden_states_loss_and_gradients_are_torchs(case):
     found = distances(case, *load(case))
     assert max(found.values()) < TOLERANCE, found
@@ -87,12 +58,14 @@ def test_a_target_that_is_not_standardised_is_seen():
 
 def test_every_form_is_covered():
     """The cases differ where the families do."""
-    models = [load(case)[0] for case in CASES]
+    models = [load(case)[0] for case in GOLDEN.peers]
     configs = [getattr(model, "backbone", model).cfg for model in models]
     assert {cfg.norm.epsilon for cfg in configs} == {1e-12, 1e-6}
     assert {cfg.patches.positions for cfg in configs} == {"learned", "sincos"}
     assert {cfg.patches.any_size for cfg in configs} == {False, True}
     assert {cfg.patches.channels for cfg in configs} == {1, 3}
+    assert {cfg.patches.resizing for cfg in configs} == {"bicubic", "antialiased"}
+    assert {cfg.registers for cfg in configs} == {0, 4}
     assert {cfg.pool for cfg in configs} == {"cls", "both"}
     assert {cfg.mlp.gated for cfg in configs} == {False, True}
     assert {cfg.layer_scale > 0 for cfg in configs} == {False, True}

@@ -44,7 +44,7 @@ def test_sines_and_cosines_of_the_column_come_before_those_of_the_row():
         patches.sincos((3, 5), 10)
 
 
-@pytest.mark.parametrize("how", ["bicubic", "linear"])
+@pytest.mark.parametrize("how", ["bicubic", "linear", "antialiased"])
 def test_a_grid_resized_to_itself_is_itself_and_a_constant_stays_one(how):
     table = jnp.asarray(RNG.normal(size=(12, 5)).astype(np.float32))
     np.testing.assert_allclose(patches.resize(table, (3, 4), (3, 4), how), table, atol=1e-6)
@@ -67,6 +67,17 @@ def test_the_cubic_kernel_has_a_of_minus_three_quarters():
     distances = np.abs((np.arange(8) + 0.5) / 2 - 0.5 - 1)
     want = [kernel(x) if x < 2 else 0.0 for x in distances]
     np.testing.assert_allclose(patches.resize(spike, (1, 4), (1, 8))[:, 0], want, atol=1e-6)
+
+
+def test_antialiasing_is_pillows_bicubic():
+    """Both widen Keys' kernel of -0.5 as the grid shrinks; torch's is compared in tests/parity."""
+    from PIL import Image
+
+    table = RNG.normal(size=(6 * 7, 1)).astype(np.float32)
+    for new in ((3, 2), (9, 4), (1, 1)):
+        want = Image.fromarray(table.reshape(6, 7)).resize(new[::-1], Image.Resampling.BICUBIC)
+        found = patches.resize(jnp.asarray(table), (6, 7), new, "antialiased")
+        np.testing.assert_allclose(np.asarray(found).reshape(new), want, atol=3e-6)
 
 
 def test_a_table_that_is_no_such_grid_is_refused():

@@ -107,6 +107,11 @@ MUTANTS = {
     "one layer fewer": (
         "vit-oblong", lambda m, p: (_backbone(m, num_layers=1), tree.map_with_path(_first_layer, p))
     ),
+    "registers lost": ("registers-labels", lambda m, p: (m, _edit(p, "embed/registers", jnp.zeros_like))),
+    "registers' positions resized as DINOv2's": (
+        "registers-labels", lambda m, p: (
+            _backbone(m, patches=replace(m.backbone.cfg.patches, resizing="bicubic")), p)
+    ),
     "the decoder's positions lost": ("mae", lambda m, p: (m, _edit(p, "decoder/embed/positions", jnp.zeros_like))),
     "the mask token lost": ("mae", lambda m, p: (m, _edit(p, "embed/mask", jnp.zeros_like))),
 }  # fmt: skip
@@ -140,6 +145,12 @@ def test_a_wrong_epsilon_is_seen_where_variances_are_small(name, wrong):
     found = differs(name, change, scale=3e-3)
     print({key: f"{value:.1e}" for key, value in found.items()})
     assert right["out"] < TOLERANCE, right
+    assert found["out"] > 2 * TOLERANCE, found
+
+
+def test_a_mean_over_registers_too_is_seen(monkeypatch):
+    monkeypatch.setattr(vit.Config, "front", 1)
+    found = differs("registers-gated", lambda m, p: (m, p))
     assert found["out"] > 2 * TOLERANCE, found
 
 
@@ -228,12 +239,13 @@ def test_sines_and_cosines_stand_in_the_published_order():
     assert np.abs(ops.sincos((5, 5), 24) - np.roll(want, 12, axis=1)).max() > 0.1  # height first
 
 
-@pytest.mark.parametrize(("how", "mode"), [("bicubic", "bicubic"), ("linear", "bilinear")])
-@pytest.mark.parametrize("new", [(7, 3), (4, 9), (2, 2), (11, 13)])
+@pytest.mark.parametrize(("how", "mode"), [("bicubic", "bicubic"), ("linear", "bilinear"), ("antialiased", "bicubic")])
+@pytest.mark.parametrize("new", [(7, 3), (4, 9), (2, 2), (1, 1), (11, 13)])
 def test_positions_are_resized_as_torch_does_it(how, mode, new):
     table = np.random.default_rng(0).normal(size=(4 * 6, 5)).astype(np.float32)
     grid = torch.from_numpy(table.reshape(1, 4, 6, 5)).permute(0, 3, 1, 2)
-    want = torch.nn.functional.interpolate(grid, size=new, mode=mode, align_corners=False)
+    smooth = how == "antialiased"
+    want = torch.nn.functional.interpolate(grid, size=new, mode=mode, align_corners=False, antialias=smooth)
     want = want.permute(0, 2, 3, 1).reshape(-1, 5).numpy()
     np.testing.assert_allclose(ops.resize(jnp.asarray(table), (4, 6), new, how), want, atol=3e-6)
 
@@ -258,7 +270,7 @@ def test_folders_go_both_ways(name, tmp_path):
             np.testing.assert_array_equal(got[key], want, err_msg=key)
     for key in (
         "layer_norm_eps", "hidden_act", "image_size", "patch_size", "num_channels", "qkv_bias", "norm_pix_loss",
-        "mask_ratio", "layerscale_value", "mlp_ratio", "id2label",
+        "mask_ratio", "layerscale_value", "mlp_ratio", "num_register_tokens", "id2label",
     ):  # fmt: skip
         if key != "hidden_act" or not getattr(peer.config, "use_swiglu_ffn", False):
             assert getattr(again.config, key, None) == getattr(peer.config, key, None), key

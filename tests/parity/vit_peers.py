@@ -33,6 +33,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any], tuple[int, int]]] = {
     "dinov2": ("Dinov2", "Model", _base, (12, 20)),
     "dinov2-labels": ("Dinov2", "ForImageClassification", {**_base, "layerscale_value": 0.5}, (16, 16)),
     "dinov2-gated": ("Dinov2", "ForImageClassification", {**_base, "use_swiglu_ffn": True}, (20, 20)),
+    "registers": ("Dinov2WithRegisters", "Model", {**_base, "num_register_tokens": 3, "mlp_ratio": 2}, (8, 20)),
+    "registers-labels": ("Dinov2WithRegisters", "ForImageClassification", _base, (12, 28)),
+    "registers-gated": (
+        "Dinov2WithRegisters", "ForImageClassification",
+        {**_base, "use_swiglu_ffn": True, "num_register_tokens": 1, "qkv_bias": False}, (16, 16),
+    ),
     "mae": ("ViTMAE", "ForPreTraining", _mae, (16, 16)),
     "mae-pixels": (
         "ViTMAE", "ForPreTraining", {**_mae, "image_size": 20, "mask_ratio": 0.6, "norm_pix_loss": False}, (20, 20)
@@ -88,7 +94,7 @@ def theirs(name: str, model: Any) -> dict[str, Any]:
         more["interpolate_pos_encoding"] = True
     if family == "ViTMAE":
         more["noise"] = given["noise"]
-    stacks = {"states": model.base_model.encoder.layer if family == "Dinov2" else model.base_model.layers}
+    stacks = {"states": model.base_model.encoder.layer if "Dinov2" in family else model.base_model.layers}
     if family == "ViTMAE":
         stacks = {"encoder.states": stacks["states"], "states": model.decoder.decoder_layers}
     states: dict[str, list[torch.Tensor]] = {side: [] for side in stacks}

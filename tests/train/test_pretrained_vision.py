@@ -1,6 +1,6 @@
 """Opening the backbone that a run or a public folder holds, whatever stood on it."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from flax.core import meta
 
 from fm_jax.checkpoint.store import Store
 from fm_jax.core import tree
-from fm_jax.core.config import to_dict
+from fm_jax.core.config import apply_overrides, to_dict
 from fm_jax.core.errors import CheckpointError
 from fm_jax.data import views, vision
 from fm_jax.hub import pretrained as public
+from fm_jax.hub.preprocessing import Preprocessing
 from fm_jax.models.language import decoder
 from fm_jax.models.vision import efficientnet, resnet, vit
 from fm_jax.models.vision.classifier import ImageClassifier
@@ -28,6 +29,11 @@ NETS: list[Any] = [
     efficientnet.EfficientNet(efficientnet.tiny()),
     vit.ViT(vit.tiny()),
 ]
+
+
+@dataclass(frozen=True)
+class Shown:
+    data: vision.Config
 
 
 def drawn(module: Any, size: int = 8) -> Any:
@@ -85,6 +91,27 @@ def test_a_public_folder_gives_its_backbone_without_the_head(tmp_path: Path) -> 
     assert found.module == net
     have = tree.flatten(found.params)
     assert all(np.array_equal(have[path], leaf) for path, leaf in tree.flatten(params["backbone"]).items())
+
+
+def test_images_that_are_shown_otherwise_than_they_were_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = resnet.ResNet(resnet.Config((1, 1), (8, 16), "basic", stem_width=8))
+    seen = Preprocessing(28, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.875, "bicubic", stretch=True)
+    public.save(tmp_path / "net", net, drawn(net, 32), preprocessing=seen)
+    found = pretrained_vision.load(tmp_path / "net")
+    assert found.preprocessing == seen
+    text = pretrained_vision.remind(found, vision.Config(size=64))
+    assert text.endswith(
+        "--data.mean 0.1,0.2,0.3 --data.std 0.4,0.5,0.6 --data.recipe.interpolation bicubic --data.middle 0.875 "
+        "--data.stretch true"
+    )
+    assert text in caplog.text
+    options = text.partition("alike: ")[2].split()
+    alike = apply_overrides(Shown(vision.Config(size=64)), options).data
+    assert pretrained_vision.remind(found, alike) == ""
+    leave_run(tmp_path / "run", drawn(SimCLR(NETS[0], 8)), "backbone", NETS[0].cfg)
+    assert pretrained_vision.remind(pretrained_vision.load(tmp_path / "run"), DATA) == ""
 
 
 def test_what_is_not_there_or_reads_no_images_is_refused(tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ class MAE(nn.Module):
                 d_model=cfg.d_model,
                 attention=cfg.attention,
                 mlp=cfg.mlp,
+                registers=0,
                 layer_scale=0.0,
                 dropout=0.0,
                 drop_path=0.0,
@@ -136,6 +137,8 @@ class MAE(nn.Module):
         grid = cut.grid_of(image)
         masking = self._mask(image, noise, grid)
         latent = self.backbone.hidden(image, keep=masking.keep, tap=tap and tap.inside(ENCODER))
+        if self.backbone.cfg.registers:  # they tell the decoder nothing of a place
+            latent = jnp.concatenate([latent[:, : int(cut.cls)], latent[:, self.backbone.cfg.front :]], axis=1)
         target = ops.patchify(image.astype(jnp.float32), cut.patch_size)
         if self.cfg.standardise:
             target = ops.standardise(target)[0]

@@ -4,14 +4,17 @@ Layers are normalised before each half (pre-norm, erf-GELU, biases) and once at 
 in front ([CLS]) or the mean over the patches. The published weights of Google and of DeiT (Touvron et al. 2021) have
 [CLS] and norms of epsilon 1e-6, transformers' config says 1e-12 unless told otherwise: it is a field.
 DINOv2 (Oquab et al. 2024) scales each half's update by a learned vector (LayerScale, Touvron et al. 2021b), takes
-images of any size, and in its giant form has a gated feed-forward layer (SwiGLU).
+images of any size, and in its giant form has a gated feed-forward layer (SwiGLU). With registers (Darcet et al. 2024)
+a few learned tokens stand between [CLS] and the patches: large models keep there what they would else write over
+patches of little meaning. No feature is read from them.
 
 The recipe decides as much as the model does. DeiT (table 9): AdamW, lr 5e-4 · batch/512, decay 0.05, 300 epochs, drop
-path 0.1, mixup 0.8, cutmix 1, RandAugment, random erasing, label smoothing 0.1. AugReg (Steiner et al. 2022): mixup and
-RandAugment are worth several times the data, dropout and drop path 0.1 only with long training. Small widths want
-init_std 0: of width 64, 100 steps on scanned digits reach 55 % from 0.02 and 89 % from 1/sqrt(64).
+path 0.1, mixup 0.8, cutmix 1, RandAugment, random erasing, label smoothing 0.1. AugReg (Steiner et al. 2022, abstract):
+more compute with augmentation and regularisation did what ten times the data did. Small widths want init_std 0: of
+width 64, 100 steps on scanned digits reach 55 % from 0.02 and 89 % from 1/sqrt(64).
 
-Dims: B batch, H height, W width, N tokens (patches, and [CLS] in front), D d_model, heads K wide, F d_ff, L layers.
+Dims: B batch, H height, W width, N tokens (patches, and in front [CLS] and R registers), D d_model, heads K wide,
+F d_ff, L layers.
 """
 
 from dataclasses import dataclass, replace
@@ -33,6 +36,9 @@ from fm_jax.layers.patch_embed import PatchConfig, PatchEmbed
 from fm_jax.layers.stack import Remat, stack
 from fm_jax.layers.tap import SITES, Tap, visit
 
+Pool = Literal["cls", "mean", "both", "mean_norm"]
+"""[CLS]; the mean over the normed patches; one behind the other; the norm of the mean over the patches (MAE's)."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -44,7 +50,8 @@ class Config:
     attention: AttentionConfig
     mlp: MLPConfig
     norm: NormConfig = NormConfig("layer", 1e-6)
-    pool: Literal["cls", "mean", "both"] = "cls"  # features: [CLS], the mean over patches, or one behind the other
+    pool: Pool = "cls"  # what the features are
+    registers: int = 0  # R: learned tokens between [CLS] and the patches, left out of every feature
     layer_scale: float = 0.0  # where the learned scale of each update starts; 0: there is none
     dropout: float = 0.0  # of the embeddings and of each update to the residual stream
     drop_path: float = 0.0  # rate of leaving out the last layer's updates; grows from 0 at the first (timm, DeiT)
@@ -57,6 +64,8 @@ class Config:
         for name in ("num_layers", "d_model"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.registers < 0:
+            raise ConfigError(f"registers must be at least 0, not {self.registers}")
         for name in ("dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be in [0, 1), not {getattr(self, name)}")
@@ -64,13 +73,18 @@ class Config:
             raise ConfigError(
                 "attention.causal must be False and attention.rope None: patches see each other both ways"
             )
-        if self.pool != "mean" and not self.patches.cls:
+        if self.pool in ("cls", "both") and not self.patches.cls:
             raise ConfigError(f"pool {self.pool!r} reads a token in front: set patches.cls, or pool 'mean'")
 
     @property
     def in_channels(self) -> int:
         """Return how many channels an image has."""
         return self.patches.channels
+
+    @property
+    def front(self) -> int:
+        """Return how many tokens stand before the patches."""
+        return self.patches.cls + self.registers
 
 
 def vit(num_layers: int, d_model: int, num_heads: int, patch_size: int, image_size: int = 224) -> Config:
@@ -82,15 +96,19 @@ def vit(num_layers: int, d_model: int, num_heads: int, patch_size: int, image_si
     return Config(patches, num_layers, d_model, heads, MLPConfig(4 * d_model, "gelu"))
 
 
-def dinov2(num_layers: int, d_model: int, num_heads: int) -> Config:
-    """Return a model of DINOv2's form (its table of positions is for images of 518 × 518)."""
+def dinov2(num_layers: int, d_model: int, num_heads: int, registers: int = 0) -> Config:
+    """Return a model of DINOv2's form (its table of positions is for images of 518 × 518).
+
+    Those published with registers have 4, and resize their positions otherwise.
+    """
     cfg = vit(num_layers, d_model, num_heads, 14, 518)
-    return replace(cfg, patches=replace(cfg.patches, any_size=True), layer_scale=1e-5)
+    patches = replace(cfg.patches, any_size=True, resizing="antialiased" if registers else "bicubic")
+    return replace(cfg, patches=patches, registers=registers, layer_scale=1e-5)
 
 
-def dinov2_giant() -> Config:
+def dinov2_giant(registers: int = 0) -> Config:
     """Return DINOv2's largest model; its gated layer keeps two thirds of 4 · d_model."""
-    return replace(dinov2(40, 1536, 24), mlp=MLPConfig(4096, "silu", gated=True))
+    return replace(dinov2(40, 1536, 24, registers), mlp=MLPConfig(4096, "silu", gated=True))
 
 
 def tiny() -> Config:
@@ -108,7 +126,7 @@ vit_l16 = partial(vit, 24, 1024, 16, 16)  # 303 M
 vit_l32 = partial(vit, 24, 1024, 16, 32)  # 306 M
 vit_h14 = partial(vit, 32, 1280, 16, 14)  # 631 M
 
-# Oquab et al. 2024, table 17
+# Oquab et al. 2024, table 17 (its 18 layers of the base model are 12 in the weights)
 dinov2_small = partial(dinov2, 12, 384, 6)  # 22 M
 dinov2_base = partial(dinov2, 12, 768, 12)  # 87 M
 dinov2_large = partial(dinov2, 24, 1024, 16)  # 304 M
@@ -124,7 +142,8 @@ class ViT(nn.Module):
     def setup(self) -> None:
         """Declare the pieces."""
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
-        self.embed = PatchEmbed(cfg.patches, cfg.d_model, normal(cfg.init_std), normal(cfg.init_std or 0.02), dtype)
+        inits = normal(cfg.init_std), normal(cfg.init_std or 0.02)
+        self.embed = PatchEmbed(cfg.patches, cfg.d_model, *inits, dtype, cfg.registers)
         self.dropout = nn.Dropout(cfg.dropout)
         self.blocks = stack(Block, cfg.num_layers, cfg.remat)(cfg)
         self.norm_final = Norm(cfg.norm, dtype)
@@ -135,14 +154,17 @@ class ViT(nn.Module):
 
     def features(self, image: jax.Array, *, tap: Tap | None = None) -> jax.Array:
         """Return one vector an image, in float32: what `cfg.pool` names of the hidden states."""
+        if self.cfg.pool == "mean_norm":
+            mean = self._stream(image, None, tap)[:, self.cfg.front :].astype(jnp.float32).mean(axis=1, keepdims=True)
+            return visit(self, tap, "final", self.norm_final(mean))[:, 0].astype(jnp.float32)
         hidden = self.hidden(image, tap=tap).astype(jnp.float32)
-        patches = hidden[:, int(self.cfg.patches.cls) :]
+        patches = hidden[:, self.cfg.front :]
         if self.cfg.pool == "mean":
             return patches.mean(axis=1)
         return hidden[:, 0] if self.cfg.pool == "cls" else jnp.concatenate([hidden[:, 0], patches.mean(axis=1)], axis=1)
 
     def hidden(self, image: jax.Array, *, keep: jax.Array | None = None, tap: Tap | None = None) -> jax.Array:
-        """Return the normalised tokens [B, N, D], [CLS] first where the model has it.
+        """Return the normalised tokens [B, N, D], [CLS] first and registers next where the model has them.
 
         Args:
             image: [B, H, W, channels], normalised as the model's data were.
@@ -152,10 +174,14 @@ class ViT(nn.Module):
         Raises:
             ConfigError: another number of channels, or a size that the model does not take.
         """
+        return visit(self, tap, "final", self.norm_final(self._stream(image, keep, tap)))
+
+    def _stream(self, image: jax.Array, keep: jax.Array | None, tap: Tap | None) -> jax.Array:
+        """Return the residual stream [B, N, D] behind the last layer."""
         x = self.dropout(self.embed(image, keep), deterministic=not self.has_rng("dropout"))
         x = constrain(visit(self, tap, "embed", x), "batch", "time", "width")
         x, _ = self.blocks(x, layered(self.cfg, tap), Where(jnp.arange(x.shape[1])[None]))
-        return visit(self, tap, "final", self.norm_final(x))
+        return x
 
 
 def layered(cfg: Config, tap: Tap | None) -> tuple[Tap | None, jax.Array]:

@@ -1,0 +1,225 @@
+"""What a public checkpoint wants to see of an image: preprocessor_config.json, as transformers' processors store it.
+
+Five of its classes are read. All of them scale, some cut out the middle, and all end in a shift and a scale of the
+values, which are folded into one `mean` and `std` (EfficientNet's divides by its deviation twice). Fields that a file
+lacks have the defaults of its class in transformers 5.23.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from fm_jax.core.errors import CheckpointError, ConfigError
+from fm_jax.data import augment, vision
+from fm_jax.data.image import Interpolation, normalise
+from fm_jax.hub.fields import Fields
+
+FILE = "preprocessor_config.json"
+Triple = tuple[float, float, float]
+
+_PILLOW: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # its numbers
+_LARGEST = 1 << 16  # pixels along a side
+_WARPED = 384  # from this side on ConvNext's scales both sides and cuts nothing off
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "ViTImageProcessor": {"size": 224, "resample": 2},
+    "DeiTImageProcessor": {"size": 256, "do_center_crop": True, "crop_size": 224},
+    "ConvNextImageProcessor": {"size": {"shortest_edge": 384}, "crop_pct": 224 / 256},
+    "EfficientNetImageProcessor": {"size": 346, "crop_size": 289, "include_top": True},
+    "BitImageProcessor": {
+        "size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": 224,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+    },
+}  # fmt: skip
+_SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "include_top")
+_SHORTER = ("ConvNextImageProcessor", "BitImageProcessor")  # of these a size of one number is the shorter side's
+_UNNAMED = {  # model_type -> the class of a file that names none
+    "vit": "ViTImageProcessor", "vit_mae": "ViTImageProcessor", "dinov2": "BitImageProcessor",
+    "resnet": "ConvNextImageProcessor", "efficientnet": "EfficientNetImageProcessor",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image is seen in evaluation; the words are those of `data/vision.py`."""
+
+    size: int  # S: pixels of a side
+    mean: Triple  # of values in 0 to 1
+    std: Triple
+    middle: float = 1.0  # share of the scaled side that is seen
+    interpolation: Interpolation = "bilinear"
+    stretch: bool = False  # scale both sides to the same length, whatever the form; else the shorter one
+
+    def __post_init__(self) -> None:
+        """Refuse what shows nothing."""
+        if not 0 < self.size < _LARGEST or not 0 < self.middle <= 1:
+            raise ConfigError(f"size {self.size} must be above 0 and below {_LARGEST}, middle {self.middle} in (0, 1]")
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise ConfigError(f"mean {self.mean} must be finite, and std {self.std} above 0")
+
+    @property
+    def scaled(self) -> int:
+        """Return how long the shorter side (both, where they are stretched) is before the middle is cut out."""
+        return round(self.size / self.middle)
+
+    def view(self, image: np.ndarray) -> np.ndarray:
+        """Return float32 [S, S, 3] of a uint8 image [H, W, 3], as transformers' processors do with Pillow."""
+        how: dict[str, Any] = {"interpolation": self.interpolation, "stretch": self.stretch}
+        return normalise(augment.centre(image, self.size, self.middle, **how), self.mean, self.std)
+
+
+def of(cfg: vision.Config) -> Preprocessing:
+    """Return what `vision.Evaluation` shows of an image."""
+    return Preprocessing(cfg.size, cfg.mean, cfg.std, cfg.middle, cfg.recipe.interpolation, cfg.stretch)
+
+
+def onto(cfg: vision.Config, found: Preprocessing) -> vision.Config:
+    """Return the config with which `vision.Evaluation` shows what a checkpoint wants to see."""
+    recipe = replace(cfg.recipe, interpolation=found.interpolation)
+    shown = {name: getattr(found, name) for name in ("size", "mean", "std", "middle", "stretch")}
+    return replace(cfg, recipe=recipe, **shown)
+
+
+def read(folder: Path, model_type: str, ignore: Iterable[str] = ()) -> Preprocessing | None:
+    """Read a folder's file; None where it has none.
+
+    Args:
+        folder: of the checkpoint.
+        model_type: of its config.json, which stands in for the name of a class.
+        ignore: fields of the file that are unknown here and change no number.
+
+    Raises:
+        CheckpointError: an unknown class or field, or a form of image that we do not make.
+    """
+    if not (folder / FILE).is_file():
+        return None
+    stored = Fields.open(folder / FILE)
+    named = stored.data.get("image_processor_type") or stored.data.get("feature_extractor_type")
+    kind = str(named or _UNNAMED.get(model_type, "")).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
+    if kind not in _DEFAULTS:
+        what = f"{kind} is" if kind else "it names no image_processor_type, which is"
+        raise CheckpointError(f"{stored.where}: {what} not supported; supported are {', '.join(_DEFAULTS)}")
+    off = {name: False for name in _SWITCHES if name in stored.data}  # what null is of these; else it is the default
+    given = {name: value for name, value in stored.data.items() if value is not None}
+    fields = Fields(_DEFAULTS[kind] | off | given, stored.where)
+    fields.skip("image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb")
+    fields.skip("data_format", "input_data_format", "return_tensors", "device", "disable_grouping", "default_to_square")
+    fields.skip("_processor_class", "_valid_processor_keys", "pad_size")
+    fields.expect("do_resize", True)
+    fields.expect("do_pad", False)
+    number = fields.take("resample", int, 3)
+    if number not in _PILLOW:
+        fields.refuse(f"resample is {number}, only {', '.join(f'{n} ({how})' for n, how in _PILLOW.items())} is")
+    size, scaled, stretch = _cut(fields, kind)
+    mean, std = _values(fields, kind)
+    fields.close(ignore)
+    try:
+        return Preprocessing(size, mean, std, size / scaled, _PILLOW[number], stretch)
+    except ConfigError as error:
+        raise CheckpointError(f"{stored.where}: {error}") from None
+
+
+def write(folder: Path, found: Preprocessing) -> None:
+    """Write the file, of the class that makes just these images."""
+    size, scaled = ({"height": side, "width": side} for side in (found.size, found.scaled))
+    if not found.stretch:
+        kind, form = "BitImageProcessor", {"size": {"shortest_edge": found.scaled}, "crop_size": size}
+    elif found.scaled == found.size:
+        kind, form = "ViTImageProcessor", {"size": size}
+    else:
+        kind, form = "DeiTImageProcessor", {"size": scaled, "crop_size": size}
+    data = {
+        "image_processor_type": kind,
+        "do_resize": True,
+        "do_center_crop": "crop_size" in form,
+        **form,
+        "resample": next(number for number, how in _PILLOW.items() if how == found.interpolation),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(found.mean),
+        "image_std": list(found.std),
+        "do_convert_rgb": True,
+    }
+    (folder / FILE).write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _cut(fields: Fields, kind: str) -> tuple[int, int, bool]:
+    """Return the side of what is seen, that of what it is cut from, and whether both sides are scaled to that."""
+    scaled, stretch = _side(fields, "size", square=kind not in _SHORTER)
+    cut = fields.take("do_center_crop", bool, False)
+    if kind == "ConvNextImageProcessor":
+        share = fields.take("crop_pct", float)
+        fields.skip("crop_size")
+        if cut or stretch or not 0 < share <= 1:
+            fields.refuse(f"size {fields.data['size']}, crop_pct {share} and do_center_crop {cut} are no form of it")
+            return scaled, scaled, True
+        return (scaled, scaled, True) if scaled >= _WARPED else (scaled, int(scaled / share), False)
+    if cut:
+        size, square = _side(fields, "crop_size", square=True)
+        if not square or size > scaled:
+            fields.refuse(f"crop_size {fields.data['crop_size']} is no part of size {fields.data['size']}")
+        return size, max(size, scaled), stretch
+    fields.skip("crop_size")
+    if not stretch:
+        fields.refuse(f"size {fields.data['size']} without do_center_crop gives images of many sizes")
+    return scaled, scaled, stretch
+
+
+def _side(fields: Fields, name: str, *, square: bool) -> tuple[int, bool]:
+    """Return a side in pixels, and whether it is both sides' or the shorter one's.
+
+    Raises:
+        CheckpointError: another form, or no square.
+    """
+    value: Any = fields.data.get(name)
+    fields.skip(name)
+    if not isinstance(value, Mapping):
+        value = {"height": value, "width": value} if square else {"shortest_edge": value}
+    sides = {word: side for word, side in value.items() if side is not None}
+    side = next(iter(sides.values()), 0)
+    square = sides.keys() == {"height", "width"}
+    if (
+        not (square or sides.keys() == {"shortest_edge"})
+        or type(side) is not int
+        or not 0 < side < _LARGEST
+        or set(sides.values()) != {side}
+    ):
+        raise CheckpointError(
+            f"{fields.where}: {name} {str(dict(sides))[:80]} is not supported; height and width must be equal, or "
+            "shortest_edge stand alone"
+        )
+    return side, square
+
+
+def _values(fields: Fields, kind: str) -> tuple[Triple, Triple]:
+    """Return mean and deviation of values in 0 to 1 that undo all that is done to a pixel of 0 to 255."""
+    rescaled, normalised = (fields.take(name, bool, True) for name in ("do_rescale", "do_normalize"))
+    factor = fields.take("rescale_factor", float, 1 / 255)
+    factor = factor if rescaled else 1.0
+    means, stds = _triple(fields, "image_mean"), _triple(fields, "image_std")
+    mean: tuple[float, ...] = means if normalised else (0.0,) * 3
+    std: tuple[float, ...] = stds if normalised else (1.0,) * 3
+    if kind == "EfficientNetImageProcessor":
+        if fields.take("rescale_offset", bool, False) and rescaled:  # to -1 and 1
+            mean = tuple(value + 1 for value in mean)
+        if fields.take("include_top", bool):
+            std = tuple(value * again for value, again in zip(std, stds, strict=True))
+    if not factor > 0:
+        raise CheckpointError(f"{fields.where}: rescale_factor is {factor}, only what is above 0 is supported")
+    unit = 255 * factor
+    return cast(Triple, tuple(value / unit for value in mean)), cast(Triple, tuple(value / unit for value in std))
+
+
+def _triple(fields: Fields, name: str) -> Triple:
+    """Return a number of each channel, from a list of them or from one."""
+    value: Any = fields.data.get(name, 0.5)
+    fields.skip(name)
+    found = value if isinstance(value, list) else [value] * 3
+    if len(found) != 3 or any(type(one) not in (int, float) for one in found):
+        raise CheckpointError(f"{fields.where}: {name} {str(value)[:80]} are not three numbers, one a channel")
+    return float(found[0]), float(found[1]), float(found[2])
