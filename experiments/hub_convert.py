@@ -113,10 +113,10 @@ def of_run(run: start.Run) -> Pretrained:
     Raises:
         CheckpointError: a run of another kind.
     """
-    if "way" in run.config:
-        return _classifier(run)
     if isinstance(run.config.get("backbone"), dict):
         return pretrained_vision.of_run(run)
+    if "way" in run.config:
+        return _classifier(run)
     if not isinstance(run.config.get("model"), dict):
         raise CheckpointError(f"{run.workdir} is no run that trained one model from its config, so none can be written")
     return runs.of_run(run)

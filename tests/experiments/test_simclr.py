@@ -22,7 +22,7 @@ def test_one_view_of_an_image_is_refused() -> None:
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="batch_size 12 .* does not divide over 8 shards"):
+    with pytest.raises(ConfigError, match=r"batch_size 12 .* does not divide over 8 shards"):
         simclr_pretrain.run(replace(simclr_pretrain.debug(), batch_size=12), tmp_path)
     assert not list(tmp_path.iterdir())
 

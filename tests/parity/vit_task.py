@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fm_jax.core import tree
 from fm_jax.layers.tap import ENCODER, Tap
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.mae import MAE
 from fm_jax.objectives import classify, reconstruct
+from tests.parity.gradients import steepest
 
 ROWS, LABELS = 3, 5
 KEPT = ("embed", "block.resid_post")
@@ -67,10 +67,9 @@ def ours(model: Any, rows: Mapping[str, np.ndarray], *, gradients: bool = True) 
 
 
 def distances(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, float]:
-    """Return the largest differences in units of the peer's standard deviation; those of states a layer at a time.
+    """Return the largest differences in units of the peer's standard deviation, a gradient's of its norm.
 
-    A gradient is measured by its norm; one that is nearly zero by rule (a key bias moves every score of a row alike)
-    by a hundredth of the whole gradient's, since nothing but rounding is left of it.
+    Those of states are taken a layer at a time.
     """
     found = {}
     for name, want in peer["outputs"].items():
@@ -80,11 +79,5 @@ def distances(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, flo
         found[name] = float((np.abs(got - want) / deviation).max())
     found["loss"] = abs(float(mine["loss"]) - peer["loss"])
     if "gradients" in peer and "gradients" in mine:
-        got, want = tree.flatten(mine["gradients"]), tree.flatten(peer["gradients"])
-        assert got.keys() == want.keys()
-        whole = np.sqrt(sum(np.square(gradient).sum() for gradient in want.values()))
-        found["gradients"] = max(
-            float(np.linalg.norm(np.asarray(got[path]) - want[path]) / max(np.linalg.norm(want[path]), 0.01 * whole))
-            for path in want
-        )
+        found["gradients"] = steepest(mine["gradients"], peer["gradients"])
     return found
