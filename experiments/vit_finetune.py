@@ -70,7 +70,7 @@ def demo() -> Config:
     """Return a short training of `mae_pretrain --config demo`'s encoder on the built-in digits, for two cores."""
     return Config(
         init=start.Init(Path("runs/mae_demo")),
-        data=vision.Config(recipe=views.digits()),
+        data=vision.Config(recipe=replace(views.digits(), affine=0.5)),
         fit=loop.FitConfig(400, log_every=20, eval_every=200),
         learning_rate=1e-3,
         batch_size=64,

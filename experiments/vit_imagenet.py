@@ -69,9 +69,9 @@ def demo() -> Config:
     """Return four layers of width 64 on the built-in digits in patches of 2 × 2, for two cores."""
     return Config(
         backbone=replace(vit.vit(4, 64, 4, 2, 8), init_std=0.0),
-        data=vision.Config(recipe=views.digits()),
-        fit=loop.FitConfig(600, log_every=20, eval_every=200),
-        learning_rate=3e-3,
+        data=vision.Config(recipe=replace(views.digits(), affine=0.5)),
+        fit=loop.FitConfig(1000, log_every=20, eval_every=250),
+        learning_rate=5e-3,
         batch_size=64,
         warmup=0.1,
         optimizer=optimizers.Config(weight_decay=0.05),
