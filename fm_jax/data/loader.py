@@ -31,16 +31,20 @@ class Batches:
     hosts: int = 1
     workers: int = 0  # processes that read ahead; 0 reads in threads of this one
     threads: int = 2  # that read ahead, here or in each worker; 0 reads when asked (only without workers)
+    repeats: int = 1  # rows in turn that are one row of the source, each drawn anew (Hoffer et al. 2020)
 
     def __post_init__(self) -> None:
         _check_hosts(self.batch_size, self.host, self.hosts)
         if self.workers < 0 or self.threads < 0:
             raise ConfigError(f"workers ({self.workers}) and threads ({self.threads}) must be 0 or more")
+        if not 1 <= self.repeats <= self.batch_size:
+            raise ConfigError(f"repeats must be within 1 and batch_size {self.batch_size}, not {self.repeats}")
 
     @property
     def fingerprint(self) -> str:
         """Name of the stream: it changes with the data, the batch size and the seed, not with hosts or workers."""
         text = f"{mixture.fingerprint(self.source)}/{self.batch_size}/{self.seed}"
+        text += f"/{self.repeats}" if self.repeats > 1 else ""
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def state(self, next_batch: int) -> dict[str, Any]:
@@ -74,7 +78,9 @@ class Batches:
             names = ", ".join(source.name for source in sources)
             raise DataError(f"{names}: {total} rows are fewer than one batch of {self.batch_size}")
         order = mixture.order(self.source, self.seed)
-        return self._read(_Reader(sources, order, self.batch_size, self.host * rows, rows, self.seed), start)
+        return self._read(
+            _Reader(sources, order, self.batch_size, self.host * rows, rows, self.seed, self.repeats), start
+        )
 
     def _read(self, reader: "_Reader", start: int) -> Iterator[HostBatch]:
         import grain
@@ -140,10 +146,11 @@ class _Reader:
     first: int  # this host's rows within a batch
     rows: int
     seed: int
+    repeats: int
 
     def __call__(self, step: int) -> HostBatch:
         begin = step * self.batch_size + self.first
-        picked = [self.order[i] for i in range(begin, begin + self.rows)]
+        picked = [self.order[i // self.repeats] for i in range(begin, begin + self.rows)]
         found = [_row(self.sources[number], row, (self.seed, begin + k)) for k, (number, row) in enumerate(picked)]
         batch = _stack(found, *self.sources)
         for number, source in enumerate(self.sources):

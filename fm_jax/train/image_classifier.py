@@ -40,6 +40,7 @@ class Config(stage.Plan):
     label_smoothing: float = 0.0
     dropout: float = 0.0  # of the features that the head reads
     mix: Mix | None = None
+    repeats: int = 1  # views of each image in a batch (Hoffer et al. 2020)
     ema_decay: float | None = None  # keep a running mean of the trained leaves, and evaluate that
     init: start.Init = start.Init()  # whose backbone this one starts from
     measured: int = 5000  # training images, at most, that the last evaluation sees as well
@@ -56,8 +57,10 @@ class Config(stage.Plan):
             raise ConfigError(f"ema_decay must be at least 0 and below 1, or none, not {self.ema_decay}")
         if self.data.recipe.views != 1 or self.data.recipe.small:
             raise ConfigError("a classifier sees one view of an image: set data.recipe.views 1 and data.recipe.small 0")
-        if self.measured < 1:
-            raise ConfigError(f"measured must be at least 1, not {self.measured}")
+        if self.measured < 1 or not 1 <= self.repeats <= self.batch_size:
+            raise ConfigError(
+                f"measured {self.measured} and repeats {self.repeats} must be at least 1, and repeats at most batch_size"
+            )
 
 
 def rates(cfg: Config) -> schedule.Config:
@@ -129,7 +132,7 @@ class Bench:
             saved: the whole config as JSON data; `pretrained_vision` reads its section "backbone".
         """
         cfg = self.cfg
-        drawn = stage.batches(cfg, self.train)
+        drawn = stage.batches(cfg, self.train, repeats=cfg.repeats)
         done = stage.train(
             cfg,
             workdir,

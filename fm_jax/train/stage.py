@@ -64,10 +64,10 @@ def open_mesh(cfg: Plan) -> Mesh:
     return mesh
 
 
-def batches(cfg: Plan, source: Source) -> loader.Batches:
+def batches(cfg: Plan, source: Source, *, repeats: int = 1) -> loader.Batches:
     """Return this process's share of a training split's batches, shuffled anew at each pass."""
     hosts = {"host": jax.process_index(), "hosts": jax.process_count()}
-    return loader.Batches(source, cfg.batch_size, seed=cfg.seed, workers=cfg.workers, **hosts)
+    return loader.Batches(source, cfg.batch_size, seed=cfg.seed, workers=cfg.workers, repeats=repeats, **hosts)
 
 
 def once(cfg: Plan, source: Source, mesh: Mesh) -> Iterator[Batch]:

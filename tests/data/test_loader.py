@@ -119,6 +119,23 @@ def test_rows_of_different_shapes_are_refused() -> None:
         _take(Batches(Mixture((Numbers(), Longer(name="longer")), (1.0, 1.0)), 8), 1)
 
 
+class Dice(Numbers):
+    """Row i is drawn: i, and two numbers of its own."""
+
+    def draw(self, index: int, rng: np.random.Generator) -> HostBatch:
+        return {"tokens": np.array([index, *rng.integers(0, 1000, 2)]), "weights": np.ones(3, np.float32)}
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_a_row_that_is_repeated_stands_beside_itself_and_is_drawn_anew(hosts: int) -> None:
+    parts = [_take(Batches(Dice(12), 8, seed=5, repeats=3, host=host, hosts=hosts), 9) for host in range(hosts)]
+    rows = np.concatenate([np.concatenate(batch) for batch in zip(*parts, strict=True)])
+    once = np.concatenate(_take(Batches(Dice(12), 8, seed=5), 3))
+    np.testing.assert_array_equal(rows[:, 0], np.repeat(once[:, 0], 3))
+    assert len({tuple(row) for row in rows.tolist()}) == len(rows) == 72
+    assert Batches(Dice(12), 8, repeats=3).fingerprint != Batches(Dice(12), 8).fingerprint
+
+
 def test_less_than_one_batch_is_refused_at_once() -> None:
     with pytest.raises(DataError, match="numbers: 7 rows are fewer than one batch of 8"):
         Batches(Numbers(7), 8).iterate()
@@ -131,6 +148,8 @@ def test_less_than_one_batch_is_refused_at_once() -> None:
         ({"batch_size": 0}, "batch_size 0 does not divide"),
         ({"batch_size": 8, "host": 2, "hosts": 2}, "host 2 is not one of 0 … 1"),
         ({"batch_size": 8, "workers": -1}, r"workers \(-1\)"),
+        ({"batch_size": 8, "repeats": 0}, "repeats must be within 1 and batch_size 8, not 0"),
+        ({"batch_size": 8, "repeats": 9}, "repeats must be within 1 and batch_size 8, not 9"),
     ],
 )
 def test_a_description_that_cannot_work_is_refused(fields: dict[str, int], message: str) -> None:

@@ -151,6 +151,7 @@ def test_drops_of_the_rate_are_given_in_shares_of_the_run() -> None:
         ({"drop_at": (0.5, 1.0)}, "drop_at"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"measured": 0}, "measured"),
+        ({"repeats": 17}, "repeats 17"),
         ({"data": vision.Config(recipe=views.digits(2))}, "one view"),
     ],
 )
