@@ -59,7 +59,7 @@ class Config(stage.Plan):
             raise ConfigError("a classifier sees one view of an image: set data.recipe.views 1 and data.recipe.small 0")
         if self.measured < 1 or not 1 <= self.repeats <= self.batch_size:
             raise ConfigError(
-                f"measured {self.measured} and repeats {self.repeats} must be at least 1, and repeats at most batch_size"
+                f"measured {self.measured} must be at least 1, repeats {self.repeats} within 1 and batch_size"
             )
 
 
