@@ -31,7 +31,8 @@ from fm_jax.core.types import Params
 from fm_jax.hub import families, low_rank, pretrained, safetensors, table
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.low_rank import Place, Sizes
-from fm_jax.hub.table import Index, Spec, Table, Weights
+from fm_jax.hub.table import Table
+from fm_jax.hub.weights import Index, Spec, Weights
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _BEFORE = "base_model.model."  # every name in the file
@@ -144,7 +145,7 @@ def save(
 
 @dataclass
 class _Renamed:
-    """Some of the tensors of a file under other names; implements `table.Weights`."""
+    """Some of the tensors of a file under other names; implements `weights.Weights`."""
 
     where: str
     weights: Weights

@@ -14,7 +14,8 @@ from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Params
 from fm_jax.hub import bert, efficientnet, gpt2, llama, resnet, t5, vit
 from fm_jax.hub.fields import Fields
-from fm_jax.hub.table import Table, Weights
+from fm_jax.hub.table import Table
+from fm_jax.hub.weights import Weights
 from fm_jax.models.language.decoder import Decoder
 from fm_jax.models.language.encoder import Encoder
 from fm_jax.models.language.encoder_decoder import EncoderDecoder

@@ -14,8 +14,8 @@ import numpy as np
 
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub.safetensors import DTYPES, MAX_TENSORS, NAME
-from fm_jax.hub.table import Index, Spec
 from fm_jax.hub.tensor_file import Place, TensorFile
+from fm_jax.hub.weights import Index, Spec
 
 MAX_DEPTH = 64
 _ARRAY, _SCALAR = 1, 3  # flax's extension types; 2 is a complex number
@@ -25,7 +25,7 @@ _SIZED = {0xC4: "bytes", 0xC7: "extension", 0xCC: "number", 0xD9: "text", 0xDC: 
 
 
 class FlaxFile:
-    """Tensors of one file under torch's names and in torch's layouts; implements `table.Weights`."""
+    """Tensors of one file under torch's names and in torch's layouts; implements `weights.Weights`."""
 
     def __init__(self, file: TensorFile) -> None:
         """Rename the tensors of a file whose names are paths in a Flax tree."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub import msgpack, safetensors
-from fm_jax.hub.table import Index, Spec, Weights
+from fm_jax.hub.weights import Index, Spec, Weights
 
 MAX_INDEX = 64_000_000  # bytes
 _SHOWN = 10
@@ -37,7 +37,7 @@ KINDS = (
 
 
 class Shards:
-    """The tensors of several files as one; implements `table.Weights`."""
+    """The tensors of several files as one; implements `weights.Weights`."""
 
     def __init__(self, where: str, files: Sequence[Weights]) -> None:
         """Join files that have no name in common."""

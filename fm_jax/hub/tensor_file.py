@@ -16,7 +16,7 @@ import numpy as np
 
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub.shards import aligned
-from fm_jax.hub.table import Index, Spec
+from fm_jax.hub.weights import Index, Spec
 
 Runs = tuple[tuple[int, int], ...]
 _BLOCK = 1 << 22  # bytes read at once where columns are cut out of rows
@@ -36,7 +36,7 @@ Find = Callable[[str, BinaryIO], Mapping[str, Place]]
 
 
 class TensorFile:
-    """Tensors of one open file; implements `table.Weights`."""
+    """Tensors of one open file; implements `weights.Weights`."""
 
     def __init__(
         self, where: str, file: BinaryIO, places: Mapping[str, Place], *, allow_nonfinite: bool = False

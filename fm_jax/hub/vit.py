@@ -9,7 +9,8 @@ import numpy as np
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub import heads, images
 from fm_jax.hub.fields import Fields
-from fm_jax.hub.table import Blank, Entry, Spec, Table, linear, norm, same
+from fm_jax.hub.table import Blank, Entry, Table, linear, norm, same
+from fm_jax.hub.weights import Spec
 from fm_jax.layers.attention import AttentionConfig
 from fm_jax.layers.mlp import MLPConfig
 from fm_jax.layers.norm import NormConfig

@@ -9,6 +9,7 @@ from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub import bert, families, table
 from fm_jax.hub.fields import Fields
+from fm_jax.hub.weights import Arrays
 from fm_jax.models.language.encoder import Encoder, roberta_base
 from tests.goldens.stored import Golden
 
@@ -24,7 +25,7 @@ def module(config):
 
 
 def read(model, given):
-    return table.read(bert.table(model), families.abstract(model), table.Arrays(given))
+    return table.read(bert.table(model), families.abstract(model), Arrays(given))
 
 
 @pytest.mark.parametrize("case", PEERS)

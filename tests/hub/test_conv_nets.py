@@ -9,6 +9,7 @@ from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub import families, pretrained, table
 from fm_jax.hub.fields import Fields
+from fm_jax.hub.weights import Arrays
 from fm_jax.models.vision import efficientnet, resnet
 from fm_jax.models.vision.classifier import ImageClassifier
 from tests.hub.forms import FORMS, build, draw, tensors
@@ -47,7 +48,7 @@ def test_counters_of_batches_are_passed_over_and_bare_names_known(name):
     bare = {key.removeprefix(f"{FORMS[name]['model_type']}."): tensor for key, tensor in given.items()}
     assert bare.keys() != given.keys()
     for arrays in (given, bare):
-        back = table.read(family.table(model), families.abstract(model), table.Arrays(arrays))
+        back = table.read(family.table(model), families.abstract(model), Arrays(arrays))
         for path, leaf in tree.flatten(params).items():
             np.testing.assert_array_equal(tree.flatten(back)[path], leaf, err_msg=path)
 

@@ -168,7 +168,7 @@ def test_the_real_library_reads_its_cache_offline_and_the_snapshot_opens(monkeyp
     import numpy as np
 
     from fm_jax.hub import safetensors, stored
-    from fm_jax.hub.table import Spec
+    from fm_jax.hub.weights import Spec
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

@@ -11,6 +11,7 @@ from fm_jax.core.errors import CheckpointError
 from fm_jax.core.mesh import MeshConfig, make_mesh
 from fm_jax.hub import families, table
 from fm_jax.hub.fields import Fields
+from fm_jax.hub.weights import Arrays, Spec
 from tests.hub.forms import FEW, FORMS, backbone, build, draw
 
 
@@ -43,11 +44,9 @@ def test_every_parameter_has_one_place_and_every_place_a_parameter(name):
     module, family = build(FORMS[name])
     params = draw(module)
     written = dict(table.write(family.table(module), params))
-    assert table.specs(family.table(module), params) == {
-        key: table.Spec(x.dtype.name, x.shape) for key, x in written.items()
-    }
+    assert table.specs(family.table(module), params) == {key: Spec(x.dtype.name, x.shape) for key, x in written.items()}
     assert sum(x.size for x in written.values()) == tree.count(params)
-    back = table.read(family.table(module), families.abstract(module), table.Arrays(written))
+    back = table.read(family.table(module), families.abstract(module), Arrays(written))
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
@@ -65,7 +64,7 @@ def test_abstract_parameters_are_those_of_init(name):
 @pytest.mark.parametrize("name", ["gpt2", "bert-pretraining"])
 def test_a_family_whose_config_tells_all_is_not_asked_what_the_file_holds(name):
     module, family = build(FORMS[name])
-    assert families.settled(family, module, table.Arrays({})) is module
+    assert families.settled(family, module, Arrays({})) is module
 
 
 def test_a_family_whose_config_leaves_something_open_is_asked():
@@ -76,7 +75,7 @@ def test_a_family_whose_config_leaves_something_open_is_asked():
         module = fields = table = inputs = staticmethod(lambda *_: None)
         settle = staticmethod(lambda *given: asked.append(given) or "settled")
 
-    weights = table.Arrays({})
+    weights = Arrays({})
     assert families.settled(File(), module, weights) == "settled"
     assert asked == [(module, weights)]
 

@@ -8,7 +8,7 @@ from flax import serialization
 
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub import msgpack, stored
-from fm_jax.hub.table import Spec
+from fm_jax.hub.weights import Spec
 
 rng = np.random.default_rng(0)
 

@@ -14,7 +14,8 @@ from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.mesh import MeshConfig, make_mesh
 from fm_jax.hub import safetensors, shards, stored, table
-from fm_jax.hub.table import Arrays, Table, flipped, same
+from fm_jax.hub.table import Table, flipped, same
+from fm_jax.hub.weights import Arrays
 from tests.hub.tables import AXES, SHAPES, TABLE, Counting, D, F, L, assert_equal, params, theirs, wanted
 
 

@@ -7,6 +7,7 @@ import pytest
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub import families, t5, table
 from fm_jax.hub.fields import Fields
+from fm_jax.hub.weights import Arrays
 from fm_jax.models.language.decoder import Decoder
 from fm_jax.models.language.decoder import tiny as decoder_tiny
 from fm_jax.models.language.encoder_decoder import EncoderDecoder
@@ -68,7 +69,7 @@ def test_a_head_in_the_file_counts_whatever_the_config_says():
     tensors = stored(module)
     assert "lm_head.weight" not in tensors
     for head, tied in ((None, True), (tensors["shared.weight"], True), (tensors["shared.weight"] + 1, False)):
-        file = table.Arrays({**tensors, **({} if head is None else {"lm_head.weight": head})})
+        file = Arrays({**tensors, **({} if head is None else {"lm_head.weight": head})})
         found = families.settled(t5, module, file)
         assert found.cfg.tied == tied and not found.cfg.scale_head
         params = table.read(t5.table(found), families.abstract(found), file)
@@ -87,11 +88,11 @@ def test_copies_and_leftovers_of_old_files_are_read_past():
         "decoder.embed_tokens.weight": shared,
         "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": np.ones((8, 3), np.float32),
     }
-    params = table.read(t5.table(module), families.abstract(module), table.Arrays(old))
+    params = table.read(t5.table(module), families.abstract(module), Arrays(old))
     np.testing.assert_array_equal(params["embed"]["tokens"], shared)
     old["decoder.embed_tokens.weight"] = shared + 1
     with pytest.raises(CheckpointError, match=r"decoder\.embed_tokens\.weight differs from shared\.weight"):
-        table.read(t5.table(module), families.abstract(module), table.Arrays(old))
+        table.read(t5.table(module), families.abstract(module), Arrays(old))
 
 
 def test_every_tensor_has_its_place():
@@ -99,7 +100,7 @@ def test_every_tensor_has_its_place():
     module = build(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
     tensors = stored(module)
     marked = {name: np.full(x.shape, place, np.float32) for place, (name, x) in enumerate(tensors.items())}
-    params = table.read(t5.table(module), families.abstract(module), table.Arrays(marked))
+    params = table.read(t5.table(module), families.abstract(module), Arrays(marked))
     place = {name: float(x.ravel()[0]) for name, x in marked.items()}
     first, cross = params["encoder"]["blocks"], params["decoder"]["blocks"]
     assert first["mlp"]["gate"]["kernel"][1, 0, 0] == place["encoder.block.1.layer.1.DenseReluDense.wi_0.weight"]

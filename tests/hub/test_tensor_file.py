@@ -10,8 +10,8 @@ import pytest
 
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub import safetensors, tensor_file
-from fm_jax.hub.table import Spec
 from fm_jax.hub.tensor_file import Place, TensorFile
+from fm_jax.hub.weights import Spec
 
 
 def saved(tmp_path, **arrays):

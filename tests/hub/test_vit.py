@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub import families, pretrained, table, vit
 from fm_jax.hub.fields import Fields
+from fm_jax.hub.weights import Arrays
 from fm_jax.models.vision import mae
 from fm_jax.models.vision import vit as models
 from fm_jax.models.vision.classifier import ImageClassifier
@@ -25,7 +26,7 @@ def module(config):
 
 
 def read(model, given):
-    return table.read(vit.table(model), families.abstract(model), table.Arrays(given))
+    return table.read(vit.table(model), families.abstract(model), Arrays(given))
 
 
 @pytest.mark.parametrize("case", PEERS)

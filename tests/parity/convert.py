@@ -13,6 +13,7 @@ import numpy as np
 from fm_jax.core.types import Params
 from fm_jax.hub import families, table
 from fm_jax.hub.fields import Fields
+from fm_jax.hub.weights import Arrays
 
 
 def module(theirs: Mapping[str, Any]) -> nn.Module:
@@ -23,4 +24,4 @@ def module(theirs: Mapping[str, Any]) -> nn.Module:
 def params(module: nn.Module, tensors: Mapping[str, np.ndarray]) -> Params:
     """Rename, rearrange and stack; every tensor is used or this raises."""
     arrays = {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
-    return table.read(families.writing(module).table(module), families.abstract(module), table.Arrays(arrays))
+    return table.read(families.writing(module).table(module), families.abstract(module), Arrays(arrays))
