@@ -202,7 +202,7 @@ def _encode(value: Any, hint: Any, path: str) -> Any:
         fields = [f.name for f in dataclasses.fields(value) if f.init]
         data = {spelt(name): _encode(getattr(value, name), hints[name], dotted + spelt(name)) for name in fields}
         several = sum(dataclasses.is_dataclass(member) for member in members(hint)) > 1
-        return {"class": type(value).__name__} | data if several else data
+        return {"class": _tag(type(value), hint)} | data if several else data
     if isinstance(value, tuple):
         inner = next((m for m in members(hint) if get_origin(m) is tuple), tuple)
         kinds = _kinds(inner, len(value))
@@ -216,11 +216,17 @@ def _encode(value: Any, hint: Any, path: str) -> Any:
     raise ConfigError(f"{path}: {str(value)[:60]!r} of type {type(value).__name__} is not config data")
 
 
+def _tag(cls: type, hint: Any) -> str:
+    """Return what tells a class from the others of a union: its name, after its module's where two have one name."""
+    names = [member.__name__ for member in members(hint) if isinstance(member, type)]
+    return cls.__name__ if names.count(cls.__name__) == 1 else f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
+
+
 def _decode(hint: Any, data: Any, path: str) -> Any:
     if isinstance(data, Mapping):
         classes: list[Any] = [member for member in members(hint) if dataclasses.is_dataclass(member)]
         if len(classes) > 1:
-            classes = [cls for cls in classes if cls.__name__ == data.get("class")]
+            classes = [cls for cls in classes if _tag(cls, hint) == data.get("class")]
             data = {key: value for key, value in data.items() if key != "class"}
         if classes:
             return _decode_section(classes[0], data, path)

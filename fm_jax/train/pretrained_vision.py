@@ -24,6 +24,7 @@ BACKBONES: tuple[tuple[type, type[nn.Module]], ...] = (
     (efficientnet.Config, efficientnet.EfficientNet),
     (vit.Config, vit.ViT),
 )
+Backbone = resnet.Config | efficientnet.Config | vit.Config
 SECTIONS = ("backbone", "model")  # where a run's config keeps its backbone's
 
 
@@ -108,13 +109,20 @@ def _data(run: start.Run) -> vision.Config:
         raise CheckpointError(f"{run.workdir} was not trained on images: {error}") from error
 
 
+def build(cfg: Backbone) -> nn.Module:
+    """Return the backbone that a config is of: it has `features(image) -> [B, D]`."""
+    return next(module(cfg) for kind, module in BACKBONES if isinstance(cfg, kind))
+
+
 def _backbone(run: start.Run) -> nn.Module:
     """Return the backbone that a run's config is of."""
     found = next((run.config[name] for name in SECTIONS if isinstance(run.config.get(name), Mapping)), None)
+    # a run that takes several kinds says which, by the name of a class
+    stored = {name: value for name, value in (found or {}).items() if name != "class"}
     problems = []
     for kind, module in BACKBONES:
         try:
-            return module(from_dict(kind, found or {}))
+            return module(from_dict(kind, stored))
         except (ConfigError, TypeError) as error:
             problems.append(f"{module.__name__}: {error}")
     raise CheckpointError(f"{run.workdir} is no run of a vision backbone ({'; '.join(problems)})")

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from experiments import linear_probe, simclr_pretrain
+from fm_jax.core.config import from_dict, to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.data import views, vision
 from fm_jax.hub.pretrained import Pretrained
-from fm_jax.models.vision import resnet, vit
+from fm_jax.models.vision import efficientnet, resnet, vit
 from fm_jax.train import pretrained_vision
 
 pytestmark = pytest.mark.slow
@@ -41,6 +42,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("run")
     simclr_pretrain.run(simclr_pretrain.debug(), workdir)
     return workdir
+
+
+@pytest.mark.parametrize("backbone", [vit.tiny(), efficientnet.tiny()], ids=["vit", "efficientnet"])
+def test_any_backbone_learns_by_contrast_and_is_opened_again(
+    backbone: pretrained_vision.Backbone, tmp_path: Path
+) -> None:
+    cfg = replace(simclr_pretrain.debug(), backbone=backbone)
+    if isinstance(backbone, efficientnet.Config):
+        cfg = replace(cfg, data=replace(cfg.data, size=16))
+    assert np.isfinite(simclr_pretrain.run(cfg, tmp_path)["loss"])
+    found = pretrained_vision.load(tmp_path)
+    assert found.module == pretrained_vision.build(backbone)
+    assert from_dict(simclr_pretrain.Config, to_dict(cfg)) == cfg
 
 
 def test_a_draw_is_the_same_labels_for_every_way_and_another_for_the_next(run: Path, tmp_path: Path) -> None:
