@@ -31,8 +31,8 @@ what can be relied on:
 In the file's own dtype theirs opens at once, for it leaves the file mapped: layers that are stacked must be copied, and
 cost their size in memory, no more: 2.1 CPU-seconds above `plain`. In another dtype both own their numbers; theirs was
 faster here, and has the whole file resident beside them (9.9 GB), where ours has the numbers alone (3.3 GB). Most of
-`plain` is memory, not reading: on that machine, a virtual one, the first touch of a new GB took 2.0 CPU-seconds in pages
-of 2 MB, as numpy asks for them, and 0.7 in pages of 4 kB.
+`plain` is memory, not reading: on that machine, a virtual one, the first touch of a new GB took 2.0 CPU-seconds in
+pages of 2 MB, as numpy asks for them, and 0.7 in pages of 4 kB.
 
 Needs torch and transformers, which nothing else here does.
 """
