@@ -15,10 +15,10 @@ The default is DeiT-B's recipe (table 9): AdamW, rate 5e-4 · batch / 512 = 1e-3
 A model pretrained by masking (`mae_pretrain`), or a public one, is trained on by `experiments.vit_finetune`.
 
 Measured with `demo` (136 thousand parameters, 1,000 steps, 89 to 95 CPU-seconds, seeds 0 to 2): 446, 444 and 443 of 450
-test images right (98.7 %), above logistic regression on the pixels (97.1 %) and below an RBF-SVM (99.6 %) and a ResNet-8
-(99.7 %). Rate and movements were chosen on the validation images (seed 0): after 600 steps with movements twice as wide
-it is at 96 %, for it has no more than begun to fit 1,123 images that differ at each visit.
-A small width wants its first weights wide, 1/sqrt(width) (`backbone.init_std 0`): from 0.02, width 64 is far behind.
+test images right (98.7 %), above logistic regression on the pixels (97.1 %) and below an RBF-SVM (99.6 %) and a
+ResNet-8 (99.7 %). Rate and movements were chosen on the validation images (seed 0): after 600 steps with movements
+twice as wide it is at 96 %, for it has no more than begun to fit 1,123 images that differ at each visit. A small width
+wants its first weights wide, 1/sqrt(width) (`backbone.init_std 0`): from 0.02, width 64 is far behind.
 """
 
 from collections.abc import Callable
