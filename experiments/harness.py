@@ -6,7 +6,7 @@ continuation is, how likely a whole text, and what comes next (`fm_jax/evals/har
 harness's own torch backend on the same weights).
 
     ./launch.sh local experiments.harness --model runs/quickstart/pretrain            # two tasks made of Python itself
-    ./launch.sh local experiments.harness --model gpt2 --include_path mine --tasks quiz,stories --num_fewshot 5
+    ./launch.sh local experiments.harness --model models/gpt2 --include_path mine --tasks quiz,stories --num_fewshot 5
     ./launch.sh local experiments.harness --model openai-community/gpt2 --shipped true --tasks lambada_openai,hellaswag
 
 `--model` is a pretraining run's work directory, a folder as `transformers` writes it, or OWNER/NAME. `--include_path`

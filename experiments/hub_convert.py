@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 
 from fm_jax import run as command_line
@@ -71,14 +72,13 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     print(f"reading {cfg.source}", flush=True)
     found, dtype = read(cfg)
     read_at = time.perf_counter()
-    names = families.writing(found.module).table(found.module)
     print(f"writing {cfg.target}: {tree.count(found.params):,} parameters as {dtype}", flush=True)
     pretrained.save(
         cfg.target, found.module, found.params, found.tokenizer, labels=found.labels,
         preprocessing=found.preprocessing, dtype=dtype, shard_bytes=cfg.shard_bytes,
     )  # fmt: skip
     written_at = time.perf_counter()
-    tensors, count = check(cfg.target, names, found.params, dtype)
+    tensors, count = check(cfg.target, found.module, found.params, dtype)
     data = families.writing(found.module).fields(found.module)
     measured = {
         "model": data["architectures"][0],
@@ -101,7 +101,9 @@ def read(cfg: Config) -> tuple[Pretrained, Dtype]:
     if (run := start.run(cfg.source, cfg.revision, cfg.step)) is not None:
         return of_run(run), cfg.dtype or "float32"
     folder = pretrained.find(cfg.source, cfg.revision)
-    kinds = {spec.dtype for spec in stored.open_weights(folder).specs.values()}
+    # of the matrices: running statistics and counters of batch normalisation have dtypes of their own
+    specs = stored.open_weights(folder).specs.values()
+    kinds = {spec.dtype for spec in specs if len(spec.shape) > 1 and "float" in spec.dtype}
     same: Dtype | None = next((kind for kind in ("float32", "bfloat16", "float16") if kinds == {kind}), None)
     found = pretrained.load(folder, dtype=same or "float32")
     return replace(found, module=pretrained.computing(found.module, "float32")), cfg.dtype or same or "float32"
@@ -133,19 +135,21 @@ def _classifier(run: start.Run) -> Pretrained:
     return Pretrained(module, run.params(combine), base.tokenizer, tuple(classes))
 
 
-def check(folder: Path, names: table.Table, params: Params, dtype: Dtype) -> tuple[int, int]:
-    """Read every tensor of a folder again and compare it; return how many there are, and their bytes.
+def check(folder: Path, module: nn.Module, params: Params, dtype: Dtype) -> tuple[int, int]:
+    """Read every parameter's tensor of a folder again and compare it; return how many there are, and their bytes.
 
     Raises:
         CheckpointError: a number that is not what it should be: a disk that does not keep what it is given.
     """
     weights, said = stored.open_weights(folder), time.perf_counter()
-    total = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in weights.specs.values())
+    names = families.writing(module).table(module)
+    wanted = table.specs(names, families.abstract(module, dtype))
+    total = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in wanted.values())
     done = number = 0
     for number, (name, array) in enumerate(table.write(names, params), 1):
         whole = tuple(slice(0, size) for size in array.shape)
         found = weights.read(name, whole)
-        if found.dtype != np.dtype(dtype) or not np.array_equal(found, array.astype(found.dtype)):
+        if found.dtype != np.dtype(wanted[name].dtype) or not np.array_equal(found, array.astype(found.dtype)):
             raise CheckpointError(f"{folder}: {name} does not hold what was written; try another disk")
         done += found.nbytes
         if time.perf_counter() - said > _SHOWN or done == total:

@@ -179,11 +179,11 @@ def baselines(model: MAE, params: Params, train: Iterator[Batch], validation: It
 
     total, count = np.zeros(()), 0.0
     for batch in train:
-        target, _, weights, _ = map(np.asarray, parts(batch))
+        target, _, weights, _ = map(runner.whole, parts(batch))
         total, count = total + np.einsum("bnp,b->np", target, weights, dtype=np.float64), count + weights.sum()
     sums, removed_patches = np.zeros(2), 0.0
     for batch in validation:
-        target, removed, weights, error = map(np.asarray, parts(batch))
+        target, removed, weights, error = map(runner.whole, parts(batch))
         kept = removed * weights[:, None]
         sums += [(kept * np.square(target - total / count).mean(axis=2)).sum(), (kept * error).sum()]
         removed_patches += kept.sum()

@@ -6,7 +6,7 @@ beams.
 
     ./launch.sh local experiments.t5_translate --config demo      # a generated English–German world, on two cores
     ./launch.sh local experiments.t5_translate --config demo --init.from runs/t5_pretrain
-    ./launch.sh local experiments.t5_translate --init.from t5-base --prefix "translate English to German: " …
+    ./launch.sh local experiments.t5_translate --init.from google-t5/t5-base --prefix "translate English to German: " …
 
 `--init.from` is a public checkpoint's folder or name, or the work directory of `experiments.t5_pretrain`; without it
 the model is drawn anew and its tokenizer learnt from the training pairs. `--data.path` is a folder of aligned files
@@ -91,6 +91,12 @@ class Config(stage.Plan):
     tokenize: str = "13a"  # sacrebleu's, for BLEU
     watched: int = 200  # validation sentences that are translated at every evaluation
     decode_batch: int = 64  # sentences that are translated at once
+
+    def __post_init__(self) -> None:
+        """Refuse what this stage has no use for."""
+        super().__post_init__()
+        if self.data_dir is not None:
+            raise ConfigError("data_dir must be none: sentences are read from data.path, or generated each time")
 
 
 def config() -> Config:

@@ -268,6 +268,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         if cfg.way == "lora":
             lora = cfg.recipe.lora
             options: dict[str, Any] = {"rank": lora.rank, "alpha": lora.alpha, "base": cfg.init.source}
+            options |= {"revision": cfg.init.revision}
             adapter.save(cfg.export / "adapter", bench.model, trained, **options)
     return measured
 

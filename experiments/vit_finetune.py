@@ -58,7 +58,7 @@ class Config(image_classifier.Config):
     way: Literal["finetune", "scratch"] = "finetune"  # scratch: only the form of the model at init.from is taken
     pool: vit.Pool = "mean_norm"
     drop_path: float = 0.1
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the computation
 
 
 def config() -> Config:
@@ -104,7 +104,7 @@ CONFIGS: dict[str, Callable[[], Config]] = {"default": config, "demo": demo, "de
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Train on, and return (and write to results.json) what was measured."""
-    found = pretrained_vision.load(cfg.init.source, revision=cfg.init.revision, dtype=cfg.dtype)
+    found = pretrained_vision.load(cfg.init.source, revision=cfg.init.revision)
     backbone = vit.ViT(adapted(found, cfg))
     if cfg.way == "scratch":
         bench = image_classifier.Bench(backbone, replace(cfg, init=start.Init()), workdir)
@@ -129,7 +129,7 @@ def adapted(found: Pretrained, cfg: Config) -> vit.Config:
         )
     own, size = found.module.cfg, cfg.data.size
     patches = replace(own.patches, image_size=(size, size), positions="learned")
-    return replace(own, patches=patches, pool=cfg.pool, drop_path=cfg.drop_path)
+    return replace(own, patches=patches, pool=cfg.pool, drop_path=cfg.drop_path, dtype=cfg.dtype)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class Batches:
     hosts: int = 1
     workers: int = 0  # processes that read ahead; 0 reads in threads of this one
     threads: int = 2  # that read ahead, here or in each worker; 0 reads when asked (only without workers)
-    repeats: int = 1  # rows in turn that are one row of the source, each drawn anew (Hoffer et al. 2020)
+    repeats: int = 1  # rows near each other that are one row of the source, each drawn anew (Hoffer et al. 2020)
 
     def __post_init__(self) -> None:
         _check_hosts(self.batch_size, self.host, self.hosts)
@@ -150,13 +150,24 @@ class _Reader:
 
     def __call__(self, step: int) -> HostBatch:
         begin = step * self.batch_size + self.first
-        picked = [self.order[i // self.repeats] for i in range(begin, begin + self.rows)]
+        picked = [self.order[_visited(i, self.repeats)] for i in range(begin, begin + self.rows)]
         found = [_row(self.sources[number], row, (self.seed, begin + k)) for k, (number, row) in enumerate(picked)]
         batch = _stack(found, *self.sources)
         for number, source in enumerate(self.sources):
             mine = slice(None) if len(self.sources) == 1 else [k for k, (n, _) in enumerate(picked) if n == number]
             _check_limits({name: value[mine] for name, value in batch.items()}, source)
         return batch
+
+
+def _visited(place: int, repeats: int) -> int:
+    """Return which row of the order stands at a place, so that no row stands beside itself.
+
+    A few rows take turns until each was seen `repeats` times: mixing (`mixing.py`) pairs neighbours, and an image mixed
+    with itself is not mixed. An odd number of them, so that a row has another partner the next time.
+    """
+    few = 2 * repeats - 1
+    group, within = divmod(place, few * repeats)
+    return group * few + within % few
 
 
 def _row(source: Source, number: int, seed: tuple[int, int] | None = None) -> HostBatch:

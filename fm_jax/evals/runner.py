@@ -106,21 +106,21 @@ def predict(
         if label not in batch:
             raise DataError(f"batch {number} has no field {label!r}; it has {', '.join(batch)}")
         out = compiled(params, batch)
-        truth = _whole(batch[label])
-        keep = _whole(batch[weight]) > 0 if weight in batch else np.ones(truth.shape, bool)
+        truth = whole(batch[label])
+        keep = whole(batch[weight]) > 0 if weight in batch else np.ones(truth.shape, bool)
         if out.ndim != 2 or truth.shape != out.shape[:1] or keep.shape != truth.shape:
             raise DataError(
                 f"batch {number}: logits {out.shape}, {label} {truth.shape} and {weight} {keep.shape} must be "
                 "[B, C], [B] and [B]"
             )
-        logits.append(_whole(out).astype(np.float32)[keep])
+        logits.append(whole(out).astype(np.float32)[keep])
         labels.append(truth[keep])
     if not any(len(part) for part in labels):
         raise DataError("there is no example to predict; is the split empty, or all of it padding?")
     return np.concatenate(logits), np.concatenate(labels)
 
 
-def _whole(array: Any) -> np.ndarray:
+def whole(array: Any) -> np.ndarray:
     """Return an array on this host, gathered from the others where they hold parts of it."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         from jax.experimental import multihost_utils

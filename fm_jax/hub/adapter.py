@@ -89,7 +89,14 @@ def load(folder: str | Path, module: nn.Module, *, ignore: Iterable[str] = ()) -
 
 
 def save(
-    folder: str | Path, module: nn.Module, trained: Params, *, rank: int, alpha: float, base: str | Path = ""
+    folder: str | Path,
+    module: nn.Module,
+    trained: Params,
+    *,
+    rank: int,
+    alpha: float,
+    base: str | Path = "",
+    revision: str | None = None,
 ) -> None:
     """Write adapters as a folder that `peft` opens on the same base with equal results; it appears whole or not at all.
 
@@ -100,6 +107,7 @@ def save(
         rank: of the config that they were trained with.
         alpha: of the same config; A B is multiplied by alpha / rank.
         base: the checkpoint that they belong to, for the reader: `peft` opens it by this name.
+        revision: of that name.
 
     Raises:
         CheckpointError: the folder exists, or something was trained that `peft` cannot say.
@@ -113,9 +121,7 @@ def save(
     # of RoBERTa's kind of head peft saves all, whether told to or not
     saved = sorted({re.sub(r"^classifier\..*", "classifier", name.rpartition(".")[0]) for name in full})
     if both := [name for name in pairs if any(f"{name}.".startswith(f"{other}.") for other in saved)]:
-        raise CheckpointError(
-            f"{', '.join(both)} was trained in full and has an adapter; peft can have one of them only"
-        )
+        raise CheckpointError(f"{', '.join(both)} was trained in full and has an adapter; peft can have only one")
     tensors = {f"{name}.lora_A.weight": a.T for name, (a, _) in pairs.items()}
     tensors |= {f"{name}.lora_B.weight": b.T for name, (_, b) in pairs.items()} | full
     tensors = {_BEFORE + name: np.ascontiguousarray(x) for name, x in tensors.items()}
@@ -125,6 +131,7 @@ def save(
         "peft_type": "LORA",
         "task_type": next((task for end, task in _TASKS.items() if _architecture(module).endswith(end)), None),
         "base_model_name_or_path": str(base) or None,
+        "revision": revision,
         "r": rank,
         "lora_alpha": _number(alpha),
         "rank_pattern": other,

@@ -253,7 +253,8 @@ def _preprocessing(folder: Path, module: nn.Module, kind: str, ignore: tuple[str
     try:
         return preprocessors.read(folder, kind, ignore)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; to do without it, name {preprocessors.FILE} in ignore") from error
+        around = f"name {preprocessors.FILE} in ignore, or take it out of the folder"
+        raise CheckpointError(f"{error}; to do without it, {around}") from error
 
 
 def _check_preprocessing(found: Preprocessing, module: nn.Module) -> None:

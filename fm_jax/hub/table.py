@@ -52,7 +52,7 @@ class Blank(NamedTuple):
 
     beside: str  # the name of a tensor that is written
     name: str
-    spec: Spec
+    spec: Spec  # dtype "": that of the tensor beside it
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,11 @@ def specs(table: Table, params: Params) -> dict[str, Spec]:
 
 def blanks(table: Table, written: Mapping[str, Spec]) -> dict[str, Spec]:
     """Return the tensors of zeros that complete what is written."""
-    return {blank.name: blank.spec for blank in table.blank if blank.beside in written}
+    return {
+        blank.name: blank.spec._replace(dtype=blank.spec.dtype or written[blank.beside].dtype)
+        for blank in table.blank
+        if blank.beside in written
+    }
 
 
 def _match(table: Table, leaves: Mapping[str, Any], weights: Weights) -> dict[str, str]:

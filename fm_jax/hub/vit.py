@@ -156,7 +156,7 @@ def table(module: nn.Module) -> Table:
         (*_body(prefix), *_layers("blocks", f"{prefix}.encoder.layer.{{}}", kind, gated=gated)),
         rename=((r"((?:embeddings|encoder|layernorm)\..*)", rf"{prefix}.\1"),),  # base models have no prefix
         skip=(rf"(?:{prefix}\.)?pooler\..*", rf"(?:{prefix}\.)?embeddings\.mask_token"),
-        blank=(Blank(f"{prefix}.embeddings.register_tokens", mask, Spec("float32", (1, cfg.d_model))),),
+        blank=(Blank(f"{prefix}.embeddings.register_tokens", mask, Spec("", (1, cfg.d_model))),),
     )
     if isinstance(module, ImageClassifier):
         return found.under("backbone", *linear("head", "classifier"))

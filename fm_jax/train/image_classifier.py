@@ -163,7 +163,7 @@ class Bench:
             before, after = old.cfg.patches, new.cfg.patches
             if (before.grid, before.cls) != (after.grid, after.cls):
                 reshape["backbone/embed/positions"] = regrid(before, after)
-            if new.cfg.pool == "mean_norm" != old.cfg.pool:  # a norm of tokens is no norm of their mean
+            if (new.cfg.pool == "mean_norm") != (old.cfg.pool == "mean_norm"):  # tokens' norm is no norm of their mean
                 afresh = ("backbone/norm_final/.*",)
         given = {"backbone": self.found.params}
         return surgery.load(fresh, given, fresh=("head/.*", *afresh), unused=afresh, reshape=reshape)

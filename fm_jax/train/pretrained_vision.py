@@ -90,10 +90,11 @@ def remind(found: Pretrained, data: vision.Config) -> str:
     """Return, and print as a warning, which options show a model its images as it was trained on them; "" if all do."""
     if found.preprocessing is None:
         return ""
-    like = preprocessing.onto(data, found.preprocessing)
-    wanted = {
-        name: words for name, words in changes(data, like).items() if name != "size"
-    }  # that is a matter of choice
+    seen, like = found.preprocessing, preprocessing.onto(data, found.preprocessing)
+    same = {"size"}  # that is a matter of choice
+    if round(seen.size / data.middle) == seen.scaled:  # a folder has whole pixels: 274 of 240 / 0.875
+        same.add("middle")
+    wanted = {name: words for name, words in changes(data, like).items() if name not in same}
     if not wanted:
         return ""
     options = " ".join(f"--data.{name} {after}" for name, (_, after) in wanted.items())

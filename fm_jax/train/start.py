@@ -50,8 +50,12 @@ class Run:
         return config
 
     def params(self, combine: Callable[[Params, Params], Params] = tree.merge) -> Params:
-        """Read its parameters to the first local device; `combine` makes them of (trained, frozen)."""
-        return read.load_params(self.workdir / "checkpoints", self.step, combine=combine)
+        """Read its parameters to the first local device; `combine` makes them of (trained, frozen).
+
+        Of a run that kept a running mean that is what is read: it was evaluated, and judged which step is best.
+        """
+        part = "params" if self.config.get("ema_decay") is None else "ema"
+        return read.load_params(self.workdir / "checkpoints", self.step, part=part, combine=combine)
 
 
 def run(source: str | Path, revision: str | None = None, step: str = "best") -> Run | None:
@@ -68,7 +72,7 @@ def run(source: str | Path, revision: str | None = None, step: str = "best") -> 
     workdir = Path(source)
     # OWNER/NAME may be fetched; runs/NAME is a run that was never made, and so is what lacks in a folder that is there
     if not workdir.exists() and (workdir.parts[:1] == ("runs",) or workdir.parent.is_dir()):
-        raise CheckpointError(f"{workdir} does not exist; give a run's work directory or a model's folder")
+        raise CheckpointError(f"{workdir} does not exist; give a run's work directory, a model's folder, or OWNER/NAME")
     checkpoints = workdir / "checkpoints"
     if not checkpoints.is_dir() and not (workdir / "run.json").is_file():
         return None

@@ -305,3 +305,24 @@ def test_a_field_named_by_a_word_of_python_is_spelt_without_its_underscore() -> 
         apply_overrides(Resumed(), ["--init.from_", "runs/a"])
     with pytest.raises(ConfigError, match=r"unknown key init\.form; did you mean init\.from\?"):
         from_dict(Resumed, {"init": {"form": "runs/a"}})
+
+
+def place(module: str) -> type:
+    return dataclasses.make_dataclass("Place", [("x", int, 0)], frozen=True, namespace={"__module__": f"a.{module}"})
+
+
+Near, Far = place("near"), place("far")
+
+
+@dataclass(frozen=True)
+class Journey:
+    to: Near | Far = Near()  # type: ignore[valid-type]
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Near, "near.Place"), (Far, "far.Place")])
+def test_two_classes_of_one_name_are_told_apart_by_their_modules(kind: Any, name: str) -> None:
+    cfg = Journey(kind(3))
+    assert to_dict(cfg) == {"to": {"class": name, "x": 3}}
+    assert from_dict(Journey, to_dict(cfg)) == cfg
+    with pytest.raises(ConfigError):
+        from_dict(Journey, {"to": {"class": "Place", "x": 3}})

@@ -127,12 +127,14 @@ class Dice(Numbers):
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
-def test_a_row_that_is_repeated_stands_beside_itself_and_is_drawn_anew(hosts: int) -> None:
-    parts = [_take(Batches(Dice(12), 8, seed=5, repeats=3, host=host, hosts=hosts), 9) for host in range(hosts)]
+def test_a_row_that_is_repeated_is_drawn_anew_and_never_stands_beside_itself(hosts: int) -> None:
+    parts = [_take(Batches(Dice(40), 8, seed=5, repeats=3, host=host, hosts=hosts), 15) for host in range(hosts)]
     rows = np.concatenate([np.concatenate(batch) for batch in zip(*parts, strict=True)])
-    once = np.concatenate(_take(Batches(Dice(12), 8, seed=5), 3))
-    np.testing.assert_array_equal(rows[:, 0], np.repeat(once[:, 0], 3))
-    assert len({tuple(row) for row in rows.tolist()}) == len(rows) == 72
+    once = np.concatenate(_take(Batches(Dice(40), 8, seed=5), 5))
+    few = once[:, 0].reshape(8, 5)  # rows that take turns, three times each
+    np.testing.assert_array_equal(rows[:, 0], np.tile(few, 3).ravel())
+    assert (rows[1:, 0] != rows[:-1, 0]).all()
+    assert len({tuple(row) for row in rows.tolist()}) == len(rows) == 120
     assert Batches(Dice(12), 8, repeats=3).fingerprint != Batches(Dice(12), 8).fingerprint
 
 

@@ -89,6 +89,14 @@ def test_hosts_mix_the_same_global_batches_and_a_resumed_stream_goes_on() -> Non
                 assert np.array_equal(later[step - 2][name], whole[step][name])
 
 
+@pytest.mark.parametrize("repeats", [2, 3, 4])
+def test_an_image_that_is_repeated_is_mixed_with_others(repeats: int) -> None:
+    """As DeiT has both: its repeats go to other devices, and each device mixes its own images."""
+    stream = Mixed(Batches(Rows(), 8, repeats=repeats, threads=0), Mix(switch=0.0, cutmix=0.0), 32)
+    for batch in islice(stream.iterate(0), 6):
+        assert ((batch["target"] > 0).sum(axis=1) == 2).all()
+
+
 def test_the_state_is_of_this_stream_alone() -> None:
     batches = Batches(Rows(), 8)
     one, other = Mixed(batches, Mix(), 32), Mixed(batches, Mix(mixup=0.2), 32)

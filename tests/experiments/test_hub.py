@@ -71,6 +71,19 @@ def test_numbers_stay_as_the_source_has_them_or_as_is_asked_for(dtype, wanted, t
     assert_equal(pretrained.load(tmp_path / "ours").params, jax.tree.map(lambda x: x.astype("float32"), params))
 
 
+@pytest.mark.parametrize("form", ["resnet", "registers"])
+def test_half_precision_is_of_what_is_trained(form, tmp_path):
+    """Running statistics stay in float32, and the folder is still one of bfloat16 when it is converted again."""
+    make(tmp_path / "theirs", form)
+    measured = convert(tmp_path / "theirs", tmp_path / "half", tmp_path / "work", dtype="bfloat16")
+    again = convert(tmp_path / "half", tmp_path / "again", tmp_path / "work")
+    assert again["dtype"] == "bfloat16" and again["bytes"] == measured["bytes"]
+    half, anew = (load_file(tmp_path / side / "model.safetensors") for side in ("half", "again"))
+    assert all(np.array_equal(half[name], anew[name]) for name in half)
+    others = {name.rpartition(".")[2] for name, array in half.items() if str(array.dtype) != "bfloat16"}
+    assert others == ({"running_mean", "running_var", "num_batches_tracked"} if form == "resnet" else set())
+
+
 def test_a_large_model_comes_in_shards(tmp_path):
     make(tmp_path / "theirs", "gpt2")
     convert(tmp_path / "theirs", tmp_path / "ours", tmp_path / "work", shard_bytes=8_000)
@@ -135,11 +148,10 @@ def test_what_cannot_be_converted_is_refused_before_anything_is_written(tmp_path
 
 def test_a_disk_that_loses_a_number_is_seen(tmp_path):
     module, params = make(tmp_path / "theirs", "gpt2")
-    names = hub_convert.families.writing(module).table(module)
-    assert hub_convert.check(tmp_path / "theirs", names, params, "float32") == (40, 44_096)
+    assert hub_convert.check(tmp_path / "theirs", module, params, "float32") == (40, 44_096)
     params["blocks"]["mlp"]["up"]["bias"] = params["blocks"]["mlp"]["up"]["bias"].at[1, 3].add(1e-3)
     with pytest.raises(CheckpointError, match=r"h\.1\.mlp\.c_fc\.bias does not hold"):
-        hub_convert.check(tmp_path / "theirs", names, params, "float32")
+        hub_convert.check(tmp_path / "theirs", module, params, "float32")
 
 
 def test_a_comparison_without_torch_says_what_to_install(tmp_path, monkeypatch):

@@ -22,6 +22,11 @@ def test_one_view_of_an_image_is_refused() -> None:
         replace(simclr_pretrain.debug(), data=vision.Config(recipe=views.digits()))
 
 
+def test_parts_of_a_batch_are_refused() -> None:
+    with pytest.raises(ConfigError, match="accumulate must be 1"):
+        replace(simclr_pretrain.debug(), accumulate=2)
+
+
 def test_a_batch_that_devices_cannot_share_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"batch_size 12 .* does not divide over 8 shards"):
         simclr_pretrain.run(replace(simclr_pretrain.debug(), batch_size=12), tmp_path)

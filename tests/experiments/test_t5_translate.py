@@ -76,6 +76,11 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
         opened(tmp_path / "gpt")
 
 
+def test_a_place_for_data_that_is_never_written_is_refused() -> None:
+    with pytest.raises(ConfigError, match="data_dir must be none"):
+        replace(t5_translate.debug(), data_dir=Path("kept"))
+
+
 def test_generated_splits_are_unseen_and_labelled() -> None:
     data = t5_translate.load(t5_translate.Data(train=3_000, validation=50, test=80))
     assert (len(data.train), len(data.validation), len(data.test), len(data.labels)) == (3_000, 50, 80, 80)

@@ -145,6 +145,15 @@ def test_a_fused_adapter_gives_each_part_all_of_a_and_its_columns_of_b(tmp_path)
     assert json.loads((tmp_path / "again" / "adapter_config.json").read_text())["rank_pattern"] == {}
 
 
+def test_the_base_is_named_with_its_revision(tmp_path):
+    module, _ = build(FORMS["gpt2"])
+    trained, _, cfg = train(module)
+    said = json.loads(
+        (save(tmp_path / "a", module, trained, cfg, base="a/b", revision="f00") / adapter.CONFIG).read_text()
+    )
+    assert (said["base_model_name_or_path"], said["revision"]) == ("a/b", "f00")
+
+
 def test_a_fresh_fused_adapter_keeps_its_rank(tmp_path):
     module, _ = build(FORMS["gpt2"])
     fused(tmp_path / "peft")

@@ -176,7 +176,7 @@ def test_a_mask_token_is_written_beside_registers_and_passed_over_when_read(tmp_
     pretrained.save(tmp_path / "out", model, params, dtype="bfloat16")
     stored = load_file(tmp_path / "out" / "model.safetensors")
     found = stored["dinov2_with_registers.embeddings.mask_token"]
-    assert (found.shape, found.dtype.name, found.any()) == ((1, 16), "float32", False)
+    assert (found.shape, found.dtype.name, found.any()) == ((1, 16), "bfloat16", False)
     assert stored["dinov2_with_registers.embeddings.register_tokens"].shape == (1, 3, 16)
     assert pretrained.load(tmp_path / "out").module == model
     plain, _ = forms.build(forms.FORMS["dinov2"])

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from fm_jax.data.mixing import Mix
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.vision import resnet, vit
 from fm_jax.optim import schedule
-from fm_jax.train import image_classifier, loop, pretrained_vision
+from fm_jax.train import image_classifier, loop, pretrained_vision, stage
 from fm_jax.train.image_classifier import Bench, Config
 
 
@@ -114,8 +115,9 @@ def test_a_norm_of_tokens_is_not_taken_for_one_of_their_mean(tmp_path: Path) -> 
         bench = Bench(vit.ViT(replace(vit.tiny(), pool=pool)), config(), tmp_path, found)  # type: ignore[arg-type]
         np.testing.assert_array_equal(bench.start()[0]["backbone"]["norm_final"]["scale"], np.full(32, wanted))
     own = Pretrained(vit.ViT(replace(vit.tiny(), pool="mean_norm")), found.params, None)
-    kept = Bench(own.module, config(), tmp_path, own).start()[0]["backbone"]["norm_final"]["scale"]
-    np.testing.assert_array_equal(kept, np.full(32, 3.0))
+    for pool, wanted in (("mean_norm", 3.0), ("cls", 1.0)):
+        bench = Bench(vit.ViT(replace(vit.tiny(), pool=pool)), config(), tmp_path, own)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(bench.start()[0]["backbone"]["norm_final"]["scale"], np.full(32, wanted))
 
 
 @pytest.mark.slow
@@ -131,6 +133,15 @@ def test_running_statistics_move_and_are_in_the_checkpoint_that_a_later_run_open
     for path, leaf in running.items():
         np.testing.assert_array_equal(leaf, after[f"backbone/{path}"])
     assert len(running) == len(before)
+
+
+def test_views_of_an_image_are_repeated_and_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(stage, "train", lambda *args, **options: asked.update(options) or asked["make_params"]())
+    monkeypatch.setattr(image_classifier, "whole", lambda done: done)
+    bench = Bench(vit.ViT(vit.tiny()), config(repeats=3, mix=Mix()), tmp_path)
+    bench.fit(tmp_path, lambda step, params: {}, {})
+    assert (asked["batches"].batches.repeats, asked["batches"].mix) == (3, Mix())
 
 
 def test_drops_of_the_rate_are_given_in_shares_of_the_run() -> None:

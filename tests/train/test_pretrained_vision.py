@@ -14,6 +14,7 @@ from fm_jax.core import tree
 from fm_jax.core.config import apply_overrides, to_dict
 from fm_jax.core.errors import CheckpointError
 from fm_jax.data import views, vision
+from fm_jax.hub import preprocessing
 from fm_jax.hub import pretrained as public
 from fm_jax.hub.preprocessing import Preprocessing
 from fm_jax.models.language import decoder
@@ -112,6 +113,15 @@ def test_images_that_are_shown_otherwise_than_they_were_are_told_of(
     assert pretrained_vision.remind(found, alike) == ""
     leave_run(tmp_path / "run", drawn(SimCLR(NETS[0], 8)), "backbone", NETS[0].cfg)
     assert pretrained_vision.remind(pretrained_vision.load(tmp_path / "run"), DATA) == ""
+
+
+def test_a_share_that_a_folder_holds_in_whole_pixels_is_no_difference(tmp_path: Path) -> None:
+    net, shown = resnet.ResNet(resnet.Config((1, 1), (8, 16), "basic", stem_width=8)), vision.Config(size=240)
+    shown = replace(shown, middle=0.875)
+    public.save(tmp_path / "net", net, drawn(net, 32), preprocessing=preprocessing.of(shown))
+    found = pretrained_vision.load(tmp_path / "net")
+    assert pretrained_vision.remind(found, shown) == ""
+    assert "--data.middle 0.8759" in pretrained_vision.remind(found, replace(shown, middle=0.9))
 
 
 def test_what_is_not_there_or_reads_no_images_is_refused(tmp_path: Path) -> None:

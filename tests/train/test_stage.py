@@ -13,8 +13,9 @@ import pytest
 from fm_jax.checkpoint import read
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.mesh import MeshConfig
+from fm_jax.data import loader
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import log, loop, stage
+from fm_jax.train import log, loop, stage, step
 
 
 class Rows:
@@ -44,15 +45,18 @@ def loss(params: Any, batch: Any, rng: Any) -> Any:
     return error.sum(), batch["weights"].sum(), {"error": (error.sum(), batch["weights"].sum())}
 
 
+def single() -> jax.sharding.Mesh:
+    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), ("data", "fsdp", "sequence", "tensor"))
+
+
 def train(workdir: Path, cfg: stage.Plan = PLAN, **more: Any) -> Any:
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), ("data", "fsdp", "sequence", "tensor"))
     return stage.train(
         cfg,
         workdir,
         loss=loss,
         make_params=lambda: ({"w": jnp.zeros(())}, {}),
         batches=stage.batches(cfg, Rows()),
-        mesh=mesh,
+        mesh=single(),
         rates=stage.rates(cfg, "linear"),
         meta={"config": {}},
         **more,
@@ -93,8 +97,26 @@ def test_a_split_is_seen_once_with_weight_0_where_the_last_batch_is_filled_up() 
     mesh = stage.open_mesh(replace(PLAN, mesh=MeshConfig(data=4, fsdp=2)))
     seen = list(stage.once(PLAN, Rows(), mesh))
     assert [int(batch["weights"].sum()) for batch in seen] == [8, 2]
+    parts = stage.once(replace(PLAN, accumulate=2), Rows(), single())
+    assert [int(batch["weights"].sum()) for batch in parts] == [4, 4, 2]  # as much at once as in training
     kept = np.concatenate([np.asarray(batch["x"])[np.asarray(batch["weights"]) > 0, 0] for batch in seen])
     np.testing.assert_array_equal(kept, np.arange(10))
+
+
+def test_the_numbers_of_a_stage_reach_its_batches_and_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ten = Rows()
+    cfg = replace(PLAN, seed=3, accumulate=2, workers=1)
+    assert stage.batches(cfg, ten, repeats=2) == loader.Batches(ten, 8, seed=3, workers=1, repeats=2)
+    asked: dict[str, Any] = {}
+
+    def make(*args: Any, **options: Any) -> Any:
+        asked.update(options)
+        return step.make_train_step(*args, **options)
+
+    monkeypatch.setattr(stage, "make_train_step", make)
+    train(tmp_path, replace(cfg, workers=0), ema_decay=0.5)
+    assert (asked["accumulate"], asked["ema_decay"]) == (2, 0.5)
+    assert jax.random.key_data(asked["key"]).tolist() == jax.random.key_data(jax.random.key(3)).tolist()
 
 
 def test_a_run_that_was_cut_off_ends_where_it_would_have(tmp_path: Path) -> None:

@@ -33,6 +33,15 @@ def test_the_step_that_was_asked_for_is_opened(
     assert summed["sum"].tolist() == [12 * wanted]
 
 
+def test_a_running_mean_is_what_was_evaluated(tmp_path: Path) -> None:
+    state = {"params": {"a": np.zeros(2)}, "frozen": {"b": np.ones(1)}, "ema": {"a": np.full(2, 7.0)}}
+    with Store(tmp_path / "checkpoints", meta={"config": {"ema_decay": 0.9}}) as store:
+        store.save(1, state, {})
+    run = start.run(tmp_path)
+    assert run is not None
+    assert {name: leaf.tolist() for name, leaf in run.params().items()} == {"a": [7.0, 7.0], "b": [1.0]}
+
+
 def test_a_folder_and_a_public_name_are_no_runs(tmp_path: Path) -> None:
     assert start.run(tmp_path) is None
     assert start.run("google-bert/bert-base-uncased", "main") is None
