@@ -215,4 +215,4 @@ def baseline(found: Corpus, choose: Choose, batches: Iterable[Batch]) -> dict[st
 
 
 if __name__ == "__main__":
-    command_line.main(run, CONFIGS, resumable=("fit.log_every", "fit.save_every", "fit.profile_*", "mesh.*", "workers"))
+    command_line.main(run, CONFIGS, resumable=stage.RESUMABLE)

@@ -159,4 +159,4 @@ def check(folder: Path, module: nn.Module, params: Params, dtype: Dtype) -> tupl
 
 
 if __name__ == "__main__":
-    command_line.main(run, {"default": config, "debug": debug})
+    command_line.main(run, {"default": config, "debug": debug}, resumable=("*",))

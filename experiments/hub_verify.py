@@ -1,8 +1,9 @@
-"""Prove that a public checkpoint computes here what it computes in `transformers`: every layer, on padded rows.
+"""Prove that a public checkpoint computes here what it computes in `transformers`, at every layer.
 
 Idea: a wrong activation moves the logits of a model by less than a loose tolerance forgives, so both sides run on the
-same random tokens, some rows padded, and every layer's output is compared, in units of its standard deviation. The
-first line that is too far off names the layer where to look: all lines below it are wrong because it is.
+same random tokens, some rows padded, or on the same images of noise, and every layer's output (of a convolutional
+network every stage's) is compared, in units of its standard deviation. The first line that is too far off names the
+layer where to look: all lines below it are wrong because it is.
 
     ./launch.sh local experiments.hub_verify --folder models/gpt2
     ./launch.sh local experiments.hub_verify --folder openai-community/gpt2
@@ -13,7 +14,7 @@ Expected: the largest difference of a sound conversion is 1e-6 to 1e-5, and belo
 otherwise; the table is kept in results.json either way.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,15 @@ from fm_jax.models.language.encoder import Encoder
 from fm_jax.models.language.encoder_decoder import EncoderDecoder
 from fm_jax.models.language.masked_lm import MaskedLM
 from fm_jax.models.language.tagger import Tagger
+from fm_jax.models.vision.efficientnet import EfficientNet
+from fm_jax.models.vision.mae import MAE
+from fm_jax.models.vision.vit import ViT
 
 Outputs = dict[str, np.ndarray]  # what is compared: "embed", "layer 0", …, "final", and the outputs by name
 _FINAL = ("ln_f", "norm", "final_layer_norm")  # their names of the norm behind the last layer
 _OUTPUTS = {
     "logits": "logits", "prediction_logits": "logits", "start_logits": "start", "end_logits": "end",
-    "seq_relationship_logits": "pair", "sop_logits": "pair",
+    "seq_relationship_logits": "pair", "sop_logits": "pair", "last_hidden_state": "final",
 }  # fmt: skip
 
 
@@ -50,7 +54,7 @@ class Config:
 
     folder: str = "model"  # a folder that transformers opens, or OWNER/NAME
     rows: int = 3
-    length: int = 24  # tokens of the longest row; the others are padded
+    length: int = 24  # tokens of the longest row; the others are padded (of text)
     seed: int = 0
     tolerance: float = 5e-5  # largest difference, in standard deviations of the layer
 
@@ -73,6 +77,24 @@ class Rows:
     def inside(self) -> np.ndarray:
         """Say which tokens are real: [B, T]."""
         return np.arange(self.tokens.shape[1]) < self.length[:, None]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images, and for each patch the noise that decides whether a masked autoencoder sees it."""
+
+    image: np.ndarray  # [B, H, W, C]
+    noise: np.ndarray  # [B, N]; N is 0 where nothing is masked
+
+
+def draw_images(module: nn.Module, cfg: Config) -> Images:
+    """Draw images of the size that the model was made for, 224 × 224 where it names none."""
+    rng, model = np.random.default_rng(cfg.seed), getattr(module, "backbone", module).cfg
+    cut, side = getattr(model, "patches", None), getattr(model, "image_size", 224)
+    size = cut.image_size if cut else (side, side)
+    count = cut.grid[0] * cut.grid[1] if cut and isinstance(module, MAE) else 0
+    image, noise = rng.normal(size=(cfg.rows, *size, model.in_channels)), rng.random((cfg.rows, count))
+    return Images(image.astype(np.float32), noise.astype(np.float32))
 
 
 def draw(module: nn.Module, cfg: Config, pad: int = 0) -> Rows:
@@ -128,6 +150,30 @@ def ours(module: nn.Module, params: Params, rows: Rows) -> Outputs:
     return found | {name: np.asarray(x) for name, x in out.items()}
 
 
+def ours_on_images(module: nn.Module, params: Params, images: Images) -> Outputs:
+    """Run our model of images and return what `theirs_on_images` returns."""
+    bare = getattr(module, "backbone", module)
+    inputs = (images.image, images.noise) if isinstance(module, MAE) else (images.image,)
+    sites: dict[str, str] = {"embed": "embed"}  # their name: ours
+    if isinstance(bare, ViT):
+        sites |= {"layer": "block.resid_post"}
+    else:
+        blocks = [bare.cfg.repeats(each) for each in bare.cfg.stages] if isinstance(bare, EfficientNet) else ()
+        ends = np.cumsum(blocks) - 1 if blocks else range(len(bare.cfg.depths))  # theirs has no stages, only blocks
+        sites |= {f"layer {end}": f"conv.stage{stage}" for stage, end in enumerate(ends, 1)}
+    if module is bare:
+        sites |= {"final": "final"}
+    if isinstance(module, MAE):
+        sites = {f"encoder {name}": f"encoder.{site}" for name, site in sites.items()} | sites
+    run = jax.jit(lambda params, inputs: capture.run(module, params, *inputs, tap=Tap(read=tuple(sites.values()))))
+    out, read = run(params, tuple(map(jnp.asarray, inputs)))
+    found: Outputs = {}
+    for name, site in sites.items():
+        stacked = [(f"{name} {i}", x) for i, x in enumerate(read[site])] if is_stacked(site) else [(name, read[site])]
+        found |= {name: np.asarray(x) for name, x in stacked}
+    return found if module is bare else found | {"logits": np.asarray(out)}
+
+
 def peer(folder: Path) -> Any:
     """Open a folder with transformers, as the class that its config names, in float32 and evaluation mode.
 
@@ -156,16 +202,30 @@ def peer(folder: Path) -> Any:
 
 def theirs(model: Any, rows: Rows) -> Outputs:
     """Run a model of transformers and return every layer's output and the model's."""
-    import transformers
-
     config = model.config
     given: dict[str, Any] = {"input_ids": rows.tokens, "attention_mask": rows.inside}
     if config.is_encoder_decoder:
         given["decoder_input_ids"] = rows.decoded
     if rows.types.any():
         given["token_type_ids"] = rows.types
+    cache = {"use_cache": False} if hasattr(config, "use_cache") else {}
+    return _watched(model, {name: x.astype(np.int64) for name, x in given.items()}, cache)
+
+
+def theirs_on_images(model: Any, images: Images, names: Collection[str]) -> Outputs:
+    """Run a model of transformers on images and return what is named of every layer's output and the model's."""
+    given = {"pixel_values": images.image.transpose(0, 3, 1, 2).copy()}
+    found = _watched(model, given | ({"noise": images.noise} if images.noise.size else {}), {})
+    if model.config.model_type == "efficientnet":  # blocks inside a stage
+        found = {name: x for name, x in found.items() if name in names}
+    return {name: x.transpose(0, 2, 3, 1) if x.ndim == 4 else x for name, x in found.items()}
+
+
+def _watched(model: Any, given: dict[str, Any], options: dict[str, Any]) -> Outputs:
+    import transformers
+
     # what its tokenizers return makes torch's tensors, and nothing here has to name torch
-    tensors = transformers.BatchEncoding({name: x.astype(np.int64) for name, x in given.items()}, tensor_type="pt")
+    tensors = transformers.BatchEncoding(given, tensor_type="pt")
     found: dict[str, list[np.ndarray]] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -183,7 +243,7 @@ def theirs(model: Any, rows: Rows) -> Outputs:
         hooks += [layer.register_forward_hook(keep(f"{side}layer"), with_kwargs=True) for layer in layers]
         if norm is not None:
             hooks.append(norm.register_forward_hook(keep(f"{side}final"), with_kwargs=True))
-    out = model(**tensors, **({"use_cache": False} if hasattr(config, "use_cache") else {}))
+    out = model(**tensors, **options)
     for hook in hooks:
         hook.remove()
     flat = {f"{name} {i}" if name.endswith("layer") else name: x for name in found for i, x in enumerate(found[name])}
@@ -198,11 +258,12 @@ def _stacks(model: Any) -> Iterator[tuple[str, Any, Any]]:
     for name in outer:
         above = name.rpartition(".")[0]
         norms = [modules[f"{above}.{norm}"] for norm in _FINAL if f"{above}.{norm}" in modules]
-        side = "encoder " if model.config.is_encoder_decoder and above.endswith("encoder") else ""
+        first = model.config.is_encoder_decoder and above.endswith("encoder")
+        side = "encoder " if first or (model.config.model_type == "vit_mae" and name.startswith("vit.")) else ""
         yield side, list(modules[name]), norms[0] if norms else None
 
 
-def compare(mine: Outputs, other: Outputs, rows: Rows, tolerance: float) -> list[dict[str, Any]]:
+def compare(mine: Outputs, other: Outputs, rows: Rows | Images, tolerance: float) -> list[dict[str, Any]]:
     """Return one line a layer and output: the largest difference at real tokens, in standard deviations of theirs.
 
     Raises:
@@ -214,7 +275,9 @@ def compare(mine: Outputs, other: Outputs, rows: Rows, tolerance: float) -> list
     lines = []
     for name, want in sorted(other.items(), key=lambda pair: list(mine).index(pair[0])):
         got, decoder = mine[name], "encoder embed" in mine and not name.startswith("encoder ")
-        if want.shape[:2] == rows.tokens.shape and not decoder:  # a decoder's rows have no padding
+        if (
+            isinstance(rows, Rows) and want.shape[:2] == rows.tokens.shape and not decoder
+        ):  # a decoder's rows have no padding
             got, want = got[rows.inside], want[rows.inside]
         deviation = float(want.std()) or 1.0
         furthest = float(np.abs(got - want).max() / deviation)
@@ -239,8 +302,8 @@ def run(cfg: Config, workdir: Path) -> Mapping[str, Any]:
     model = peer(folder)
     with jax.default_matmul_precision("highest"):
         found = pretrained.load(folder)
-        rows = draw(found.module, cfg, _padding(model.config, found.tokenizer))
-        lines = compare(ours(found.module, found.params, rows), theirs(model, rows), rows, cfg.tolerance)
+        rows, mine, other = _both(cfg, found, model)
+        lines = compare(mine, other, rows, cfg.tolerance)
     print(report.table(lines, {"what": "layer", "std": "std", "difference": "difference / std", "": ""}))
     wrong = [line for line in lines if line[""] != "ok"]
     measured = {
@@ -258,6 +321,16 @@ def run(cfg: Config, workdir: Path) -> Mapping[str, Any]:
         )
     print(f"{type(model).__name__}: equal within {measured['largest']:.2g} standard deviations at {len(lines)} places")
     return measured
+
+
+def _both(cfg: Config, found: pretrained.Pretrained, model: Any) -> tuple[Rows | Images, Outputs, Outputs]:
+    """Return what both sides read, and what each makes of it."""
+    if hasattr(getattr(found.module, "backbone", found.module).cfg, "in_channels"):
+        images = draw_images(found.module, cfg)
+        mine = ours_on_images(found.module, found.params, images)
+        return images, mine, theirs_on_images(model, images, mine)
+    rows = draw(found.module, cfg, _padding(model.config, found.tokenizer))
+    return rows, ours(found.module, found.params, rows), theirs(model, rows)
 
 
 def _padding(theirs: Any, tokenizer: tokenizers.Tokenizer | None) -> int:

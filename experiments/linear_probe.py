@@ -85,7 +85,7 @@ class Config:
     """Whose features are probed, on what, and beside what."""
 
     models: tuple[Path, ...] = (Path("runs/simclr_pretrain"),)  # runs or folders, of one network; several are seeds
-    data: vision.Config | None = None  # None: what the run was trained on; a folder has none
+    data: vision.Config | None = None  # None: what the run was trained on; what is left at its default is the model's
     labels: tuple[int, ...] = (1, 5, 20)  # a class; 0 is all there are
     draws: int = 6  # of the labels
     ways: tuple[Way, ...] = ("pretrained", "finetuned", "untrained", "pixels", "scratch")
@@ -113,6 +113,7 @@ class Bench:
         self.module = self.found[0].module
         if others := [path for path, one in zip(cfg.models, self.found, strict=True) if one.module != self.module]:
             raise ConfigError(f"{others[0]} holds another network than {cfg.models[0]}; probe them one by one")
+        self.data = data = pretrained_vision.as_trained(self.found[0], data)
         self.splits = {split: vision.evaluation(data, split, data_dir) for split in vision.SPLITS}
         self.views = vision.training(replace(data, recipe=replace(data.recipe, views=1, small=0)), data_dir)
         self.image = np.zeros((2, data.size, data.size, 3), np.float32)
@@ -219,7 +220,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     if data is None:
         raise ConfigError(f"{cfg.models[0]} is a public folder: say with --data.… what to probe it on")
     bench, found = Bench(cfg, data, cfg.data_dir or workdir / "data"), dict[str, Any]()
-    pretrained_vision.remind(bench.found[0], data)
+    pretrained_vision.remind(bench.found[0], bench.data)
     for way in cfg.ways:
         found[way] = {
             str(labels or "all"): summary([bench.probe(way, labels, draw) for draw in range(cfg.draws)])

@@ -182,4 +182,4 @@ def _work(cfg: Config, params: Params) -> loop.Work:
 
 
 if __name__ == "__main__":
-    command_line.main(run, CONFIGS, resumable=("fit.log_every", "fit.save_every", "fit.profile_*", "mesh.*", "workers"))
+    command_line.main(run, CONFIGS, resumable=stage.RESUMABLE)

@@ -209,4 +209,4 @@ def draw(cfg: Config, model: MAE, params: Params, rows: Source, png: Path) -> No
 
 
 if __name__ == "__main__":
-    command_line.main(run, CONFIGS, resumable=("fit.log_every", "fit.save_every", "fit.profile_*", "mesh.*", "workers"))
+    command_line.main(run, CONFIGS, resumable=(*stage.RESUMABLE, "data.max_bad"))

@@ -53,7 +53,7 @@ from fm_jax.data import scenes, views, vision
 from fm_jax.evals import image_classification
 from fm_jax.models.vision import resnet
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import image_classifier, loop
+from fm_jax.train import image_classifier, loop, stage
 
 SGD = optimizers.Config(name="sgd", momentum=0.9, weight_decay=1e-4, clip_norm=None)
 TRAINING = 1_268_355  # images of ImageNet, with one in a hundred held out
@@ -166,4 +166,4 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line.main(run, CONFIGS, resumable=("fit.log_every", "fit.save_every", "fit.profile_*", "mesh.*", "workers"))
+    command_line.main(run, CONFIGS, resumable=(*stage.RESUMABLE, "data.max_bad"))

@@ -70,6 +70,10 @@ class Config(stage.Plan):
             raise ConfigError("accumulate must be 1: all views of a batch are compared with each other")
         if self.data.recipe.views != 2:
             raise ConfigError(f"data.recipe.views must be 2, not {self.data.recipe.views}: views are what is compared")
+        if self.data.recipe.small:
+            raise ConfigError(
+                f"data.recipe.small must be 0, not {self.data.recipe.small}: small views are not compared"
+            )
         for name, least in (("batch_size", 2), ("out", 1), ("known", 1), ("shown", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
@@ -229,4 +233,4 @@ class Shown(Sequence[np.ndarray]):
 
 
 if __name__ == "__main__":
-    command_line.main(run, CONFIGS, resumable=("fit.log_every", "fit.save_every", "fit.profile_*", "mesh.*", "workers"))
+    command_line.main(run, CONFIGS, resumable=(*stage.RESUMABLE, "data.max_bad"))

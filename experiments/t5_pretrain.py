@@ -203,4 +203,4 @@ def frequencies(train: SpanCorruption, vocab_size: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    command_line.main(run, CONFIGS, resumable=("fit.log_every", "fit.save_every", "fit.profile_*", "mesh.*", "workers"))
+    command_line.main(run, CONFIGS, resumable=stage.RESUMABLE)

@@ -342,14 +342,5 @@ if __name__ == "__main__":
     command_line.main(
         run,
         {"config": config, "demo": demo, "debug": debug},
-        resumable=(
-            "fit.log_every",
-            "fit.save_every",
-            "fit.profile_*",
-            "mesh.*",
-            "workers",
-            "beams.*",
-            "tokenize",
-            "decode_batch",
-        ),
+        resumable=(*stage.RESUMABLE, "beams.*", "tokenize", "decode_batch"),
     )

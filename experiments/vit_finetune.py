@@ -45,7 +45,7 @@ from fm_jax.evals import image_classification
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.vision import vit
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import image_classifier, loop, pretrained_vision, start
+from fm_jax.train import image_classifier, loop, pretrained_vision, stage, start
 
 TRAINING = 1_268_355  # images of ImageNet, with one in a hundred held out
 
@@ -133,4 +133,4 @@ def adapted(found: Pretrained, cfg: Config) -> vit.Config:
 
 
 if __name__ == "__main__":
-    command_line.main(run, CONFIGS, resumable=("fit.log_every", "fit.save_every", "fit.profile_*", "mesh.*", "workers"))
+    command_line.main(run, CONFIGS, resumable=(*stage.RESUMABLE, "data.max_bad"))

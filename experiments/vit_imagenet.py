@@ -36,7 +36,7 @@ from fm_jax.data.mixing import Mix
 from fm_jax.evals import image_classification
 from fm_jax.models.vision import vit
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import image_classifier, loop
+from fm_jax.train import image_classifier, loop, stage
 
 TRAINING = 1_268_355  # images of ImageNet, with one in a hundred held out
 
@@ -105,4 +105,4 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line.main(run, CONFIGS, resumable=("fit.log_every", "fit.save_every", "fit.profile_*", "mesh.*", "workers"))
+    command_line.main(run, CONFIGS, resumable=(*stage.RESUMABLE, "data.max_bad"))

@@ -150,6 +150,8 @@ def _explained(error: Exception) -> FmError | None:
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
         first = str(error).splitlines()[0][:200]
         return ResourceError(f"out of device memory; lower the batch size, accumulate or rematerialise ({first})")
+    if isinstance(error, MemoryError):  # an image size of a hundred thousand, say
+        return ResourceError(f"out of memory; lower the size of what is read or the batch size ({error})")
     return None
 
 

@@ -123,6 +123,7 @@ def test_a_directory_of_another_config_is_refused_unless_the_key_is_resumable(ca
     command = Recorder()
     assert command("--workdir", "w") == 0
     assert command("--workdir", "w") == 0
+    Path("w", "results.json").write_text("{}")
     assert command("--workdir", "w", "--fit.num_steps", "20", "--seed", "1") == 2
     assert "seed: 0 -> 1; fit.num_steps: 10 -> 20" in capsys.readouterr().err
     assert command("--workdir", "w", "--fit.num_steps", "20", resumable=("fit.num_steps",)) == 0
@@ -146,6 +147,7 @@ def test_a_directory_of_another_config_is_refused_unless_the_key_is_resumable(ca
             5,
             "error: out of device memory; lower",
         ),
+        (MemoryError("Unable to allocate 224. GiB"), 5, "error: out of memory; lower the size"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
@@ -233,6 +235,7 @@ def test_python_dash_m_names_the_run_and_keeps_a_private_compile_cache(tmp_path:
 def test_when_one_of_two_processes_refuses_both_end_at_once(tmp_path: Path) -> None:
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "run.json").write_text(json.dumps({"experiment": "toys.toy", "config": {"seed": 1}}))
+    (tmp_path / "w" / "results.json").write_text("{}")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"FM_COORDINATOR_ADDRESS": f"127.0.0.1:{free.getsockname()[1]}", "FM_NUM_PROCESSES": "2"}

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -66,7 +66,8 @@ class Claim:
 def claim(path: Path, *, experiment: str, config: Mapping[str, Any], resumable: Sequence[str] = ()) -> Claim:
     """Take a new directory, or one where the same experiment ran with the same config.
 
-    `resumable` are patterns (`fit.num_steps`, `log.*`) of keys that may differ from the earlier start.
+    `resumable` are patterns (`fit.num_steps`, `log.*`) of keys that may differ from the earlier start. Where that left
+    nothing but its record, because it was refused for its data, say, everything may differ.
     A refused directory is left as it was.
 
     Raises:
@@ -109,7 +110,7 @@ def _claim(path: Path, experiment: str, config: Mapping[str, Any], resumable: Se
         raise ConfigError(f"workdir {path} is a file; give another --workdir")
     new = not path.exists()
     found = [] if new else sorted(entry.name for entry in path.iterdir())
-    foreign = [name for name in found if not any(fnmatchcase(name, pattern) for pattern in _IGNORED)]
+    foreign = _kept(found)
     if foreign and "run.json" not in found and "owner.json" not in found:
         raise ConfigError(
             f"workdir {path} holds files that no run wrote ({', '.join(foreign[:3])}); give a new or empty --workdir"
@@ -172,6 +173,10 @@ def _allowed_changes(
     path: Path, previous: Mapping[str, Any], experiment: str, config: Mapping[str, Any], resumable: Sequence[str]
 ) -> list[str]:
     """Return the differences to the earlier start; ConfigError if one is not allowed."""
+    if not set(_kept(entry.name for entry in path.iterdir())) - {"run.json", "owner.json"}:  # it made nothing
+        if previous["experiment"] != experiment:
+            return []
+        resumable = ("*",)
     if previous["experiment"] != experiment:
         raise ConfigError(f"workdir {path} holds {previous['experiment']}, not {experiment}; give another --workdir")
     different = changes(previous["config"], config)
@@ -184,6 +189,11 @@ def _allowed_changes(
             f"{'; '.join(line[:60] for line in refused[:5])}{more}"
         )
     return list(lines.values())
+
+
+def _kept(names: Iterable[str]) -> list[str]:
+    """Return the names that somebody will want to keep."""
+    return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in _IGNORED)]
 
 
 def _alive(pid: int) -> bool:

@@ -5,6 +5,7 @@ telephone's photograph on its side, and decode ten kilobytes to a gigabyte with 
 """
 
 import io
+import stat
 import threading
 import warnings
 from pathlib import Path
@@ -44,6 +45,8 @@ def decode(file: bytes | Path, *, max_pixels: int = MAX_PIXELS, name: str = "") 
     if isinstance(file, Path):
         name = name or str(file)
         try:
+            if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for, a device read without end
+                raise DataError(f"{name}: no regular file")
             file = file.read_bytes()
         except OSError as error:
             raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error

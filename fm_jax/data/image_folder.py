@@ -28,7 +28,8 @@ class ImageFolder:
             max_pixels: of an image.
 
         Raises:
-            DataError: a missing folder, a class without images, or one that `classes_from` lacks.
+            DataError: a folder that is missing, cannot be read, or holds itself by a link; a class without images, not
+                named in UTF-8, or that `classes_from` lacks.
         """
         self.classes = _classes(root / (classes_from or split))
         here = self.classes if classes_from in ("", split) else _classes(root / split)
@@ -67,18 +68,32 @@ def _classes(folder: Path) -> tuple[str, ...]:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror or error}; it must hold a folder a class") from error
+        more = "it must hold a folder a class, and data.splits names what is not called so"
+        raise DataError(f"{folder} cannot be read: {error.strerror or error}; {more}") from error
     if not names:
         raise DataError(f"{folder} has no folders; it must hold a folder a class")
+    for name in names:
+        if any("\udc80" <= letter <= "\udcff" for letter in name):  # how Python spells bytes that are no text
+            raise DataError(f"{folder} has the class {name!a}, which is not UTF-8; rename it")
     return tuple(names)
 
 
-def _files(folder: Path) -> Iterator[tuple[str, int]]:
-    """Yield (path, bytes) of the images under a folder, sorted within each."""
-    with os.scandir(folder) as found:
-        entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+def _files(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, int]]:
+    """Yield (path, bytes) of the images under a folder, sorted within each; of a link to nowhere 0 bytes."""
+    try:
+        status = os.stat(folder)
+        if (here := (status.st_dev, status.st_ino)) in above:
+            raise DataError(f"{folder} lies in itself, by a link; remove the link")
+        with os.scandir(folder) as found:
+            entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror or error}") from error
     for entry in entries:
-        if entry.is_dir():
-            yield from _files(Path(entry.path))
+        try:
+            inside, size = entry.is_dir(), entry.stat().st_size
+        except OSError:  # reading it will say why, and count it
+            inside, size = False, 0
+        if inside:
+            yield from _files(Path(entry.path), (*above, here))
         elif entry.name.lower().endswith(SUFFIXES):
-            yield entry.path, entry.stat().st_size
+            yield entry.path, size

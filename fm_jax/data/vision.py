@@ -50,7 +50,7 @@ class Config:
     kind: Literal["digits", "scenes", "folder", "tfds"] = "digits"
     name: str = ""  # tfds: imagenet2012, cifar10, …
     path: Path | None = None  # folder: of folders train, validation and test, each of a folder a class
-    splits: tuple[str, str, str] = SPLITS  # folder, tfds: what train, validation and test are called there
+    splits: tuple[str, str, str] = SPLITS  # folder, tfds: what they are called there; a folder is not sliced
     scene: scenes.Config = scenes.Config()
     size: int = 8  # S: pixels of a side
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of values in 0 to 1
@@ -120,7 +120,10 @@ def pictures(cfg: Config, split: str, data_dir: Path) -> Pictures:
         found = scenes.Scenes(cfg.scene, split, cfg.size)
     elif cfg.kind == "folder":
         assert cfg.path is not None
-        found = image_folder.ImageFolder(cfg.path, here, classes_from=cfg.splits[0], max_pixels=cfg.max_pixels)
+        # a preset's slices of a tfds set are no folders: --data.kind folder --data.path DIR is all that one has to say
+        names = SPLITS if any("[" in name for name in cfg.splits) else cfg.splits
+        here = names[SPLITS.index(split)]
+        found = image_folder.ImageFolder(cfg.path, here, classes_from=names[0], max_pixels=cfg.max_pixels)
     else:
         found = image_catalogue.CatalogueImages(
             cfg.name, here, data_dir, download=cfg.download, max_pixels=cfg.max_pixels

@@ -213,13 +213,13 @@ def _check_params(module: nn.Module, params: Params) -> None:
 
 
 def _form(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of all that decides what a module computes."""
+    """Yield (dotted name, value) of all that decides what a module computes, but for what only training does."""
     if not is_dataclass(value):
         yield path, value
         return
     layers = getattr(value, "num_layers", 0)
     for field in fields(value):
-        if field.name in ("parent", "name", "dtype", "remat", "init_std", "zero_init", "dropout"):
+        if field.name in ("parent", "name", "dtype", "remat", "init_std", "zero_init", "dropout", "drop_path"):
             continue
         found = getattr(value, field.name)
         if layers and isinstance(found, AttentionConfig):  # windows repeat over the layers: say them for each

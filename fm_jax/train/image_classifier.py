@@ -12,7 +12,7 @@ from flax.core import meta
 
 from fm_jax.checkpoint import surgery
 from fm_jax.core import tree
-from fm_jax.core.errors import ConfigError
+from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.core.types import Batch, Params
 from fm_jax.data import vision
 from fm_jax.data.mixing import Mix, Mixed
@@ -90,7 +90,7 @@ class Bench:
 
         Raises:
             ConfigError: images of a size or with channels that the backbone does not take, or an impossible batch.
-            DataError: a split that is missing or has other classes.
+            DataError: a split that is missing or has other classes, or only one class in all.
             CheckpointError: weights that do not fit the backbone, all of them named.
         """
         self.cfg, self.mesh, self.rates = cfg, stage.open_mesh(cfg), rates(cfg)
@@ -99,6 +99,8 @@ class Bench:
         self.splits = {split: vision.Evaluation(pictures, cfg.data) for split, pictures in opened.items()}
         self.train = vision.Training(opened["train"], cfg.data)
         count, names = self.train.limits["label"], opened["train"].classes
+        if count < 2:  # of whatever image it would be right, at a loss of 0
+            raise DataError(f"{self.train.name} has one class, {names[0]!r}: is it the folder of the classes' folders?")
         self.classes = (*names, *(f"class {number}" for number in range(len(names), count)))
         self.model = ImageClassifier(backbone, count, cfg.dropout)
         if found is None and cfg.init.from_ is not None:

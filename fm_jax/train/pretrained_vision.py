@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import flax.linen as nn
@@ -84,6 +85,18 @@ def images(source: str | Path) -> vision.Config | None:
         CheckpointError: nothing there, or a run on something else than images.
     """
     return _data(run) if (run := start.run(source)) else None
+
+
+def as_trained(found: Pretrained, data: vision.Config) -> vision.Config:
+    """Return data that a model sees as it was trained to, in all that is left at its default."""
+    if found.preprocessing is None:
+        return data
+    wanted, plain = preprocessing.onto(data, found.preprocessing), vision.Config()
+    names = [
+        name for name in ("size", "mean", "std", "middle", "stretch") if getattr(data, name) == getattr(plain, name)
+    ]
+    recipe = wanted.recipe if data.recipe.interpolation == plain.recipe.interpolation else data.recipe
+    return replace(data, recipe=recipe, **{name: getattr(wanted, name) for name in names})
 
 
 def remind(found: Pretrained, data: vision.Config) -> str:

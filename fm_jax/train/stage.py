@@ -25,6 +25,9 @@ from fm_jax.train import log, loop, state
 from fm_jax.train.hooks import Hook
 from fm_jax.train.step import make_train_step
 
+RESUMABLE = ("fit.log_every", "fit.save_every", "fit.profile_*", "mesh.*", "workers")
+"""Options of a plan that may change from one start of a run to the next: they change no number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:

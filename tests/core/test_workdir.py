@@ -28,6 +28,7 @@ def ran(path: Path) -> Path:
     """Leave a directory as a finished run leaves it."""
     with take(path) as held:
         held.write_record({"experiment": "experiments.a", "config": CONFIG, "time": "t0"})
+    (path / "results.json").write_text("{}")
     return path
 
 
@@ -89,6 +90,19 @@ def test_another_experiment_or_config_is_refused_and_nothing_is_touched(
         take(path, **change)
     assert snapshot(path) == before
     take(path).release()  # the refusal did not keep the lock
+
+
+def test_what_was_refused_before_it_made_anything_may_be_corrected(tmp_path: Path) -> None:
+    path = ran(tmp_path / "a")
+    (path / "results.json").rename(path / "rank0.log")  # what a launcher leaves
+    with take(path, CONFIG | {"seed": 1}) as held:
+        assert held.changed == ["seed: 0 -> 1"]
+    with take(path, experiment="experiments.b") as held:
+        held.write_record({"experiment": "experiments.b", "config": CONFIG, "time": "t1"})
+    assert [start["time"] for start in json.loads((path / "run.json").read_text())["starts"]] == ["t0", "t1"]
+    (path / "checkpoints").mkdir()
+    with pytest.raises(ConfigError, match=r"holds experiments\.b"):
+        take(path)
 
 
 @pytest.mark.parametrize("body", ["", "{", "[]", "null", '{"experiment": 1}', "[" * 100_000, '{"config": {}}', "\x80"])

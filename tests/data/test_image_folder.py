@@ -1,4 +1,8 @@
+import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +54,54 @@ def test_the_fingerprint_changes_with_a_file(root: Path) -> None:
     assert (changed := ImageFolder(root, "train").fingerprint) != before
     put(root / "train" / "dog" / "c.png", 4)
     assert ImageFolder(root, "train").fingerprint != changed
+
+
+@pytest.mark.parametrize(("link", "target"), [("cat/again", "."), ("cat/more/up", "../.."), ("emu", "..")])
+def test_a_link_to_a_folder_above_is_named(root: Path, link: str, target: str) -> None:
+    (root / "train" / link).symlink_to(target)
+    with pytest.raises(DataError, match=r"lies in itself, by a link; remove the link"):
+        ImageFolder(root, "train")
+
+
+def test_a_link_to_another_folder_is_followed(root: Path) -> None:
+    (root / "train" / "dog" / "cats").symlink_to(root / "val" / "cat")
+    assert [ImageFolder(root, "train").id(i) for i in range(3, 6)] == ["dog/b.png", "dog/cats/10.bmp", "dog/cats/2.PNG"]
+
+
+def test_a_class_that_is_no_text_is_named(root: Path) -> None:
+    os.mkdir(os.fsencode(root / "train") + b"/\xff")
+    with pytest.raises(DataError, match=r"the class '\\udcff', which is not UTF-8; rename it"):
+        ImageFolder(root, "train")
+
+
+def test_a_folder_that_must_not_be_read_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.scandir
+
+    def scandir(folder: Path) -> Any:
+        if Path(folder).name == "more":  # whoever runs the tests may be allowed everything
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"more cannot be read: Permission denied"):
+        ImageFolder(root, "train")
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda path: path.symlink_to("nowhere.png"), "cannot be read: No such file"),
+        (lambda path: path.symlink_to(path.name), "cannot be read: Too many levels"),
+        (lambda path: os.mkfifo(path), "no regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "no regular file"),
+    ],
+)
+def test_what_is_no_file_is_found_when_it_is_read(root: Path, make: Callable[[Path], None], why: str) -> None:
+    make(root / "train" / "cat" / "3.png")
+    found = ImageFolder(root, "train")
+    assert (len(found), found.id(2)) == (5, "cat/3.png")
+    with pytest.raises(DataError, match=f"cat/3.png: {why}"):
+        found[2]
 
 
 def test_a_class_that_training_lacks_is_named(root: Path) -> None:

@@ -164,6 +164,20 @@ def test_folders_are_seen_by_their_middle(tmp_path: Path) -> None:
     assert len(vision.training(cfg, tmp_path)) == 2
 
 
+def test_a_folder_needs_no_more_than_its_path_where_a_preset_slices_a_catalogue(tmp_path: Path) -> None:
+    for split in vision.SPLITS:
+        (tmp_path / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / split / "cat" / "a.png")
+    for preset in (vision.imagenet(8), vision.cifar()):
+        cfg = replace(preset, kind="folder", path=tmp_path)
+        assert [vision.pictures(cfg, split, tmp_path).name for split in vision.SPLITS] == [
+            str(tmp_path / split) for split in vision.SPLITS
+        ]
+    (tmp_path / "test").rename(tmp_path / "held_out")
+    with pytest.raises(DataError, match=r"test cannot be read: .*data\.splits names"):
+        vision.pictures(cfg, "test", tmp_path)
+
+
 def test_fingerprints_change_with_all_that_a_row_depends_on(tmp_path: Path) -> None:
     base = Config(recipe=views.digits())
     others = [

@@ -51,6 +51,7 @@ def digest(folder: Path) -> dict[str, str]:
 def another_experiment(folder: Path) -> None:
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps({"experiment": "experiments.other", "config": {}}))
+    (folder / "results.json").write_text("{}")
 
 
 def foreign(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The conversion's and the comparison's own parts, without torch; what they prove together is in tests/parity."""
 
 import json
+import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +49,15 @@ def left_by_a_run(workdir, model, config, vocabulary):
         store.save(1, state.create(params, optax.sgd(0.1), ema=False), {}, metrics={"loss": 1.0})
     tokenizers.train(TEXTS, vocabulary).save(workdir / "tokenizer")
     return params
+
+
+def test_one_conversion_after_another_needs_no_directory_of_its_own(tmp_path, monkeypatch):
+    make(tmp_path / "theirs", "gpt2")
+    monkeypatch.chdir(tmp_path)
+    for target in ("one", "two"):
+        monkeypatch.setattr(sys, "argv", ["hub_convert", "--source", "theirs", "--target", target])
+        runpy.run_module("experiments.hub_convert", run_name="__main__")
+    assert (tmp_path / "two" / "model.safetensors").read_bytes() == (tmp_path / "one/model.safetensors").read_bytes()
 
 
 def test_a_public_folder_is_written_anew_to_the_bit(tmp_path, capsys):

@@ -1,8 +1,24 @@
 """The paper-scale presets of image models: rates by their sources' rules, and what those sources leave out."""
 
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
 import pytest
 
-from experiments import efficientnet_imagenet, mae_pretrain, resnet_imagenet, vit_finetune, vit_imagenet
+from experiments import (
+    efficientnet_imagenet,
+    mae_pretrain,
+    resnet_imagenet,
+    simclr_pretrain,
+    vit_finetune,
+    vit_imagenet,
+)
+from fm_jax import run as command_line
+from fm_jax.data import vision
 
 
 def test_rates_follow_from_the_batch_by_each_sources_rule() -> None:
@@ -18,3 +34,22 @@ def test_rates_follow_from_the_batch_by_each_sources_rule() -> None:
 def test_no_recipe_of_an_image_model_clips_gradients() -> None:
     for recipe in (resnet_imagenet, efficientnet_imagenet, vit_imagenet, vit_finetune, mae_pretrain):
         assert recipe.config().optimizer.clip_norm is None, recipe.__name__
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [resnet_imagenet, efficientnet_imagenet, vit_imagenet, vit_finetune, mae_pretrain, simclr_pretrain],
+    ids=lambda module: module.__name__.rpartition(".")[2],
+)
+def test_a_run_that_met_too_many_broken_images_goes_on_with_more_allowed(
+    experiment: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be met after the last step, in the test; what is seen does not depend on how many are allowed."""
+    starts: list[Any] = []
+    monkeypatch.setattr(command_line, "main", lambda *_, resumable: starts.append(resumable))
+    monkeypatch.delitem(sys.modules, experiment.__name__)
+    runpy.run_module(experiment.__name__, run_name="__main__")
+    assert "data.max_bad" in starts[0]
+    data = experiment.debug().data
+    marks = {vision.training(replace(data, max_bad=share), tmp_path).fingerprint for share in (0.0, 0.5)}
+    assert len(marks) == 1

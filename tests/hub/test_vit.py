@@ -170,6 +170,17 @@ def test_what_transformers_has_not_is_not_written(changes, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_drop_path_of_training_is_no_obstacle(tmp_path):
+    """The recipes of DeiT and MAE train with 0.1; whoever runs the model never meets it."""
+    model = ImageClassifier(models.ViT(replace(models.tiny(), drop_path=0.1)), 3)
+    params = forms.draw(model)
+    pretrained.save(tmp_path / "out", model, params)
+    found = pretrained.load(tmp_path / "out")
+    image = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    want, got = (np.asarray(m.apply({"params": p}, image)) for m, p in ((model, params), (found.module, found.params)))
+    np.testing.assert_array_equal(got, want)
+
+
 def test_a_mask_token_is_written_beside_registers_and_passed_over_when_read(tmp_path):
     model, _ = forms.build(forms.FORMS["registers"])
     params = forms.draw(model)

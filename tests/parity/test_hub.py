@@ -24,7 +24,7 @@ from fm_jax.hub import adapter, gpt2, llama, pretrained, table  # noqa: E402
 from fm_jax.models.language import decoder  # noqa: E402
 from fm_jax.models.language.classifier import Classifier  # noqa: E402
 from fm_jax.peft import lora  # noqa: E402
-from tests.parity import encoder_peers, peers, t5_peers  # noqa: E402
+from tests.parity import conv_peers, encoder_peers, peers, t5_peers, vit_peers  # noqa: E402
 
 TOLERANCE = 5e-5  # of the peer's standard deviation, in float32 on CPU
 ROWS = hub_verify.Config()
@@ -293,3 +293,55 @@ def test_adapters_of_peft_open_here(name, words, tmp_path):
     merged = with_adapters.merge_and_unload().eval().requires_grad_(False)
     pad = peer.config.pad_token_id or 0
     assert largest(found.module, lora.merge(read.trained, frozen, cfg), merged, pad=pad) < TOLERANCE
+
+
+def saved(name, folder):
+    """Save a peer of images with every tensor moved."""
+    peer = (conv_peers if name in conv_peers.CASES else vit_peers).build(name)
+    if name in conv_peers.CASES:
+        conv_peers.draw(peer, seed=0)
+    else:
+        peers.perturb(peer, seed=0)
+    peer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("resnet-basic", ["embed", "layer 0", "layer 1", "logits"]),
+        ("efficientnet-odd", ["embed", "layer 0", "layer 2", "layer 4", "logits"]),
+        ("vit-oblong", ["embed", "layer 0", "layer 1", "logits"]),
+        ("dinov2", ["embed", "layer 0", "layer 1", "final"]),
+        ("registers-labels", ["embed", "layer 0", "layer 1", "logits"]),
+        ("mae", [*(f"encoder {place}" for place in ("embed", "layer 0", "layer 1")), "embed", "layer 0", "layer 1",
+                 "logits"]),
+    ],
+)  # fmt: skip
+def test_a_model_of_images_is_proved_layer_by_layer(name, places, tmp_path):
+    saved(name, tmp_path / "theirs")
+    measured = hub_verify.run(hub_verify.Config(folder=str(tmp_path / "theirs")), tmp_path / "work")
+    assert list(measured["differences"]) == places
+    assert 0 < measured["largest"] < TOLERANCE and measured["first_wrong"] == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "first"),
+    [
+        ("vit-labels", "blocks/attn/q/kernel", "layer 0"),
+        ("resnet-basic", "stage2/block0/conv1/kernel", "layer 1"),
+        ("efficientnet-even", "stage2_block1/filter/kernel", "layer 2"),
+        ("mae", "decoder/blocks/mlp/up/kernel", "layer 0"),
+    ],
+)
+def test_a_defect_in_a_model_of_images_is_named(name, wrong, first, tmp_path, monkeypatch):
+    saved(name, tmp_path / "theirs")
+    real = table.read
+
+    def moved(*given):
+        found = tree.flatten(real(*given))
+        (path,) = (path for path in found if path.endswith(wrong))
+        return tree.unflatten({**found, path: found[path] * 1.01})
+
+    monkeypatch.setattr(table, "read", moved)
+    with pytest.raises(NumericError, match=f": {first} is the first to differ"):
+        hub_verify.run(hub_verify.Config(folder=str(tmp_path / "theirs")), tmp_path / "work")

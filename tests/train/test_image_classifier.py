@@ -74,6 +74,16 @@ def test_more_classes_than_the_head_has_are_refused(tmp_path: Path) -> None:
         Bench(resnet.ResNet(resnet.tiny()), config(data=vision.Config(num_classes=9)), tmp_path)
 
 
+def test_images_of_one_class_are_refused(tmp_path: Path) -> None:
+    one = dict.fromkeys(vision.SPLITS, ("images",))
+    data = vision.Config(kind="folder", path=folder(tmp_path / "found", one))
+    with pytest.raises(DataError, match=r"train has one class, 'images'"):
+        Bench(resnet.ResNet(resnet.tiny()), config(data=data), tmp_path)
+    assert (
+        Bench(resnet.ResNet(resnet.tiny()), config(data=replace(data, num_classes=2)), tmp_path).classes[0] == "images"
+    )
+
+
 def test_a_head_wider_than_the_data_has_classes_by_number(tmp_path: Path) -> None:
     data = vision.Config(kind="folder", path=folder(tmp_path / "found", ALL), num_classes=4)
     bench = Bench(resnet.ResNet(resnet.tiny()), config(data=data), tmp_path)

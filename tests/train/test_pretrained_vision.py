@@ -111,6 +111,9 @@ def test_images_that_are_shown_otherwise_than_they_were_are_told_of(
     options = text.partition("alike: ")[2].split()
     alike = apply_overrides(Shown(vision.Config(size=64)), options).data
     assert pretrained_vision.remind(found, alike) == ""
+    assert pretrained_vision.as_trained(found, vision.Config()) == replace(alike, size=28)
+    chosen = vision.Config(size=64, std=(0.1,) * 3)
+    assert pretrained_vision.as_trained(found, chosen) == replace(alike, std=(0.1,) * 3)
     leave_run(tmp_path / "run", drawn(SimCLR(NETS[0], 8)), "backbone", NETS[0].cfg)
     assert pretrained_vision.remind(pretrained_vision.load(tmp_path / "run"), DATA) == ""
 
