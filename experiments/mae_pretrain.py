@@ -13,10 +13,11 @@ of 800 epochs of warm-up, a cosine, 75 % taken out, each patch's pixels standard
 100 % of the area and flips only (main_pretrain.py of facebookresearch/mae). Trained on, the paper reports 83.6 % top-1
 for ViT-B after 1600 epochs (table 3). It wants a pod and was not run here.
 
-`results.json` holds the mean squared error over the pixels of the patches taken out, in units of the normalised images,
-beside what needs no model: the training images' mean at each place, and (where targets are not standardised) each
-image's mean colour over the patches left in. `reconstructions.png` shows validation images, what the encoder saw, and
-what was drawn.
+`results.json` holds the mean squared error over the pixels of the patches taken out, in units of the target (normalised
+images, or standardised patches of them), beside what needs no model: the training images' mean at each place, and
+(where targets are not standardised) each image's mean colour over the patches left in. `reconstructions.png` shows
+validation images, what the encoder saw, and what was drawn: of a standardised target with the true patch's brightness
+and contrast, which the model was not asked for.
 
 Measured with `demo` (half of 16 patches taken out, 2,000 steps, 74 to 86 CPU-seconds, seeds 0 to 2), on the validation
 images: 0.132, 0.138 and 0.130, beside 0.295 by the mean at each place and 0.631 by the mean colour; the picture is

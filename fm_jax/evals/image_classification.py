@@ -39,7 +39,7 @@ def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def write(
     workdir: Path, apply: Apply, params: Params, splits: Mapping[str, Iterable[Batch]], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Measure splits, and write results.json and, of the last split, confusion.png (for at most 50 classes).
+    """Measure and print splits, and write results.json and, of the last one, confusion.png (for at most 50 classes).
 
     Args:
         workdir: the folder to write to.
@@ -55,6 +55,8 @@ def write(
     for split, batches in splits.items():
         logits, labels = runner.predict(apply, params, batches)
         measured[split] = scores(logits, labels)
+        if jax.process_index() == 0:
+            print(f"{split}:", "  ".join(f"{name} {value:.4g}" for name, value in measured[split].items()), flush=True)
     results.write(workdir / "results.json", measured)
     if len(classes) <= 50 and jax.process_index() == 0:
         counts = metrics.confusion(labels, logits.argmax(axis=1), len(classes))

@@ -18,7 +18,7 @@ Padding = Literal["SAME", "VALID"] | Sequence[tuple[int, int]]
 def check_images(image: jax.Array, channels: int) -> None:
     """Raise ConfigError unless these are images [B, H, W, channels]."""
     if image.ndim != 4 or image.shape[-1] != channels:
-        raise ConfigError(f"images must be [B, H, W, {channels}], not {list(image.shape)}")
+        raise ConfigError(f"images must be [B, H, W, {channels}], not {list(image.shape)}: set in_channels")
 
 
 def fan_out(gain: float = 2.0) -> Initializer:

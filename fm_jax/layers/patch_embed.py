@@ -54,13 +54,16 @@ class PatchConfig:
             ConfigError: no [B, H, W, C], another number of channels, or a size that the config does not take.
         """
         if image.ndim != 4 or image.shape[-1] != self.channels:
-            raise ConfigError(f"images must be [B, H, W, {self.channels}], not {list(image.shape)}")
+            raise ConfigError(
+                f"images must be [B, H, W, {self.channels}], not {list(image.shape)}: set patches.channels"
+            )
         size = (image.shape[1], image.shape[2])
         if size != self.image_size:
             if not self.any_size:
                 raise ConfigError(
                     f"the model is for images of {self.image_size[0]} × {self.image_size[1]}, not {size[0]} × "
-                    f"{size[1]}: resize them, set any_size, or resize the positions (layers/patch_embed.py: regrid)"
+                    f"{size[1]}: set data.size or patches.image_size, so that they agree; or patches.any_size; or "
+                    "resize the positions (layers/patch_embed.py: regrid)"
                 )
             self._divides(size)
         return size[0] // self.patch_size, size[1] // self.patch_size

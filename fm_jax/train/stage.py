@@ -48,6 +48,8 @@ class Plan:
         """Refuse parts that do not fit together."""
         if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
             raise ConfigError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
+        if not self.learning_rate >= 0:
+            raise ConfigError(f"learning_rate must be at least 0, not {self.learning_rate}")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup}")
 

@@ -22,7 +22,9 @@ def test_top_1_top_5_and_likelihood_equal_a_count_by_hand() -> None:
     assert "top5" not in image_classification.scores(logits[:, :5], np.array([0, 1, 4, 3]))
 
 
-def test_what_is_written_leaves_out_rows_of_weight_0_and_draws_the_last_split(tmp_path: Path) -> None:
+def test_what_is_written_leaves_out_rows_of_weight_0_and_draws_the_last_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     labels, weights = np.arange(8, dtype=np.int32) % 7, np.array([1, 1, 1, 1, 1, 1, 0, 0], np.float32)
 
     def always_b(params: object, batch: dict[str, np.ndarray]) -> object:
@@ -33,6 +35,8 @@ def test_what_is_written_leaves_out_rows_of_weight_0_and_draws_the_last_split(tm
     assert found["test"]["images"] == 6 and found["test"]["top1"] == pytest.approx(1 / 6)
     assert json.loads((tmp_path / "results.json").read_text()) == found
     assert (tmp_path / "confusion.png").stat().st_size > 1000
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and said[1].startswith("test: top1 0.1667  nll ") and said[1].endswith("  top5 0.8333")
 
 
 def test_validation_is_the_weighted_mean_of_the_loss() -> None:

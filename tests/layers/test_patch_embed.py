@@ -96,7 +96,7 @@ def test_a_token_in_front_comes_and_goes_with_the_positions():
     [
         (CFG, (2, 4, 6, 1), r"images must be \[B, H, W, 3\], not \[2, 4, 6, 1\]"),
         (CFG, (4, 6, 3), r"images must be \[B, H, W, 3\]"),
-        (CFG, (2, 6, 4, 3), "the model is for images of 4 × 6, not 6 × 4: resize them"),
+        (CFG, (2, 6, 4, 3), "the model is for images of 4 × 6, not 6 × 4: set data.size or patches.image_size"),
         (replace(CFG, any_size=True), (2, 5, 6, 3), "patches of 2 do not divide images of 5 × 6"),
         (replace(CFG, any_size=True), (2, 0, 6, 3), "patches of 2 do not divide images of 0 × 6"),
     ],

@@ -56,7 +56,7 @@ def test_an_image_size_that_the_model_was_not_made_for_is_refused(tmp_path: Path
 
 
 def test_another_number_of_channels_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"\[B, H, W, 1\], not \[2, 8, 8, 3\]"):
+    with pytest.raises(ConfigError, match=r"\[B, H, W, 1\], not \[2, 8, 8, 3\]: set in_channels"):
         Bench(resnet.ResNet(replace(resnet.tiny(), in_channels=1)), config(), tmp_path)
 
 

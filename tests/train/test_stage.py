@@ -68,6 +68,7 @@ def train(workdir: Path, cfg: stage.Plan = PLAN, **more: Any) -> Any:
     [
         ({"batch_size": 0}, "batch_size 0 must be a multiple"),
         ({"accumulate": 3}, "batch_size 8 must be a multiple of accumulate 3"),
+        ({"learning_rate": -1.0}, r"^learning_rate must be at least 0, not -1\.0"),
         ({"warmup": 1.0}, r"warmup is a share .* not 1\.0"),
     ],
 )
