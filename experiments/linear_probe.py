@@ -196,7 +196,9 @@ def pooled(found: Pretrained, pool: vit.Pool | None) -> Pretrained:
     if pool is None:
         return found
     if not isinstance(found.module, vit.ViT):
-        raise ConfigError(f"pool {pool} is of a Vision Transformer, and this is an {type(found.module).__name__}")
+        raise ConfigError(
+            f"pool {pool} is of a Vision Transformer, and this one is of class {type(found.module).__name__}"
+        )
     return replace(found, module=vit.ViT(replace(found.module.cfg, pool=pool)))
 
 

@@ -125,7 +125,7 @@ def adapted(found: Pretrained, cfg: Config) -> vit.Config:
     """
     if not isinstance(found.module, vit.ViT):
         raise ConfigError(
-            f"init.from {cfg.init.from_} holds an {type(found.module).__name__}, not a Vision Transformer"
+            f"init.from {cfg.init.from_} holds a model of class {type(found.module).__name__}, no Vision Transformer"
         )
     own, size = found.module.cfg, cfg.data.size
     patches = replace(own.patches, image_size=(size, size), positions="learned")

@@ -118,7 +118,7 @@ def classifier(found: Pretrained, classes: tuple[str, ...], head: Head = "defaul
         raise ConfigError("head first reads a state that has seen nothing of a decoder's text; choose mean or last")
     if isinstance(backbone, Encoder):
         raise ConfigError("head last reads a state in which no encoder sums a text up; choose first or mean")
-    raise ConfigError(f"the model is an {type(backbone).__name__}; only encoders and decoders classify texts")
+    raise ConfigError(f"the model is of class {type(backbone).__name__}; only encoders and decoders classify texts")
 
 
 def _hidden(cfg: encoder.Config) -> Hidden:

@@ -53,7 +53,9 @@ def load(
     found = of_run(run) if run else public.load(source, dtype=dtype, mesh=mesh, revision=revision)
     module, params = found.backbone()
     if not hasattr(module, "features"):
-        raise CheckpointError(f"{source} holds an {type(module).__name__}, which has no features of an image")
+        raise CheckpointError(
+            f"{source} holds a model of class {type(module).__name__}, which has no features of an image"
+        )
     return Pretrained(public.computing(module, dtype), params, None, preprocessing=found.preprocessing)
 
 

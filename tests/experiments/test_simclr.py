@@ -97,5 +97,5 @@ def test_what_is_read_of_a_transformer_is_a_choice_and_of_a_network_without_toke
     read = linear_probe.pooled(own, "mean")
     assert read.module == vit.ViT(replace(vit.tiny(), pool="mean")) and read.params is own.params
     assert linear_probe.pooled(own, None) is own
-    with pytest.raises(ConfigError, match="pool mean is of a Vision Transformer, and this is an ResNet"):
+    with pytest.raises(ConfigError, match="pool mean is of a Vision Transformer, and this one is of class ResNet"):
         linear_probe.pooled(pretrained_vision.load(run), "mean")
