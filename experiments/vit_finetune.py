@@ -5,17 +5,19 @@ table of positions is resized), Clark et al. 2020 (a smaller rate for every lowe
 
     ./launch.sh local experiments.vit_finetune --init.from runs/mae --data.kind folder --data.path photos
     ./launch.sh local experiments.vit_finetune --init.from google/vit-base-patch16-224 --pool cls --data.size 384
-    ./launch.sh local experiments.vit_finetune --config demo --init.from runs/mae_digits --workdir runs/finetuned
+    ./launch.sh local experiments.vit_finetune --config demo --init.from runs/mae_demo      # two cores, a minute
 
 The model's form is that of `--init.from`. The head is new, and so is the norm before it, which reads the mean over the
-patches (`--pool`, as in the paper). Positions that were fixed are trained on. The default is the authors' recipe for
-ViT-B (FINETUNE.md of facebookresearch/mae; the paper's table 9 has rates of 1e-3 and 0.75): AdamW 0.9/0.999, rate 5e-4
-· batch / 256 = 2e-3 at batch 1024, decay 0.05, 0.65 of the rate for each layer further down, 100 epochs, five of
-warm-up, a cosine; RandAugment (2, 9), erasing 0.25, mixup 0.8, CutMix 1.0, smoothing 0.1, drop path 0.1. It gives 83.6
-% top-1 on ImageNet after 1600 epochs of masking (four seeds 83.57 ± 0.08). It wants several GPUs and was not run. For
-ViT-L and H they take 1e-3 · batch / 256, 0.75, 50 epochs and drop path 0.2 and 0.3, for 85.9 and 86.9 %.
-Measured on the digits with `demo` (400 steps, 20 to 35 CPU-seconds) after `mae_pretrain --config demo`, seeds 0 to 2,
-the share of 450 test images right; rates were chosen on the validation images, of 1e-3, 3e-3, and for scratch 5e-3 and
+patches (`--pool`, as in the paper; a folder for `transformers` is made of a run with `--pool cls`). Positions that were
+fixed are trained on. The default is the authors' recipe for ViT-B (FINETUNE.md of facebookresearch/mae; the paper's
+table 9 has rates of 1e-3 and 0.75): AdamW 0.9/0.999, rate 5e-4 · batch / 256 = 2e-3 at batch 1024, decay 0.05, 0.65 of
+the rate for each layer further down, 100 epochs, five of warm-up, a cosine; RandAugment (2, 9), erasing 0.25, mixup
+0.8, CutMix 1.0, smoothing 0.1, drop path 0.1. It gives 83.6 % top-1 on ImageNet after 1600 epochs of masking (four
+seeds 83.57 ± 0.08). It wants several GPUs and was not run. For ViT-L and H they take 1e-3 · batch / 256, 0.75, 50
+epochs and drop path 0.2 and 0.3, for 85.9 and 86.9 %.
+
+Measured on the digits with `demo` (400 steps, 20 to 35 CPU-seconds) after `mae_pretrain --config demo`, seeds 0 to 2:
+the share of 450 test images right. Rates were chosen on the validation images, of 1e-3, 3e-3, and for scratch 5e-3 and
 1e-2.
 
     finetuned, half of the patches taken out in pretraining, rate 3e-3, 0.75 a layer     0.993  0.991  0.978

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # no format that runs another program, as EPS does
 MAX_PIXELS = 25_000_000
+MOST_PIXELS = 89_478_485  # of any image: Pillow takes more for a decompression bomb (256 MB of three bytes a pixel)
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 # `catch_warnings` changes the process and is no thread's own: only what stands under this lock may use it here.

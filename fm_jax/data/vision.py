@@ -15,7 +15,7 @@ import numpy as np
 
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data import augment, digits, image_catalogue, image_folder, scenes, views
-from fm_jax.data.image import MAX_PIXELS, normalise
+from fm_jax.data.image import MAX_PIXELS, MOST_PIXELS, normalise
 from fm_jax.data.views import Recipe
 
 _log = logging.getLogger(__name__)
@@ -74,6 +74,8 @@ class Config:
             raise ConfigError(
                 f"size {self.size} must be above 0, middle {self.middle} in 0 to 1, max_bad {self.max_bad} below 1"
             )
+        if not 0 < self.max_pixels <= MOST_PIXELS:
+            raise ConfigError(f"max_pixels must be within 1 and {MOST_PIXELS:,}, not {self.max_pixels}")
         if min(self.std) <= 0 or self.num_classes < 0:
             raise ConfigError(f"std {self.std} must be above 0, and num_classes {self.num_classes} not below")
 

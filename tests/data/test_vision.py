@@ -206,6 +206,7 @@ def test_the_papers_sets_are_named(tmp_path: Path) -> None:
         ({"middle": 1.5}, "middle 1.5 in 0 to 1"),
         ({"max_bad": 1.0}, "max_bad 1.0 below 1"),
         ({"std": (0.0, 1.0, 1.0)}, r"std .* must be above 0"),
+        ({"max_pixels": 90_000_000}, "max_pixels must be within 1 and 89,478,485, not 90000000"),
     ],
 )
 def test_what_cannot_be_is_refused(wrong: dict[str, object], message: str) -> None:
