@@ -13,8 +13,8 @@ out whole words, `--next_sentence false` reads full sentences without pairs.
 Presets: `config` (BERT base), `bert_large`, `roberta` (RoBERTa's objective on BERT base), `demo`, `debug`.
 Hardware: demo needs two cores; BERT base one 80 GB GPU for days (`--accumulate`), or a pod.
 Expected: of demo, on the validation split, 14.4 % of the masked tokens named right (by the commonest token: 5.0 %), a
-perplexity of 269 (by frequencies alone: 556), and 69 % of the pairs told (chance: 50 %), after 488 CPU-seconds (half an
-hour, on two cores that were shared with others). The paper-scale presets were not run here.
+perplexity of 269 (by frequencies alone: 556), and 69 % of the pairs told (chance: 50 %), after 447 CPU-seconds (14
+minutes, on two cores that were shared with others). The paper-scale presets were not run here.
 """
 
 from collections.abc import Callable, Iterable

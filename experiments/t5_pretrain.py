@@ -14,8 +14,8 @@ Presets: `config` (T5 base, trained as the baseline of section 3.1 but on the sp
 `t5_v1_1_base`, `demo`, `debug`.
 Hardware: demo needs two cores; T5 base one 80 GB GPU for days (`--accumulate`), or a pod.
 Expected: of demo, on the validation split, a perplexity of 59.9 on the targets (by frequencies alone: 287); without the
-sentinels and ends, a quarter of the targets, 210 (544), and 8.6 % of that text right (by the commonest token: 7.5 %),
-after 615 CPU-seconds (37 minutes, on two cores shared with others). The paper-scale presets were not run here.
+sentinels and ends, a quarter of the targets, 210 (544), and 8.4 % of that text right (by the commonest token: 7.5 %),
+after 577 CPU-seconds (15 minutes, on two cores shared with others). The paper-scale presets were not run here.
 """
 
 from collections.abc import Callable
