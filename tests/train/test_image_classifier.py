@@ -135,7 +135,8 @@ def test_running_statistics_move_and_are_in_the_checkpoint_that_a_later_run_open
     backbone = resnet.ResNet(resnet.tiny())
     bench = Bench(backbone, config(mix=Mix(), ema_decay=0.5), tmp_path)
     before = tree.flatten(bench.start()[1])
-    params = bench.fit(tmp_path, lambda *_: {"validation/nll": 1.0}, {"backbone": to_dict(backbone.cfg)})
+    saved = {"backbone": to_dict(backbone.cfg), "data": to_dict(bench.cfg.data)}
+    params = bench.fit(tmp_path, lambda *_: {"validation/nll": 1.0}, saved)
     after = tree.flatten(params)
     assert all(not np.array_equal(after[path], leaf) for path, leaf in before.items())
     stored = pretrained_vision.load(tmp_path)
