@@ -49,6 +49,7 @@ from fm_jax import run as command_line
 from fm_jax.checkpoint import surgery
 from fm_jax.core import mesh as meshes
 from fm_jax.core import tree
+from fm_jax.core.config import changes
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Batch, Params
 from fm_jax.data import loader, vision
@@ -113,7 +114,10 @@ class Bench:
         self.module = self.found[0].module
         if others := [path for path, one in zip(cfg.models, self.found, strict=True) if one.module != self.module]:
             raise ConfigError(f"{others[0]} holds another network than {cfg.models[0]}; probe them one by one")
-        self.data = data = pretrained_vision.as_trained(self.found[0], data)
+        seen = pretrained_vision.as_trained(self.found[0], data)
+        if taken := changes(data, seen):
+            print("as the model saw its images:", *(f"--data.{name} {value}" for name, (_, value) in taken.items()))
+        self.data = data = seen
         self.splits = {split: vision.evaluation(data, split, data_dir) for split in vision.SPLITS}
         self.views = vision.training(replace(data, recipe=replace(data.recipe, views=1, small=0)), data_dir)
         self.image = np.zeros((2, data.size, data.size, 3), np.float32)

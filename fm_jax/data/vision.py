@@ -50,7 +50,8 @@ class Config:
     kind: Literal["digits", "scenes", "folder", "tfds"] = "digits"
     name: str = ""  # tfds: imagenet2012, cifar10, …
     path: Path | None = None  # folder: of folders train, validation and test, each of a folder a class
-    splits: tuple[str, str, str] = SPLITS  # folder, tfds: what they are called there; a folder is not sliced
+    splits: tuple[str, str, str] = SPLITS  # folder: what train, validation and test are called there
+    slices: tuple[str, str, str] = SPLITS  # tfds: what they are of a data set, such as train[:90%]
     scene: scenes.Config = scenes.Config()
     size: int = 8  # S: pixels of a side
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of values in 0 to 1
@@ -87,17 +88,17 @@ def cifar(name: Literal["cifar10", "cifar100"] = "cifar10") -> Config:
         "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     }
     mean, std = moments[name]
-    splits = ("train[:90%]", "train[90%:]", "test")
-    return Config(kind="tfds", name=name, splits=splits, size=32, mean=mean, std=std, recipe=views.cifar())
+    slices = ("train[:90%]", "train[90%:]", "test")
+    return Config(kind="tfds", name=name, slices=slices, size=32, mean=mean, std=std, recipe=views.cifar())
 
 
 def imagenet(size: int = 224) -> Config:
     """Return ImageNet-1k, with one in a hundred training images held out, and tested on its validation set."""
-    splits = ("train[:99%]", "train[99%:]", "validation")
+    slices = ("train[:99%]", "train[99%:]", "validation")
     return Config(
         kind="tfds",
         name="imagenet2012",
-        splits=splits,
+        slices=slices,
         size=size,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
@@ -115,20 +116,19 @@ def pictures(cfg: Config, split: str, data_dir: Path) -> Pictures:
     if split not in SPLITS:
         raise DataError(f"no split {split!r}; there are {', '.join(SPLITS)}")
     found: Pictures
-    here = cfg.splits[SPLITS.index(split)]
+    number = SPLITS.index(split)
     if cfg.kind == "digits":
         found = digits.Digits(split, cfg.seed)
     elif cfg.kind == "scenes":
         found = scenes.Scenes(cfg.scene, split, cfg.size)
     elif cfg.kind == "folder":
         assert cfg.path is not None
-        # a preset's slices of a tfds set are no folders: --data.kind folder --data.path DIR is all that one has to say
-        names = SPLITS if any("[" in name for name in cfg.splits) else cfg.splits
-        here = names[SPLITS.index(split)]
-        found = image_folder.ImageFolder(cfg.path, here, classes_from=names[0], max_pixels=cfg.max_pixels)
+        found = image_folder.ImageFolder(
+            cfg.path, cfg.splits[number], classes_from=cfg.splits[0], max_pixels=cfg.max_pixels
+        )
     else:
         found = image_catalogue.CatalogueImages(
-            cfg.name, here, data_dir, download=cfg.download, max_pixels=cfg.max_pixels
+            cfg.name, cfg.slices[number], data_dir, download=cfg.download, max_pixels=cfg.max_pixels
         )
     if cfg.num_classes and len(found.classes) > cfg.num_classes:
         raise DataError(f"{found.name} has {len(found.classes)} classes, more than num_classes {cfg.num_classes}")

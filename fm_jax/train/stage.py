@@ -71,15 +71,18 @@ def open_mesh(cfg: Plan) -> Mesh:
 
 def batches(cfg: Plan, source: Source, *, repeats: int = 1) -> loader.Batches:
     """Return this process's share of a training split's batches, shuffled anew at each pass."""
-    hosts = {"host": jax.process_index(), "hosts": jax.process_count()}
-    return loader.Batches(source, cfg.batch_size, seed=cfg.seed, workers=cfg.workers, repeats=repeats, **hosts)
+    options = {"seed": cfg.seed, "workers": cfg.workers, "repeats": repeats}
+    return loader.Batches(source, cfg.batch_size, **options, **_place())
 
 
 def once(cfg: Plan, source: Source, mesh: Mesh) -> Iterator[Batch]:
     """Yield a split once, in order, on the devices; rows that fill the last batch up have weight 0."""
-    hosts = {"host": jax.process_index(), "hosts": jax.process_count()}
-    epoch = loader.Epoch(source, cfg.batch_size // cfg.accumulate, **hosts)
+    epoch = loader.Epoch(source, cfg.batch_size // cfg.accumulate, **_place())
     return prefetch(iter(epoch), sharding.batch_sharding(mesh))
+
+
+def _place() -> dict[str, int]:
+    return {"host": jax.process_index(), "hosts": jax.process_count()}
 
 
 def rates(cfg: Plan, kind: schedule.Kind = "cosine", **more: Any) -> schedule.Config:
