@@ -14,7 +14,7 @@ WANT = np.array([1e-9, 0.0, -2.0, 100.0])
 def test_an_error_is_measured_in_units_of_the_largest_value():
     close(WANT + 0.9e-3, WANT)  # 1e-5 of 100, also where the value is zero
     with pytest.raises(AssertionError, match=r"1\.10e-05 × 100"):
-        close(WANT + [0, 1.1e-3, 0, 0], WANT)
+        close(np.add(WANT, [0, 1.1e-3, 0, 0]), WANT)
     close(WANT + 0.9e-3, WANT, 1e-3, scale=1.0)
     with pytest.raises(AssertionError, match=r"2\.00e-03 × 1"):
         close(WANT + 2e-3, WANT, 1e-3, scale=1.0)
