@@ -26,7 +26,7 @@ import numpy as np
 
 from fm_jax import run as command_line
 from fm_jax.core.errors import CheckpointError, ConfigError, NumericError
-from fm_jax.core.types import Params
+from fm_jax.core.types import Featured, Params, backbone
 from fm_jax.data import tokenizer as tokenizers
 from fm_jax.evals import report, results
 from fm_jax.hub import pretrained
@@ -89,7 +89,7 @@ class Images:
 
 def draw_images(module: nn.Module, cfg: Config) -> Images:
     """Draw images of the size that the model was made for, 224 × 224 where it names none."""
-    rng, model = np.random.default_rng(cfg.seed), getattr(module, "backbone", module).cfg
+    rng, model = np.random.default_rng(cfg.seed), backbone(module).cfg
     cut, side = getattr(model, "patches", None), getattr(model, "image_size", 224)
     size = cut.image_size if cut else (side, side)
     count = cut.grid[0] * cut.grid[1] if cut and isinstance(module, MAE) else 0
@@ -99,7 +99,7 @@ def draw_images(module: nn.Module, cfg: Config) -> Images:
 
 def draw(module: nn.Module, cfg: Config, pad: int = 0) -> Rows:
     """Draw rows of falling length from the whole vocabulary but the pad token."""
-    rng, model = np.random.default_rng(cfg.seed), getattr(module, "backbone", module).cfg
+    rng, model = np.random.default_rng(cfg.seed), backbone(module).cfg
     time = min(cfg.length, model.max_length)
     length = np.maximum(1, time * np.arange(cfg.rows, 0, -1) // cfg.rows)
     inside = np.arange(time) < length[:, None]
@@ -112,7 +112,7 @@ def draw(module: nn.Module, cfg: Config, pad: int = 0) -> Rows:
 
 def ours(module: nn.Module, params: Params, rows: Rows) -> Outputs:
     """Run our model and return what `theirs` returns."""
-    bare = getattr(module, "backbone", module)
+    bare = backbone(module)
     inputs: tuple[Any, ...] = (rows.tokens,)
     options: dict[str, Any] = {}
     if isinstance(bare, EncoderDecoder):
@@ -152,7 +152,7 @@ def ours(module: nn.Module, params: Params, rows: Rows) -> Outputs:
 
 def ours_on_images(module: nn.Module, params: Params, images: Images) -> Outputs:
     """Run our model of images and return what `theirs_on_images` returns."""
-    bare = getattr(module, "backbone", module)
+    bare = backbone(module)
     inputs = (images.image, images.noise) if isinstance(module, MAE) else (images.image,)
     sites: dict[str, str] = {"embed": "embed"}  # their name: ours
     if isinstance(bare, ViT):
@@ -325,7 +325,7 @@ def run(cfg: Config, workdir: Path) -> Mapping[str, Any]:
 
 def _both(cfg: Config, found: pretrained.Pretrained, model: Any) -> tuple[Rows | Images, Outputs, Outputs]:
     """Return what both sides read, and what each makes of it."""
-    if hasattr(getattr(found.module, "backbone", found.module).cfg, "in_channels"):
+    if isinstance(backbone(found.module), Featured):
         images = draw_images(found.module, cfg)
         mine = ours_on_images(found.module, found.params, images)
         return images, mine, theirs_on_images(model, images, mine)

@@ -1,12 +1,48 @@
 """The few names that every room shares."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+import flax.linen as nn
 import jax
 
 Params = dict[str, Any]
 """Nested dict of arrays, as Flax returns it under the key "params", without boxes."""
+
+
+@runtime_checkable
+class Headed(Protocol):
+    """A task's head on a model; the parameters of the model below it stand under "backbone/…"."""
+
+    @property
+    def backbone(self) -> Any:
+        """Return the model without the head."""
+        ...
+
+
+@runtime_checkable
+class Tapped(Protocol):
+    """A model whose activations have names (`layers/tap.py`)."""
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Name the activations that can be read and edited."""
+        ...
+
+
+@runtime_checkable
+class Featured(Protocol):
+    """A model that makes one vector of an image."""
+
+    def features(self, image: jax.Array, *, tap: Any = None) -> jax.Array:
+        """Return the features [B, D] of images [B, H, W, channels]."""
+        ...
+
+
+def backbone(module: nn.Module) -> Any:
+    """Return the model without its head: the module itself where it has none."""
+    return module.backbone if isinstance(module, Headed) else module
+
 
 Batch = Mapping[str, Any]
 """Flat mapping from a field's name to an array whose first axis is the batch."""

@@ -6,6 +6,7 @@ import flax.linen as nn
 import numpy as np
 
 from fm_jax.core.errors import CheckpointError
+from fm_jax.core.types import backbone
 from fm_jax.hub import bert_names, heads
 from fm_jax.hub.bert_names import ALBERT, DISTILBERT, ELECTRA, KINDS, ROBERTA, Kind, kind_of
 from fm_jax.hub.fields import Fields
@@ -26,29 +27,29 @@ table = bert_names.table
 def module(fields: Fields) -> nn.Module:
     """Build the module that a config.json of one of these families describes, with the head `architectures` names."""
     kind = KINDS[fields.kind]
-    backbone = Encoder(_distilbert(fields) if kind is DISTILBERT else _config(fields, kind))
+    encoder = Encoder(_distilbert(fields) if kind is DISTILBERT else _config(fields, kind))
     stem = "XLMRoberta" if fields.kind == "xlm-roberta" else kind.stem
     task = fields.architecture.removeprefix(stem)
-    act, dropout = backbone.cfg.mlp.activation, _head_dropout(fields, kind, task)
+    act, dropout = encoder.cfg.mlp.activation, _head_dropout(fields, kind, task)
     if task == "Model":
         fields.skip("tie_word_embeddings")
-        return backbone
+        return encoder
     if task == "ForMaskedLM" or (task == "ForPreTraining" and kind.pair):
         fields.expect("tie_word_embeddings", True)
         if kind in (ROBERTA, ELECTRA) and act != "gelu":
             fields.refuse(f"{fields.architecture} has a gelu in its head, and {act} in its layers")
-        return MaskedLM(backbone, next_sentence=task == "ForPreTraining")
+        return MaskedLM(encoder, next_sentence=task == "ForPreTraining")
     fields.skip("tie_word_embeddings")
     if task == "ForPreTraining" and kind is ELECTRA:
         if act != "gelu":
             fields.refuse(f"a discriminator with {act} in its head")
-        return Tagger(backbone, 1, hidden="gelu")
+        return Tagger(encoder, 1, hidden="gelu")
     if task == "ForSequenceClassification":
-        return Classifier(backbone, heads.num_classes(fields), pool="first", dropout=dropout, hidden=kind.hidden)
+        return Classifier(encoder, heads.num_classes(fields), pool="first", dropout=dropout, hidden=kind.hidden)
     if task == "ForTokenClassification":
-        return Tagger(backbone, heads.num_classes(fields), dropout)
+        return Tagger(encoder, heads.num_classes(fields), dropout)
     if task == "ForQuestionAnswering":
-        return SpanFinder(backbone, dropout)
+        return SpanFinder(encoder, dropout)
     raise CheckpointError(
         f"{fields.where}: architectures names {fields.architecture or 'nothing'}; supported are {stem}Model and "
         f"{stem}For(MaskedLM, PreTraining, SequenceClassification, TokenClassification, QuestionAnswering)"
@@ -131,7 +132,7 @@ def inputs(module: nn.Module) -> tuple[np.ndarray, ...]:
 
 def fields(module: nn.Module) -> dict[str, Any]:
     """Return the config.json from which `module` builds this module again."""
-    kind, cfg = kind_of(module), getattr(module, "backbone", module).cfg
+    kind, cfg = kind_of(module), backbone(module).cfg
     word = _WORDS.get(cfg.mlp.activation, cfg.mlp.activation)
     shared = {
         "model_type": next(name for name, found in KINDS.items() if found is kind),

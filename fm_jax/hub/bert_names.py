@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import flax.linen as nn
 
 from fm_jax.core.errors import CheckpointError
+from fm_jax.core.types import backbone
 from fm_jax.hub.table import Entry, Table, linear, norm, same
 from fm_jax.layers.readout import Hidden
 from fm_jax.models.language.classifier import Classifier
@@ -118,10 +119,10 @@ KINDS = {
 
 def kind_of(module: nn.Module) -> Kind:
     """Return the family that has a module's form; ELECTRA without a narrower embedding and its own heads is BERT."""
-    backbone = getattr(module, "backbone", module)
-    if not isinstance(backbone, Encoder):
-        raise CheckpointError(f"a {type(backbone).__name__} is no encoder, and has no name in this family")
-    cfg = backbone.cfg
+    bare = backbone(module)
+    if not isinstance(bare, Encoder):
+        raise CheckpointError(f"a {type(bare).__name__} is no encoder, and has no name in this family")
+    cfg = bare.cfg
     if cfg.shared:
         return ALBERT
     if not cfg.num_types:

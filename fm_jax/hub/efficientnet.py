@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 
 from fm_jax.core.errors import CheckpointError
+from fm_jax.core.types import backbone
 from fm_jax.hub import images
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.images import batch_norm, convolution
@@ -72,7 +73,7 @@ def _check_padding(fields: Fields, cfg: Config) -> None:
 
 def table(module: nn.Module) -> Table:
     """Return the names of an EfficientNet's tensors."""
-    cfg = getattr(module, "backbone", module).cfg
+    cfg = backbone(module).cfg
     entries: list[Entry] = [
         *convolution("stem", "efficientnet.embeddings.convolution"),
         *batch_norm("norm_stem", "efficientnet.embeddings.batchnorm"),
@@ -100,7 +101,7 @@ def table(module: nn.Module) -> Table:
 
 def fields(module: nn.Module) -> dict[str, Any]:
     """Return the config.json from which `module` builds this module again."""
-    cfg = getattr(module, "backbone", module).cfg
+    cfg = backbone(module).cfg
     return {
         **images.architecture(module, "EfficientNet"),
         "model_type": "efficientnet",

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from fm_jax.core import sharding, tree
 from fm_jax.core.errors import CheckpointError, ConfigError
-from fm_jax.core.types import Params
+from fm_jax.core.types import Params, backbone
 from fm_jax.hub import bert, efficientnet, gpt2, llama, resnet, t5, vit
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.table import Table
@@ -105,20 +105,20 @@ def writing(module: nn.Module) -> Family:
     Raises:
         CheckpointError: no other library has such a model.
     """
-    backbone = getattr(module, "backbone", module)
-    if isinstance(backbone, Decoder):
-        return llama if backbone.cfg.attention.rope else gpt2
-    if isinstance(backbone, Encoder):
+    bare = backbone(module)
+    if isinstance(bare, Decoder):
+        return llama if bare.cfg.attention.rope else gpt2
+    if isinstance(bare, Encoder):
         return bert
-    if isinstance(backbone, EncoderDecoder):
+    if isinstance(bare, EncoderDecoder):
         return t5
-    if isinstance(backbone, ResNet):
+    if isinstance(bare, ResNet):
         return resnet
-    if isinstance(backbone, EfficientNet):
+    if isinstance(bare, EfficientNet):
         return efficientnet
-    if isinstance(backbone, ViT):
+    if isinstance(bare, ViT):
         return vit
-    raise CheckpointError(f"a {type(backbone).__name__} has no form in another library")
+    raise CheckpointError(f"a {type(bare).__name__} has no form in another library")
 
 
 def abstract(module: nn.Module, dtype: str = "float32", mesh: Mesh | None = None) -> Params:

@@ -7,6 +7,7 @@ import flax.linen as nn
 import numpy as np
 
 from fm_jax.core.errors import CheckpointError
+from fm_jax.core.types import backbone
 from fm_jax.hub import heads
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.table import Blank, Entry, Table, same
@@ -88,4 +89,4 @@ def sizes(fields: Fields, name: str, default: list[int]) -> tuple[int, ...]:
 
 def inputs(module: nn.Module) -> tuple[np.ndarray, ...]:
     """Return the smallest inputs that the module can be initialised with."""
-    return (np.zeros((1, 32, 32, getattr(module, "backbone", module).cfg.in_channels), np.float32),)
+    return (np.zeros((1, 32, 32, backbone(module).cfg.in_channels), np.float32),)

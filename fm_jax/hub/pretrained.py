@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError, DataError
-from fm_jax.core.types import Params
+from fm_jax.core.types import Featured, Headed, Params, backbone
 from fm_jax.data import tokenizer as tokenizers
 from fm_jax.data.tokenizer import Tokenizer
 from fm_jax.hub import download, families, safetensors, stored, table
@@ -46,7 +46,7 @@ class Pretrained:
 
     def backbone(self) -> tuple[nn.Module, Params]:
         """Return the model without its head: what a new task starts from."""
-        if hasattr(self.module, "backbone"):
+        if isinstance(self.module, Headed):
             return self.module.backbone, self.params["backbone"]
         return self.module, {name: node for name, node in self.params.items() if name != "head"}
 
@@ -180,8 +180,8 @@ def find(source: str | Path, revision: str | None = None) -> Path:
 
 def computing(module: nn.Module, dtype: Dtype) -> nn.Module:
     """Return the module with another dtype of the computation."""
-    if hasattr(module, "backbone"):
-        return module.clone(backbone=computing(module.backbone, dtype))
+    if (bare := backbone(module)) is not module:
+        return module.clone(backbone=computing(bare, dtype))
     return module.clone(cfg=replace(module.cfg, dtype=dtype))
 
 
@@ -241,7 +241,7 @@ def _tokenizer(folder: Path, module: nn.Module) -> Tokenizer | None:
 
 def _check_tokenizer(tokenizer: Tokenizer, module: nn.Module) -> None:
     try:
-        tokenizers.check_vocabulary(tokenizer, getattr(module, "backbone", module).cfg.vocab_size)
+        tokenizers.check_vocabulary(tokenizer, backbone(module).cfg.vocab_size)
     except DataError as error:
         raise CheckpointError(str(error)) from error
 
@@ -261,7 +261,7 @@ def _check_preprocessing(found: Preprocessing, module: nn.Module) -> None:
     """Raise unless the model takes the images that are made for it."""
     if (channels := _channels(module)) != 3:
         raise CheckpointError(f"preprocessing makes images of 3 channels, the {type(module).__name__} reads {channels}")
-    patches = getattr(getattr(module, "backbone", module).cfg, "patches", None)
+    patches = getattr(backbone(module).cfg, "patches", None)
     if patches and not patches.any_size and patches.image_size != (found.size, found.size):
         height, width = patches.image_size
         raise CheckpointError(f"preprocessing makes images of size {found.size}, the model is for {height} × {width}")
@@ -269,7 +269,7 @@ def _check_preprocessing(found: Preprocessing, module: nn.Module) -> None:
 
 def _channels(module: nn.Module) -> int:
     """Return how many channels the images have that a module reads; 0 of one that reads none."""
-    return getattr(getattr(module, "backbone", module).cfg, "in_channels", 0)
+    return backbone(module).cfg.in_channels if isinstance(backbone(module), Featured) else 0
 
 
 def _labels(config: Fields) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 
+from fm_jax.core.types import backbone
 from fm_jax.hub import images
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.images import batch_norm, convolution
@@ -34,7 +35,7 @@ def module(fields: Fields) -> nn.Module:
 
 def table(module: nn.Module) -> Table:
     """Return the names of a ResNet's tensors."""
-    cfg = getattr(module, "backbone", module).cfg
+    cfg = backbone(module).cfg
     entries: list[Entry] = _layer("stem", "norm_stem", "resnet.embedder.embedder")
     for stage, depth in enumerate(cfg.depths):
         for block in range(depth):
@@ -54,7 +55,7 @@ def _layer(conv: str, norm: str, name: str) -> list[Entry]:
 
 def fields(module: nn.Module) -> dict[str, Any]:
     """Return the config.json from which `module` builds this module again."""
-    cfg = getattr(module, "backbone", module).cfg
+    cfg = backbone(module).cfg
     return {
         **images.architecture(module, "ResNet"),
         "model_type": "resnet",

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 
 from fm_jax.core.errors import ConfigError
-from fm_jax.core.types import Params
+from fm_jax.core.types import Params, Tapped
 from fm_jax.layers.tap import STORED, Tap
 
 
@@ -42,6 +42,8 @@ def shapes(model: nn.Module, params: Params, *inputs: Any, **options: Any) -> di
 
 def check(model: nn.Module, names: Iterable[str]) -> None:
     """Raise ConfigError, with the list of sites, for a name the model does not have."""
+    if not isinstance(model, Tapped):
+        raise ConfigError(f"a {type(model).__name__} names no activations (it has no `sites`), so none can be read")
     sites = tuple(model.sites)
     if unknown := sorted(set(names) - set(sites)):
         raise ConfigError(f"no site {', '.join(unknown)}; this model has {', '.join(sites)}")

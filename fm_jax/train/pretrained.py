@@ -8,6 +8,7 @@ from typing import Any, Literal
 import flax.linen as nn
 from jax.sharding import Mesh
 
+from fm_jax.core import types
 from fm_jax.core.config import from_dict
 from fm_jax.core.errors import CheckpointError, ConfigError, DataError
 from fm_jax.core.types import Params
@@ -60,7 +61,7 @@ def of_run(run: start.Run) -> Pretrained:
     module = _module(run, params)
     try:
         tokenizer = tokenizers.load(run.workdir / "tokenizer")
-        tokenizers.check_vocabulary(tokenizer, getattr(module, "backbone", module).cfg.vocab_size)
+        tokenizers.check_vocabulary(tokenizer, types.backbone(module).cfg.vocab_size)
     except DataError as error:
         raise CheckpointError(str(error)) from error
     return Pretrained(module, params, tokenizer)

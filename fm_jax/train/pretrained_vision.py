@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from fm_jax.core.config import changes, from_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
+from fm_jax.core.types import Featured
 from fm_jax.data import vision
 from fm_jax.hub import preprocessing
 from fm_jax.hub import pretrained as public
@@ -52,7 +53,7 @@ def load(
     run = start.run(source, revision)
     found = of_run(run) if run else public.load(source, dtype=dtype, mesh=mesh, revision=revision)
     module, params = found.backbone()
-    if not hasattr(module, "features"):
+    if not isinstance(module, Featured):
         raise CheckpointError(
             f"{source} holds a model of class {type(module).__name__}, which has no features of an image"
         )

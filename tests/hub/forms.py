@@ -140,11 +140,6 @@ def build(config):
     return module, family
 
 
-def backbone(module):
-    """Return the part of a module that has the config."""
-    return getattr(module, "backbone", module)
-
-
 def draw(module, seed=0, dtype="float32"):
     """Return random parameters, each leaf different from every other."""
     rng = np.random.default_rng(seed)

@@ -9,10 +9,11 @@ from flax.core import meta
 from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.mesh import MeshConfig, make_mesh
+from fm_jax.core.types import backbone
 from fm_jax.hub import families, table
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.weights import Arrays, Spec
-from tests.hub.forms import FEW, FORMS, backbone, build, draw
+from tests.hub.forms import FEW, FORMS, build, draw
 
 
 def form(module):

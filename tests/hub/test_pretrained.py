@@ -12,12 +12,13 @@ from safetensors.numpy import load_file, save_file
 from fm_jax.core import sharding, tree
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.mesh import MeshConfig, make_mesh
+from fm_jax.core.types import backbone
 from fm_jax.data import tokenizer as tokenizers
 from fm_jax.hub import families, pretrained, tensor_file
 from fm_jax.models.language.classifier import Classifier
 from fm_jax.models.language.decoder import Decoder, tiny
 from fm_jax.objectives import statistics
-from tests.hub.forms import FEW, FORMS, assert_equal, backbone, build, draw, make, tensors, write
+from tests.hub.forms import FEW, FORMS, assert_equal, build, draw, make, tensors, write
 
 REGISTERS = "dinov2_with_registers"
 TEXTS = ["the cat sat on the mat", "a dog ran after the cat", "the mat is on the floor"] * 3

@@ -146,6 +146,11 @@ def test_a_sweep_by_vmap_is_the_loop():
     assert np.std(swept) > 1e-4
 
 
+def test_a_module_without_sites_is_refused_by_name():
+    with pytest.raises(ConfigError, match=r"a Dense names no activations"):
+        capture.run(nn.Dense(3), {}, jnp.ones(3), tap=Tap(("embed",)))
+
+
 def test_a_name_that_no_site_has_is_refused_with_the_list():
     for tap in (Tap(("block.attn.pettern",)), Tap(add={"block.attn.pettern": jnp.zeros(1)})):
         with pytest.raises(
