@@ -26,19 +26,16 @@ import numpy as np
 
 from fm_jax import run as command_line
 from fm_jax.core.errors import CheckpointError, ConfigError, NumericError
-from fm_jax.core.types import Featured, Params, backbone
+from fm_jax.core.types import Featured, Params
 from fm_jax.data import tokenizer as tokenizers
 from fm_jax.evals import report, results
-from fm_jax.hub import pretrained
+from fm_jax.hub import families, pretrained
+from fm_jax.hub.example import Example, Size
 from fm_jax.interpret import capture
 from fm_jax.layers.tap import Tap, is_stacked
 from fm_jax.models.language.encoder import Encoder
-from fm_jax.models.language.encoder_decoder import EncoderDecoder
 from fm_jax.models.language.masked_lm import MaskedLM
 from fm_jax.models.language.tagger import Tagger
-from fm_jax.models.vision.efficientnet import EfficientNet
-from fm_jax.models.vision.mae import MAE
-from fm_jax.models.vision.vit import ViT
 
 Outputs = dict[str, np.ndarray]  # what is compared: "embed", "layer 0", …, "final", and the outputs by name
 _FINAL = ("ln_f", "norm", "final_layer_norm")  # their names of the norm behind the last layer
@@ -64,114 +61,42 @@ class Config:
             raise ConfigError("rows, length and tolerance must be above 0")
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Right-padded tokens and what the families want to know of them."""
-
-    tokens: np.ndarray  # [B, T], padding has the pad token
-    length: np.ndarray  # [B]
-    types: np.ndarray  # [B, T], second half of each row 1 where the model has token types
-    decoded: np.ndarray  # [B, T], what the decoder of an encoder-decoder reads: no padding
-
-    @property
-    def inside(self) -> np.ndarray:
-        """Say which tokens are real: [B, T]."""
-        return np.arange(self.tokens.shape[1]) < self.length[:, None]
+def draw(module: nn.Module, cfg: Config, pad: int = 0) -> Example:
+    """Draw what the model reads: rows of text of falling length, or images."""
+    size = Size(cfg.rows, cfg.length, pad)
+    return families.writing(module).example(module, np.random.default_rng(cfg.seed), size)
 
 
-@dataclass(frozen=True)
-class Images:
-    """Images, and for each patch the noise that decides whether a masked autoencoder sees it."""
-
-    image: np.ndarray  # [B, H, W, C]
-    noise: np.ndarray  # [B, N]; N is 0 where nothing is masked
-
-
-def draw_images(module: nn.Module, cfg: Config) -> Images:
-    """Draw images of the size that the model was made for, 224 × 224 where it names none."""
-    rng, model = np.random.default_rng(cfg.seed), backbone(module).cfg
-    cut, side = getattr(model, "patches", None), getattr(model, "image_size", 224)
-    size = cut.image_size if cut else (side, side)
-    count = cut.grid[0] * cut.grid[1] if cut and isinstance(module, MAE) else 0
-    image, noise = rng.normal(size=(cfg.rows, *size, model.in_channels)), rng.random((cfg.rows, count))
-    return Images(image.astype(np.float32), noise.astype(np.float32))
-
-
-def draw(module: nn.Module, cfg: Config, pad: int = 0) -> Rows:
-    """Draw rows of falling length from the whole vocabulary but the pad token."""
-    rng, model = np.random.default_rng(cfg.seed), backbone(module).cfg
-    time = min(cfg.length, model.max_length)
-    length = np.maximum(1, time * np.arange(cfg.rows, 0, -1) // cfg.rows)
-    inside = np.arange(time) < length[:, None]
-    tokens, decoded = (rng.integers(0, model.vocab_size - 1, (cfg.rows, time)) for _ in range(2))
-    tokens, decoded = (rows + (rows >= pad) for rows in (tokens, decoded))
-    types = inside & (np.arange(time) >= length[:, None] // 2) & (getattr(model, "num_types", 0) > 1)
-    whole = (np.where(inside, tokens, pad), length, types, decoded)
-    return Rows(*(field.astype(np.int32) for field in whole))
-
-
-def ours(module: nn.Module, params: Params, rows: Rows) -> Outputs:
+def ours(module: nn.Module, params: Params, given: Example) -> Outputs:
     """Run our model and return what `theirs` returns."""
-    bare = backbone(module)
-    inputs: tuple[Any, ...] = (rows.tokens,)
-    options: dict[str, Any] = {}
-    if isinstance(bare, EncoderDecoder):
-        inputs = (rows.decoded, rows.tokens, rows.length)
-    elif isinstance(module, Encoder | MaskedLM):
-        options = {"segments": rows.inside.astype(np.int32)}
-    elif module is not bare:
-        inputs = (rows.tokens, rows.length)
-    if getattr(bare.cfg, "num_types", 0) > 1:
-        options["types"] = rows.types
-    sides = ("encoder.", "") if isinstance(bare, EncoderDecoder) else ("",)
-    names = ("embed", "block.resid_post") if isinstance(bare, Encoder) else ("embed", "block.resid_post", "final")
-    tap = Tap(read=tuple(side + name for side in sides for name in names))
+    sites = families.writing(module).sites(module)
+    tap = Tap(read=tuple(sites.values()))
 
     @jax.jit
-    def compute(params: Params, inputs: Any, options: Any) -> Any:
-        out, read = capture.run(module, params, *inputs, tap=tap, **options)
+    def compute(params: Params, inputs: dict[str, jax.Array]) -> Any:
+        out, read = capture.run(module, params, tap=tap, **inputs)
         if isinstance(module, MaskedLM) and module.next_sentence:
-            hidden = module.apply({"params": params}, *inputs, **options, method="hidden")
+            hidden = module.apply({"params": params}, **inputs, method="hidden")
             out = {"logits": out, "pair": module.apply({"params": params}, hidden, method="pair")}
         return out, read
 
-    out, read = compute(params, *jax.tree.map(jnp.asarray, (inputs, options)))
-    found: Outputs = {}
-    for site in tap.read:
-        side, name = ("encoder ", site.removeprefix("encoder.")) if site.startswith("encoder.") else ("", site)
-        layers = read[site] if is_stacked(site) else [read[site]]
-        found |= {f"{side}layer {i}" if is_stacked(site) else side + name: np.asarray(x) for i, x in enumerate(layers)}
-    if isinstance(out, tuple):
-        out = {"start": out[0], "end": out[1]}
-    elif isinstance(module, Encoder):
-        out = {}
-    elif not isinstance(out, dict):
-        out = {"logits": out[..., 0] if isinstance(module, Tagger) and module.num_labels == 1 else out}
-    return found | {name: np.asarray(x) for name, x in out.items()}
-
-
-def ours_on_images(module: nn.Module, params: Params, images: Images) -> Outputs:
-    """Run our model of images and return what `theirs_on_images` returns."""
-    bare = backbone(module)
-    inputs = (images.image, images.noise) if isinstance(module, MAE) else (images.image,)
-    sites: dict[str, str] = {"embed": "embed"}  # their name: ours
-    if isinstance(bare, ViT):
-        sites |= {"layer": "block.resid_post"}
-    else:
-        blocks = [bare.cfg.repeats(each) for each in bare.cfg.stages] if isinstance(bare, EfficientNet) else ()
-        ends = np.cumsum(blocks) - 1 if blocks else range(len(bare.cfg.depths))  # theirs has no stages, only blocks
-        sites |= {f"layer {end}": f"conv.stage{stage}" for stage, end in enumerate(ends, 1)}
-    if module is bare:
-        sites |= {"final": "final"}
-    if isinstance(module, MAE):
-        sites = {f"encoder {name}": f"encoder.{site}" for name, site in sites.items()} | sites
-    run = jax.jit(lambda params, inputs: capture.run(module, params, *inputs, tap=Tap(read=tuple(sites.values()))))
-    out, read = run(params, tuple(map(jnp.asarray, inputs)))
+    out, read = compute(params, jax.tree.map(jnp.asarray, given.inputs))
     found: Outputs = {}
     for name, site in sites.items():
-        stacked = [(f"{name} {i}", x) for i, x in enumerate(read[site])] if is_stacked(site) else [(name, read[site])]
-        found |= {name: np.asarray(x) for name, x in stacked}
-    return found if module is bare else found | {"logits": np.asarray(out)}
+        layers = [(f"{name} {i}", x) for i, x in enumerate(read[site])] if is_stacked(site) else [(name, read[site])]
+        found |= {name: np.asarray(x) for name, x in layers}
+    return found | {name: np.asarray(x) for name, x in _named(module, out).items()}
+
+
+def _named(module: nn.Module, out: Any) -> dict[str, Any]:
+    """Return the outputs of a head by their names; those of a model without one are its last activation."""
+    if isinstance(out, tuple):
+        return {"start": out[0], "end": out[1]}
+    if isinstance(module, Encoder | Featured):
+        return {}
+    if isinstance(out, dict):
+        return out
+    return {"logits": out[..., 0] if isinstance(module, Tagger) and module.num_labels == 1 else out}
 
 
 def peer(folder: Path) -> Any:
@@ -200,25 +125,27 @@ def peer(folder: Path) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def theirs(model: Any, rows: Rows) -> Outputs:
-    """Run a model of transformers and return every layer's output and the model's."""
-    config = model.config
-    given: dict[str, Any] = {"input_ids": rows.tokens, "attention_mask": rows.inside}
-    if config.is_encoder_decoder:
-        given["decoder_input_ids"] = rows.decoded
-    if rows.types.any():
-        given["token_type_ids"] = rows.types
+def theirs(model: Any, given: Example, names: Collection[str] = ()) -> Outputs:
+    """Run a model of transformers and return every layer's output and the model's.
+
+    Args:
+        model: of transformers.
+        given: what ours was called with.
+        names: what to keep, where their model has more layers than ours has places (EfficientNet's blocks).
+    """
+    inputs, config = given.inputs, model.config
+    if given.inside is None:
+        asked = {"pixel_values": inputs["image"].transpose(0, 3, 1, 2).copy()}
+        found = _watched(model, asked | ({"noise": inputs["noise"]} if "noise" in inputs else {}), {})
+        found = {name: x for name, x in found.items() if name in names} if names else found
+        return {name: x.transpose(0, 2, 3, 1) if x.ndim == 4 else x for name, x in found.items()}
+    asked = {"input_ids": inputs.get("source", inputs["tokens"]), "attention_mask": given.inside}
+    if "source" in inputs:
+        asked["decoder_input_ids"] = inputs["tokens"]
+    if "types" in inputs:
+        asked["token_type_ids"] = inputs["types"]
     cache = {"use_cache": False} if hasattr(config, "use_cache") else {}
-    return _watched(model, {name: x.astype(np.int64) for name, x in given.items()}, cache)
-
-
-def theirs_on_images(model: Any, images: Images, names: Collection[str]) -> Outputs:
-    """Run a model of transformers on images and return what is named of every layer's output and the model's."""
-    given = {"pixel_values": images.image.transpose(0, 3, 1, 2).copy()}
-    found = _watched(model, given | ({"noise": images.noise} if images.noise.size else {}), {})
-    if model.config.model_type == "efficientnet":  # blocks inside a stage
-        found = {name: x for name, x in found.items() if name in names}
-    return {name: x.transpose(0, 2, 3, 1) if x.ndim == 4 else x for name, x in found.items()}
+    return _watched(model, {name: x.astype(np.int64) for name, x in asked.items()}, cache)
 
 
 def _watched(model: Any, given: dict[str, Any], options: dict[str, Any]) -> Outputs:
@@ -263,7 +190,7 @@ def _stacks(model: Any) -> Iterator[tuple[str, Any, Any]]:
         yield side, list(modules[name]), norms[0] if norms else None
 
 
-def compare(mine: Outputs, other: Outputs, rows: Rows | Images, tolerance: float) -> list[dict[str, Any]]:
+def compare(mine: Outputs, other: Outputs, given: Example, tolerance: float) -> list[dict[str, Any]]:
     """Return one line a layer and output: the largest difference at real tokens, in standard deviations of theirs.
 
     Raises:
@@ -275,10 +202,9 @@ def compare(mine: Outputs, other: Outputs, rows: Rows | Images, tolerance: float
     lines = []
     for name, want in sorted(other.items(), key=lambda pair: list(mine).index(pair[0])):
         got, decoder = mine[name], "encoder embed" in mine and not name.startswith("encoder ")
-        if (
-            isinstance(rows, Rows) and want.shape[:2] == rows.tokens.shape and not decoder
-        ):  # a decoder's rows have no padding
-            got, want = got[rows.inside], want[rows.inside]
+        inside = given.inside
+        if inside is not None and want.shape[:2] == inside.shape and not decoder:  # a decoder's rows have no padding
+            got, want = got[inside], want[inside]
         deviation = float(want.std()) or 1.0
         furthest = float(np.abs(got - want).max() / deviation)
         ok = bool(furthest <= tolerance)  # NaN is not
@@ -302,8 +228,10 @@ def run(cfg: Config, workdir: Path) -> Mapping[str, Any]:
     model = peer(folder)
     with jax.default_matmul_precision("highest"):
         found = pretrained.load(folder)
-        rows, mine, other = _both(cfg, found, model)
-        lines = compare(mine, other, rows, cfg.tolerance)
+        given = draw(found.module, cfg, _padding(model.config, found.tokenizer))
+        mine = ours(found.module, found.params, given)
+        fewer = mine if model.config.model_type == "efficientnet" else ()  # theirs has blocks inside a stage
+        lines = compare(mine, theirs(model, given, fewer), given, cfg.tolerance)
     print(report.table(lines, {"what": "layer", "std": "std", "difference": "difference / std", "": ""}))
     wrong = [line for line in lines if line[""] != "ok"]
     measured = {
@@ -321,16 +249,6 @@ def run(cfg: Config, workdir: Path) -> Mapping[str, Any]:
         )
     print(f"{type(model).__name__}: equal within {measured['largest']:.2g} standard deviations at {len(lines)} places")
     return measured
-
-
-def _both(cfg: Config, found: pretrained.Pretrained, model: Any) -> tuple[Rows | Images, Outputs, Outputs]:
-    """Return what both sides read, and what each makes of it."""
-    if isinstance(backbone(found.module), Featured):
-        images = draw_images(found.module, cfg)
-        mine = ours_on_images(found.module, found.params, images)
-        return images, mine, theirs_on_images(model, images, mine)
-    rows = draw(found.module, cfg, _padding(model.config, found.tokenizer))
-    return rows, ours(found.module, found.params, rows), theirs(model, rows)
 
 
 def _padding(theirs: Any, tokenizer: tokenizers.Tokenizer | None) -> int:

@@ -8,7 +8,8 @@ import numpy as np
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.types import backbone
 from fm_jax.hub import bert_names, heads
-from fm_jax.hub.bert_names import ALBERT, DISTILBERT, ELECTRA, KINDS, ROBERTA, Kind, kind_of
+from fm_jax.hub.bert_names import ALBERT, DISTILBERT, ELECTRA, OF_TYPE, ROBERTA, Kind, kind_of
+from fm_jax.hub.example import Example, Size, text
 from fm_jax.hub.fields import Fields
 from fm_jax.layers.attention import AttentionConfig
 from fm_jax.layers.mlp import MLPConfig
@@ -19,6 +20,7 @@ from fm_jax.models.language.masked_lm import MaskedLM
 from fm_jax.models.language.span import SpanFinder
 from fm_jax.models.language.tagger import Tagger
 
+KINDS = {name: kind.stem for name, kind in OF_TYPE.items()} | {"xlm-roberta": "XLMRoberta"}
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 _WORDS = {"gelu_tanh": "gelu_new"}
 table = bert_names.table
@@ -26,9 +28,8 @@ table = bert_names.table
 
 def module(fields: Fields) -> nn.Module:
     """Build the module that a config.json of one of these families describes, with the head `architectures` names."""
-    kind = KINDS[fields.kind]
+    kind, stem = OF_TYPE[fields.kind], KINDS[fields.kind]
     encoder = Encoder(_distilbert(fields) if kind is DISTILBERT else _config(fields, kind))
-    stem = "XLMRoberta" if fields.kind == "xlm-roberta" else kind.stem
     task = fields.architecture.removeprefix(stem)
     act, dropout = encoder.cfg.mlp.activation, _head_dropout(fields, kind, task)
     if task == "Model":
@@ -124,10 +125,30 @@ def _head_dropout(fields: Fields, kind: Kind, task: str) -> float:
     return 0.0 if task == "ForQuestionAnswering" else found
 
 
-def inputs(module: nn.Module) -> tuple[np.ndarray, ...]:
-    """Return the smallest inputs that the module can be initialised with."""
-    tokens = np.zeros((1, 1), np.int32)
-    return (tokens,) if isinstance(module, Encoder | MaskedLM) else (tokens, np.ones(1, np.int32))
+def writes(module: nn.Module) -> bool:
+    """Say whether a module is an encoder, or a head on one."""
+    return isinstance(backbone(module), Encoder)
+
+
+def example(module: nn.Module, rng: np.random.Generator, size: Size) -> Example:
+    """Draw what an encoder, or a head on one, is called with; where it tells texts apart each row has two."""
+    cfg = backbone(module).cfg
+    tokens, length, inside = text(cfg, rng, size)
+    inputs = {"tokens": tokens}
+    if isinstance(module, Encoder | MaskedLM):
+        inputs["segments"] = inside.astype(np.int32)
+    else:
+        inputs["length"] = length
+    if cfg.num_types > 1:
+        second = np.arange(tokens.shape[1]) >= length[:, None] // 2
+        inputs["types"] = (inside & second).astype(np.int32)
+    return Example(inputs, inside)
+
+
+def sites(module: nn.Module) -> dict[str, str]:
+    """Return our name of each activation that is compared, by theirs; only a model without a head gives its last."""
+    found = {"embed": "embed", "layer": "block.resid_post"}
+    return found | ({"final": "final"} if isinstance(module, Encoder) else {})
 
 
 def fields(module: nn.Module) -> dict[str, Any]:
@@ -135,7 +156,7 @@ def fields(module: nn.Module) -> dict[str, Any]:
     kind, cfg = kind_of(module), backbone(module).cfg
     word = _WORDS.get(cfg.mlp.activation, cfg.mlp.activation)
     shared = {
-        "model_type": next(name for name, found in KINDS.items() if found is kind),
+        "model_type": next(name for name, found in OF_TYPE.items() if found is kind),
         "architectures": [kind.stem + _task(module)],
         "vocab_size": cfg.vocab_size,
         "max_position_embeddings": cfg.max_length + cfg.position_offset,

@@ -111,7 +111,7 @@ ALBERT = Kind(
     "tanh",
     ("albert.pooler", "sop_classifier.classifier"),
 )
-KINDS = {
+OF_TYPE = {  # model_type: its names and heads
     "bert": BERT, "roberta": ROBERTA, "xlm-roberta": ROBERTA, "distilbert": DISTILBERT, "electra": ELECTRA,
     "albert": ALBERT,
 }  # fmt: skip

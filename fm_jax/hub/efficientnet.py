@@ -8,16 +8,19 @@ they hand it to torch, which takes it for the share that goes: it is ours.
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.types import backbone
 from fm_jax.hub import images
+from fm_jax.hub.example import Example, Size
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.images import batch_norm, convolution
 from fm_jax.hub.table import Entry, Table, linear
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.efficientnet import BASELINE, Config, EfficientNet, Stage
 
+KINDS = {"efficientnet": "EfficientNet"}
 _NAMES = {
     "num_block_repeats": "repeats",
     "kernel_sizes": "size",
@@ -25,7 +28,6 @@ _NAMES = {
     "expand_ratios": "expand",
     "out_channels": "width",
 }
-inputs = images.inputs
 
 
 def module(fields: Fields) -> nn.Module:
@@ -55,7 +57,7 @@ def module(fields: Fields) -> nn.Module:
     fields.expect("pooling_type", "mean")
     fields.skip("num_hidden_layers")
     _check_padding(fields, cfg)
-    return images.headed(fields, EfficientNet(cfg), "EfficientNet", fields.take("dropout_rate", float, 0.5))
+    return images.headed(fields, EfficientNet(cfg), KINDS[fields.kind], fields.take("dropout_rate", float, 0.5))
 
 
 def _check_padding(fields: Fields, cfg: Config) -> None:
@@ -122,3 +124,20 @@ def fields(module: nn.Module) -> dict[str, Any]:
         "drop_connect_rate": cfg.drop_path,
         "dropout_rate": module.dropout if isinstance(module, ImageClassifier) else 0.0,
     }
+
+
+def writes(module: nn.Module) -> bool:
+    """Say whether a module is an EfficientNet, or a classifier on one."""
+    return images.is_on(module, EfficientNet)
+
+
+def example(module: nn.Module, rng: np.random.Generator, size: Size) -> Example:
+    """Draw what the module is called with."""
+    return images.example(module, rng, size, backbone(module).cfg.image_size)
+
+
+def sites(module: nn.Module) -> dict[str, str]:
+    """Return our name of each activation that is compared, by theirs: each stage's output is that of its last layer."""
+    cfg = backbone(module).cfg
+    ends = np.cumsum([cfg.repeats(stage) for stage in cfg.stages]) - 1  # theirs has no stages, only blocks
+    return images.stages(module, ends.tolist())

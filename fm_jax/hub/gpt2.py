@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from fm_jax.core import types
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub import heads
 from fm_jax.hub.fields import Fields
@@ -14,8 +15,9 @@ from fm_jax.layers.norm import NormConfig
 from fm_jax.models.language.classifier import Classifier
 from fm_jax.models.language.decoder import Config, Decoder
 
+KINDS = {"gpt2": "GPT2", "gpt_neo": "GPTNeo"}
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
-inputs = heads.inputs
+example, sites = heads.example, heads.sites
 _WORDS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}
 
 _BODY = (
@@ -55,8 +57,13 @@ _NEO = (
 def module(fields: Fields) -> nn.Module:
     """Build the module that a config.json of model_type "gpt2" or "gpt_neo" describes."""
     cfg = _gpt2(fields) if fields.kind == "gpt2" else _neo(fields)
-    kinds = {"gpt2": "GPT2", "gpt_neo": "GPTNeo"}
-    return heads.headed(fields, Decoder(cfg), kinds[fields.kind])
+    return heads.headed(fields, Decoder(cfg), KINDS[fields.kind])
+
+
+def writes(module: nn.Module) -> bool:
+    """Say whether a module is a decoder with learned positions, or a head on one."""
+    bare = types.backbone(module)
+    return isinstance(bare, Decoder) and bare.cfg.attention.rope is None
 
 
 def _gpt2(fields: Fields) -> Config:

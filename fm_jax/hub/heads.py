@@ -6,6 +6,7 @@ import flax.linen as nn
 import numpy as np
 
 from fm_jax.core.errors import CheckpointError
+from fm_jax.hub.example import Example, Size, text
 from fm_jax.hub.fields import Fields
 from fm_jax.models.language.classifier import Classifier
 from fm_jax.models.language.decoder import Decoder
@@ -33,10 +34,17 @@ def backbone(module: nn.Module) -> Decoder:
     return found
 
 
-def inputs(module: nn.Module) -> tuple[np.ndarray, ...]:
-    """Return the smallest inputs that the module can be initialised with."""
-    tokens = np.zeros((1, 1), np.int32)
-    return (tokens, np.ones(1, np.int32)) if isinstance(module, Classifier) else (tokens,)
+def example(module: nn.Module, rng: np.random.Generator, size: Size) -> Example:
+    """Draw what a decoder, or a classifier on one, is called with."""
+    tokens, length, inside = text(backbone(module).cfg, rng, size)
+    more = {"length": length} if isinstance(module, Classifier) else {}
+    return Example({"tokens": tokens, **more}, inside)
+
+
+def sites(module: nn.Module) -> dict[str, str]:
+    """Return our name of each activation that is compared, by theirs; "layer" is every layer's output."""
+    backbone(module)
+    return {"embed": "embed", "layer": "block.resid_post", "final": "final"}
 
 
 def num_classes(fields: Fields) -> int:

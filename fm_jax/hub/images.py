@@ -9,6 +9,7 @@ import numpy as np
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.types import backbone
 from fm_jax.hub import heads
+from fm_jax.hub.example import Example, Size, image
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.table import Blank, Entry, Table, same
 from fm_jax.hub.weights import Spec
@@ -87,6 +88,22 @@ def sizes(fields: Fields, name: str, default: list[int]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def inputs(module: nn.Module) -> tuple[np.ndarray, ...]:
-    """Return the smallest inputs that the module can be initialised with."""
-    return (np.zeros((1, 32, 32, backbone(module).cfg.in_channels), np.float32),)
+def is_on(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Say whether a module is a backbone of a class, or a classifier on one."""
+    return isinstance(module.backbone if isinstance(module, ImageClassifier) else module, kind)
+
+
+def example(module: nn.Module, rng: np.random.Generator, size: Size, side: int) -> Example:
+    """Draw square images that a backbone, or a classifier on one, is called with."""
+    return Example({"image": image(rng, size, side, side, backbone(module).cfg.in_channels)})
+
+
+def stages(module: nn.Module, blocks: Iterable[int]) -> dict[str, str]:
+    """Return our name of each activation that is compared, by theirs.
+
+    Args:
+        module: a backbone, or a classifier on one; only without the head its last activation is an output.
+        blocks: number of what ends each stage, in their count of layers.
+    """
+    found = {"embed": "embed"} | {f"layer {end}": f"conv.stage{stage}" for stage, end in enumerate(blocks, 1)}
+    return found if isinstance(module, ImageClassifier) else found | {"final": "final"}

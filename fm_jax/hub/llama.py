@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from fm_jax.core import types
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub import heads
 from fm_jax.hub.fields import Fields
@@ -24,7 +25,7 @@ _TURNS: dict[str, dict[str, tuple[float, ...]]] = {
     "llama3": {"low_freq_factor": (), "high_freq_factor": ()},
     "yarn": {"beta_slow": (1.0,), "beta_fast": (32.0,)},
 }
-inputs = heads.inputs
+example, sites = heads.example, heads.sites
 _GELUS = {"gelu": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}  # Gemma was trained with tanh, whatever the word
 
 _ENTRIES = (
@@ -78,6 +79,12 @@ def module(fields: Fields) -> nn.Module:
         scale_embedding=kind == "gemma",
     )
     return heads.headed(fields, Decoder(cfg), KINDS[kind])
+
+
+def writes(module: nn.Module) -> bool:
+    """Say whether a module is a decoder with rotary positions, or a head on one."""
+    bare = types.backbone(module)
+    return isinstance(bare, Decoder) and bare.cfg.attention.rope is not None
 
 
 def _windows(fields: Fields) -> tuple[int, ...]:

@@ -3,18 +3,21 @@
 from typing import Any, Literal
 
 import flax.linen as nn
+import numpy as np
 
 from fm_jax.core.types import backbone
 from fm_jax.hub import images
+from fm_jax.hub.example import Example, Size
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.images import batch_norm, convolution
 from fm_jax.hub.table import Entry, Table, linear
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.resnet import Config, ResNet
 
+KINDS = {"resnet": "ResNet"}
 BLOCKS: dict[str, Literal["basic", "bottleneck"]] = {"basic": "basic", "bottleneck": "bottleneck"}
+_SIDE = 224  # of the images it is published for; its config names none
 _DEPTHS, _WIDTHS = [3, 4, 6, 3], [256, 512, 1024, 2048]
-inputs = images.inputs
 
 
 def module(fields: Fields) -> nn.Module:
@@ -30,7 +33,7 @@ def module(fields: Fields) -> nn.Module:
         stride_first=fields.take("downsample_in_bottleneck", bool, False),
         in_channels=fields.take("num_channels", int, 3),
     )
-    return images.headed(fields, ResNet(cfg), "ResNet")
+    return images.headed(fields, ResNet(cfg), KINDS[fields.kind])
 
 
 def table(module: nn.Module) -> Table:
@@ -68,3 +71,18 @@ def fields(module: nn.Module) -> dict[str, Any]:
         "downsample_in_first_stage": False,
         "downsample_in_bottleneck": cfg.stride_first,
     }
+
+
+def writes(module: nn.Module) -> bool:
+    """Say whether a module is a ResNet, or a classifier on one."""
+    return images.is_on(module, ResNet)
+
+
+def example(module: nn.Module, rng: np.random.Generator, size: Size) -> Example:
+    """Draw what the module is called with."""
+    return images.example(module, rng, size, _SIDE)
+
+
+def sites(module: nn.Module) -> dict[str, str]:
+    """Return our name of each activation that is compared, by theirs: each stage's output is that of its last layer."""
+    return images.stages(module, range(len(backbone(module).cfg.depths)))

@@ -13,12 +13,14 @@ import flax.linen as nn
 import numpy as np
 
 from fm_jax.core.errors import CheckpointError
+from fm_jax.hub.example import Example, Size, ids, text
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.table import Entry, Table, flipped, same
 from fm_jax.hub.weights import Weights
 from fm_jax.layers.attention import AttentionConfig
 from fm_jax.layers.mlp import MLPConfig
 from fm_jax.layers.norm import NormConfig
+from fm_jax.layers.tap import ENCODER
 from fm_jax.models.language.encoder_decoder import Config, EncoderDecoder, with_dropout
 from fm_jax.ops.positions import Buckets
 
@@ -154,11 +156,24 @@ def fields(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def inputs(module: nn.Module) -> tuple[np.ndarray, ...]:
-    """Return the smallest inputs that the module can be initialised with: tokens, source, source_length."""
+def writes(module: nn.Module) -> bool:
+    """Say whether a module is an encoder-decoder."""
+    return isinstance(module, EncoderDecoder)
+
+
+def example(module: nn.Module, rng: np.random.Generator, size: Size) -> Example:
+    """Draw what an encoder-decoder is called with; only the source is padded."""
+    cfg = _model(module).cfg
+    source, length, inside = text(cfg, rng, size)
+    tokens = ids(cfg, rng, source.shape, size.pad)
+    return Example({"tokens": tokens, "source": source, "source_length": length}, inside)
+
+
+def sites(module: nn.Module) -> dict[str, str]:
+    """Return our name of each activation that is compared, by theirs; "layer" is every layer's output."""
     _model(module)
-    token = np.zeros((1, 1), np.int32)
-    return token, token, np.ones(1, np.int32)
+    found = {"embed": "embed", "layer": "block.resid_post", "final": "final"}
+    return {f"encoder {name}": ENCODER + site for name, site in found.items()} | found
 
 
 def _model(module: nn.Module) -> EncoderDecoder:

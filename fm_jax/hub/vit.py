@@ -8,6 +8,7 @@ import numpy as np
 
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub import heads, images
+from fm_jax.hub.example import Example, Size, image
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.table import Blank, Entry, Table, linear, norm, same
 from fm_jax.hub.weights import Spec
@@ -15,6 +16,7 @@ from fm_jax.layers.attention import AttentionConfig
 from fm_jax.layers.mlp import MLPConfig
 from fm_jax.layers.norm import NormConfig
 from fm_jax.layers.patch_embed import PatchConfig
+from fm_jax.layers.tap import ENCODER
 from fm_jax.models.vision import mae
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.vit import Config, ViT
@@ -213,11 +215,26 @@ def _layers(path: str, name: str, kind: str, *, gated: bool = False) -> tuple[En
     )
 
 
-def inputs(module: nn.Module) -> tuple[np.ndarray, ...]:
-    """Return the smallest inputs that the module can be initialised with."""
+def writes(module: nn.Module) -> bool:
+    """Say whether a module is a ViT, a classifier on one, or an MAE."""
+    return isinstance(module, mae.MAE) or images.is_on(module, ViT)
+
+
+def example(module: nn.Module, rng: np.random.Generator, size: Size) -> Example:
+    """Draw what the module is called with; for an MAE also the noise that says which patches it sees."""
     cut = _backbone(module).cfg.patches
-    image = np.zeros((1, *cut.image_size, cut.channels), np.float32)
-    return (image, np.zeros((1, cut.grid[0] * cut.grid[1]), np.float32)) if isinstance(module, mae.MAE) else (image,)
+    inputs = {"image": image(rng, size, *cut.image_size, cut.channels)}
+    if isinstance(module, mae.MAE):
+        inputs["noise"] = rng.random((size.rows, cut.grid[0] * cut.grid[1])).astype(np.float32)
+    return Example(inputs)
+
+
+def sites(module: nn.Module) -> dict[str, str]:
+    """Return our name of each activation that is compared, by theirs; only a model without a head gives its last."""
+    found = {"embed": "embed", "layer": "block.resid_post"}
+    if isinstance(module, mae.MAE):
+        return {f"encoder {name}": ENCODER + site for name, site in found.items()} | found
+    return found if isinstance(module, ImageClassifier) else found | {"final": "final"}
 
 
 def fields(module: nn.Module) -> dict[str, Any]:

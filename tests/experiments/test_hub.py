@@ -20,6 +20,7 @@ from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.data import tokenizer as tokenizers
 from fm_jax.data import vision
 from fm_jax.hub import pretrained
+from fm_jax.hub.example import Example
 from fm_jax.models.language import decoder
 from fm_jax.models.language.encoder_decoder import EncoderDecoder
 from fm_jax.models.language.encoder_decoder import tiny as tiny_t5
@@ -174,16 +175,17 @@ def test_a_comparison_without_torch_says_what_to_install(tmp_path, monkeypatch):
 def test_rows_are_padded_and_use_the_whole_vocabulary_but_the_padding():
     module, _ = build(FORMS["bert-words"])
     rows = hub_verify.draw(module, hub_verify.Config(rows=4, length=32), pad=3)
-    assert rows.length.tolist() == [32, 24, 16, 8]
-    assert (rows.tokens[~rows.inside] == 3).all() and (rows.tokens[rows.inside] != 3).all()
-    many = hub_verify.draw(module, hub_verify.Config(rows=40, length=32), pad=3)
-    assert set(many.decoded.ravel()) | {3} == set(range(40))
-    assert rows.types[rows.inside].any() and not rows.types[~rows.inside].any()
-    assert hub_verify.draw(build(FORMS["gpt2"])[0], hub_verify.Config(length=99)).tokens.shape == (3, 32)
+    tokens, types = rows.inputs["tokens"], rows.inputs["types"]
+    assert rows.inside.sum(axis=1).tolist() == [32, 24, 16, 8]
+    assert (tokens[~rows.inside] == 3).all() and (tokens[rows.inside] != 3).all()
+    many = hub_verify.draw(build(FORMS["t5"])[0], hub_verify.Config(rows=40, length=32), pad=3)
+    assert set(many.inputs["tokens"].ravel()) | {3} == set(range(40))
+    assert types[rows.inside].any() and not types[~rows.inside].any()
+    assert hub_verify.draw(build(FORMS["gpt2"])[0], hub_verify.Config(length=99)).inputs["tokens"].shape == (3, 32)
 
 
 def test_a_difference_counts_in_deviations_and_at_real_tokens_only():
-    rows = hub_verify.Rows(np.zeros((2, 3), np.int32), np.array([3, 1]), *[np.zeros((2, 3), np.int32)] * 2)
+    rows = Example({}, np.arange(3) < np.array([[3], [1]]))
     layer = np.random.default_rng(0).normal(0, 7, (2, 3, 4)).astype(np.float32)
     wrong = layer.copy()
     wrong[1, 2] = np.nan  # padding

@@ -36,7 +36,7 @@ def test_a_config_comes_back_as_the_module_it_was_written_from(case):
     again = module(json.loads(json.dumps(config)))
     assert type(again) is type(model)
     assert again.backbone.cfg == model.backbone.cfg
-    assert bert.kind_of(again) is bert.kind_of(model) is bert.KINDS[config["model_type"]]
+    assert bert.kind_of(again) is bert.kind_of(model) is bert.OF_TYPE[config["model_type"]]
 
 
 @pytest.mark.parametrize("case", PEERS)

@@ -1,4 +1,5 @@
 import re
+from types import MappingProxyType
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,7 @@ from fm_jax.core.errors import CheckpointError
 from fm_jax.core.mesh import MeshConfig, make_mesh
 from fm_jax.core.types import backbone
 from fm_jax.hub import families, table
+from fm_jax.hub.example import Size
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.weights import Arrays, Spec
 from tests.hub.forms import FEW, FORMS, build, draw
@@ -37,7 +39,34 @@ def test_the_config_that_a_module_gives_builds_the_module_again(name):
 
 
 def test_every_family_has_a_form_here():
-    assert {config["model_type"] for config in FORMS.values()} == set(families.FAMILIES)
+    assert {config["model_type"] for config in FORMS.values()} == set(families.BY_KIND)
+
+
+def test_every_model_type_has_one_family():
+    assert len(families.BY_KIND) == sum(len(family.KINDS) for family in families.FAMILIES)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_one_family_alone_writes_a_module_under_the_name_it_is_read_by(name):
+    module, family = build(FORMS[name])
+    assert [each for each in families.FAMILIES if each.writes(module)] == [family]
+    data = family.fields(module)
+    assert data["architectures"][0].startswith(family.KINDS[data["model_type"]])
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_an_example_is_what_the_module_reads_and_every_site_is_one_of_its_own(name):
+    """Of the smallest and of a larger size; the ids stay inside the vocabulary, and padding is where it is said."""
+    module, family = build(FORMS[name])
+    assert set(family.sites(module).values()) <= set(module.sites)
+    for size in (Size(), Size(3, 6, pad=2)):
+        inputs, inside = family.example(module, np.random.default_rng(0), size)
+        assert {len(array) for array in inputs.values()} == {size.rows}
+        assert jax.eval_shape(lambda inputs=inputs: module.init(jax.random.key(0), **inputs))["params"]
+        if inside is not None:
+            tokens = inputs.get("source", inputs["tokens"])
+            assert ((tokens == size.pad) == ~inside).all() and tokens.max() < backbone(module).cfg.vocab_size
+            assert inside.sum(axis=1).tolist() == ([1] if size == Size() else [6, 4, 2])
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -54,7 +83,8 @@ def test_every_parameter_has_one_place_and_every_place_a_parameter(name):
 @pytest.mark.parametrize("name", ["gpt2-labels", "bert-pretraining", "t5"])
 def test_abstract_parameters_are_those_of_init(name):
     module, family = build(FORMS[name])
-    real = meta.unbox(jax.eval_shape(module.init, jax.random.key(0), *family.inputs(module))["params"])
+    inputs = family.example(module, np.random.default_rng(0), Size()).inputs
+    real = meta.unbox(jax.eval_shape(module.init, jax.random.key(0), **inputs)["params"])
     assert jax.tree.map(lambda x: x.shape, families.abstract(module)) == jax.tree.map(lambda x: x.shape, real)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     placed = families.abstract(module, "bfloat16", mesh)
@@ -73,7 +103,8 @@ def test_a_family_whose_config_leaves_something_open_is_asked():
     asked = []
 
     class File:
-        module = fields = table = inputs = staticmethod(lambda *_: None)
+        module = fields = table = writes = example = sites = staticmethod(lambda *_: None)
+        KINDS = MappingProxyType({})
         settle = staticmethod(lambda *given: asked.append(given) or "settled")
 
     weights = Arrays({})

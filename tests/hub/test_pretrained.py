@@ -15,6 +15,7 @@ from fm_jax.core.mesh import MeshConfig, make_mesh
 from fm_jax.core.types import backbone
 from fm_jax.data import tokenizer as tokenizers
 from fm_jax.hub import families, pretrained, tensor_file
+from fm_jax.hub.example import Size
 from fm_jax.models.language.classifier import Classifier
 from fm_jax.models.language.decoder import Decoder, tiny
 from fm_jax.objectives import statistics
@@ -52,8 +53,8 @@ def test_on_a_mesh_every_device_gets_its_share(name, tmp_path):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     found = pretrained.load(tmp_path / "folder", mesh=mesh)
     assert_equal(found.params, params)
-    inputs = families.writing(found.module).inputs(found.module)
-    boxed = jax.eval_shape(found.module.init, jax.random.key(0), *inputs)["params"]
+    inputs = families.writing(found.module).example(found.module, np.random.default_rng(0), Size()).inputs
+    boxed = jax.eval_shape(found.module.init, jax.random.key(0), **inputs)["params"]
     wanted = tree.flatten(sharding.shardings(boxed, mesh))
     split = 0
     for path, leaf in tree.flatten(found.params).items():
