@@ -20,6 +20,16 @@ C = TypeVar("C")
 _SECRET = re.compile(r"\b(hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[bp]-|AKIA)[A-Za-z0-9_-]{8,}")
 
 
+def training(default: C) -> C:
+    """Return a field that training alone reads: two models that differ in it compute the same function."""
+    return dataclasses.field(default=default, metadata={"training": True})
+
+
+def precision(default: C) -> C:
+    """Return a field that names the numbers in which a function is computed."""
+    return dataclasses.field(default=default, metadata={"precision": True})
+
+
 def apply_overrides(cfg: C, argv: Sequence[str], *, also: Iterable[str] = ()) -> C:
     """Return `cfg` with `--a.b VALUE` and `--a.b=VALUE` applied; each changed section is validated once, whole.
 

@@ -31,6 +31,7 @@ from fm_jax.hub.fields import Fields
 from fm_jax.hub.preprocessing import Preprocessing
 from fm_jax.layers.attention import AttentionConfig
 
+_FLAX = ("parent", "name")  # of every module
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -213,13 +214,13 @@ def _check_params(module: nn.Module, params: Params) -> None:
 
 
 def _form(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of all that decides what a module computes, but for what only training does."""
+    """Yield (dotted name, value) of all that decides what a module computes: of every field that is not marked."""
     if not is_dataclass(value):
         yield path, value
         return
     layers = getattr(value, "num_layers", 0)
     for field in fields(value):
-        if field.name in ("parent", "name", "dtype", "remat", "init_std", "zero_init", "dropout", "drop_path"):
+        if field.name in _FLAX or field.metadata.keys() & {"training", "precision"}:
             continue
         found = getattr(value, field.name)
         if layers and isinstance(found, AttentionConfig):  # windows repeat over the layers: say them for each

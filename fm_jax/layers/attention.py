@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fm_jax.core.config import training
 from fm_jax.core.errors import ConfigError
 from fm_jax.layers.cache import write
 from fm_jax.layers.dense import Initializer, dense
@@ -31,7 +32,7 @@ class AttentionConfig:
     out_bias: bool = True
     qk_norm: bool = False  # RMSNorm over each head's queries and keys (Qwen 3)
     scale: float = 0.0  # of the scores; 0 means 1/sqrt(head_dim)
-    dropout: float = 0.0  # of the attention weights
+    dropout: float = training(0.0)  # of the attention weights
 
     def __post_init__(self) -> None:
         """Refuse head counts and windows that cannot work."""

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fm_jax.core.config import training
 from fm_jax.layers.dense import Initializer, dense
 from fm_jax.layers.tap import Tap, visit
 
@@ -28,7 +29,7 @@ class MLPConfig:
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"] = "gelu_tanh"
     gated: bool = False  # act(x W_gate) · (x W_up), SwiGLU with silu (Shazeer 2020)
     bias: bool = True
-    dropout: float = 0.0  # of the activations, before the second product (T5)
+    dropout: float = training(0.0)  # of the activations, before the second product (T5)
 
 
 class MLP(nn.Module):

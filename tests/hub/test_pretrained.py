@@ -1,6 +1,6 @@
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from flax.core import meta
 from safetensors.numpy import load_file, save_file
 
 from fm_jax.core import sharding, tree
+from fm_jax.core.config import precision, training
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.mesh import MeshConfig, make_mesh
 from fm_jax.core.types import backbone
@@ -17,7 +18,7 @@ from fm_jax.data import tokenizer as tokenizers
 from fm_jax.hub import families, pretrained, tensor_file
 from fm_jax.hub.example import Size
 from fm_jax.models.language.classifier import Classifier
-from fm_jax.models.language.decoder import Decoder, tiny
+from fm_jax.models.language.decoder import Config, Decoder, tiny
 from fm_jax.objectives import statistics
 from tests.hub.forms import FEW, FORMS, assert_equal, build, draw, make, tensors, write
 
@@ -314,6 +315,23 @@ def test_what_is_there_already_is_not_touched(there, tmp_path):
         pretrained.save(target, module, draw(module))
     assert (target if there == "a file" else target / "config.json").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+@dataclass(frozen=True)
+class Grown(Config):
+    """A config that has learned more."""
+
+    swirl: int = 0
+    shaken: float = training(0.3)
+    rounded: str = precision("to even")
+
+
+def test_a_new_field_is_compared_unless_it_is_marked():
+    module, family = build(FORMS["gpt2"])
+    data = family.fields(module)
+    pretrained.check_form(module.clone(cfg=replace(module.cfg, dropout=0.7, remat="full", init_std=0.5)), data)
+    with pytest.raises(CheckpointError, match=r"has not cfg\.swirl 0 \(it would be None\)$"):
+        pretrained.check_form(module.clone(cfg=Grown(**vars(module.cfg))), data)
 
 
 def test_an_empty_folder_is_taken(tmp_path):

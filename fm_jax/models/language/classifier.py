@@ -9,6 +9,7 @@ Dims: B batch, T time, D d_model, C classes.
 import flax.linen as nn
 import jax
 
+from fm_jax.core.config import training
 from fm_jax.layers.readout import Head, Hidden, Pool, pool, states
 from fm_jax.layers.tap import Tap
 
@@ -19,7 +20,7 @@ class Classifier(nn.Module):
     backbone: nn.Module
     num_classes: int
     pool: Pool = "mean"
-    dropout: float = 0.0
+    dropout: float = training(0.0)
     hidden: Hidden = "none"  # activation of a layer before the last one
     bias: bool = True
 

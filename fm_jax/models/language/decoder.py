@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fm_jax.core.config import precision, training
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.sharding import constrain
 from fm_jax.layers.attention import Attention, AttentionConfig, Where
@@ -40,10 +41,10 @@ class Config:
     norm: NormConfig = NormConfig()
     tied: bool = True  # the head is the token table read backwards
     scale_embedding: bool = False  # embeddings times sqrt(d_model) (Gemma)
-    dropout: float = 0.0  # of the embeddings and of each update to the residual stream
-    init_std: float = 0.02  # 0: 1/sqrt(fan_in), for small widths
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the computation; parameters are float32
-    remat: Remat = "none"
+    dropout: float = training(0.0)  # of the embeddings and of each update to the residual stream
+    init_std: float = training(0.02)  # 0: 1/sqrt(fan_in), for small widths
+    dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # of the computation, not of parameters
+    remat: Remat = training("none")
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fm_jax.core.config import precision, training
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.sharding import constrain
 from fm_jax.layers.attention import Attention, AttentionConfig, Where
@@ -43,10 +44,10 @@ class Config:
     embed_size: int = 0  # width of the embeddings, projected to d_model; 0 for d_model and no projection
     position_offset: int = 0  # row of the first position in its table; RoBERTa's is its padding's id + 1
     shared: bool = False  # one layer's parameters at every depth (ALBERT)
-    dropout: float = 0.0  # of the embeddings and of each update to the residual stream
-    init_std: float = 0.02  # 0: 1/sqrt(fan_in), for small widths
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the computation; parameters are float32
-    remat: Remat = "none"
+    dropout: float = training(0.0)  # of the embeddings and of each update to the residual stream
+    init_std: float = training(0.02)  # 0: 1/sqrt(fan_in), for small widths
+    dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # of the computation, not of parameters
+    remat: Remat = training("none")
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""

@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fm_jax.core.config import precision, training
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.sharding import constrain
 from fm_jax.layers.attention import Attention, AttentionConfig, CrossAttention, Where
@@ -46,9 +47,9 @@ class Config:
     buckets: Buckets = Buckets()
     tied: bool = True  # the head is the token table read backwards
     scale_head: bool = True  # what the head reads is divided by sqrt(d_model)
-    dropout: float = 0.0  # of each stack's input and output, and of each update to the residual stream
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the computation; parameters are float32
-    remat: Remat = "none"
+    dropout: float = training(0.0)  # of each stack's input and output, and of each update to the residual stream
+    dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # of the computation, not of parameters
+    remat: Remat = training("none")
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""

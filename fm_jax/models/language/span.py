@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fm_jax.core.config import training
 from fm_jax.layers.readout import Head, inside, states
 from fm_jax.layers.tap import Tap
 from fm_jax.ops.attention import MASKED
@@ -18,7 +19,7 @@ class SpanFinder(nn.Module):
     """Tokens [B, T] and their lengths [B] -> (start, end), logits [B, T] each; parameters "backbone/…" and "head/…"."""
 
     backbone: nn.Module
-    dropout: float = 0.0
+    dropout: float = training(0.0)
 
     @property
     def sites(self) -> tuple[str, ...]:

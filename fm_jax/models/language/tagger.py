@@ -9,6 +9,7 @@ Dims: B batch, T time, D d_model, C labels.
 import flax.linen as nn
 import jax
 
+from fm_jax.core.config import training
 from fm_jax.layers.readout import Head, Hidden, states
 from fm_jax.layers.tap import Tap
 
@@ -18,7 +19,7 @@ class Tagger(nn.Module):
 
     backbone: nn.Module
     num_labels: int
-    dropout: float = 0.0
+    dropout: float = training(0.0)
     hidden: Hidden = "none"  # activation of a layer before the last one
 
     @property

@@ -6,6 +6,7 @@ Dims: B batch, H height, W width, D the backbone's features, C classes.
 import flax.linen as nn
 import jax
 
+from fm_jax.core.config import training
 from fm_jax.layers.readout import Head
 from fm_jax.layers.tap import Tap
 
@@ -15,7 +16,7 @@ class ImageClassifier(nn.Module):
 
     backbone: nn.Module
     num_classes: int
-    dropout: float = 0.0  # of the features that the head reads
+    dropout: float = training(0.0)  # of the features that the head reads
     bias: bool = True
 
     @property

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fm_jax.core.config import precision, training
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.sharding import constrain
 from fm_jax.layers.batch_norm import BatchNorm
@@ -61,11 +62,11 @@ class Config:
     head_width: int = 1280
     divisor: int = 8  # of every number of channels
     squeeze: float = 0.25  # width of the narrow layer that weighs channels, as a share of the block's input
-    drop_path: float = 0.2  # rate towards which the last block's nears
+    drop_path: float = training(0.2)  # rate towards which the last block's nears
     in_channels: int = 3
     norm_epsilon: float = 1e-3
     norm_momentum: float = 0.99  # share of the running moments that stays at each step
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the computation; parameters are float32
+    dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # of the computation, not of parameters
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""

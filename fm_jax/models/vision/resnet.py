@@ -24,6 +24,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fm_jax.core.config import precision, training
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.sharding import constrain
 from fm_jax.layers.batch_norm import BatchNorm
@@ -43,10 +44,10 @@ class Config:
     shortcut: Literal["project", "pad", "none"] = "project"  # where shapes change; "none" nowhere: a plain network
     stride_first: bool = False  # the stride of a bottleneck in its first layer: the paper's form ("v1")
     in_channels: int = 3
-    zero_init: bool = True  # whether a block's last scale starts at 0
+    zero_init: bool = training(True)  # whether a block's last scale starts at 0
     norm_epsilon: float = 1e-5
     norm_momentum: float = 0.9  # share of the running moments that stays at each step
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the computation; parameters are float32
+    dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # of the computation, not of parameters
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""

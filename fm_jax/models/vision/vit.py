@@ -25,6 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fm_jax.core.config import precision, training
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.sharding import constrain
 from fm_jax.layers.attention import Attention, AttentionConfig, Where
@@ -53,11 +54,11 @@ class Config:
     pool: Pool = "cls"  # what the features are
     registers: int = 0  # R: learned tokens between [CLS] and the patches, left out of every feature
     layer_scale: float = 0.0  # where the learned scale of each update starts; 0: there is none
-    dropout: float = 0.0  # of the embeddings and of each update to the residual stream
-    drop_path: float = 0.0  # rate of leaving out the last layer's updates; grows from 0 at the first (timm, DeiT)
-    init_std: float = 0.02  # 0: 1/sqrt(fan_in), for small widths
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the computation; parameters are float32
-    remat: Remat = "none"
+    dropout: float = training(0.0)  # of the embeddings and of each update to the residual stream
+    drop_path: float = training(0.0)  # rate of leaving out the last layer's updates; from 0 at the first (timm, DeiT)
+    init_std: float = training(0.02)  # 0: 1/sqrt(fan_in), for small widths
+    dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # of the computation, not of parameters
+    remat: Remat = training("none")
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""
