@@ -13,6 +13,7 @@ import pytest
 from fm_jax.checkpoint import read
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.mesh import MeshConfig
+from fm_jax.core.types import Loss
 from fm_jax.data import loader
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.train import log, loop, stage, step
@@ -40,9 +41,9 @@ PLAN = stage.Plan(
 )
 
 
-def loss(params: Any, batch: Any, rng: Any) -> Any:
+def loss(params: Any, batch: Any, rng: Any, step: Any) -> Loss:
     error = jnp.square(params["w"] - batch["x"][:, 0]) * batch["weights"]
-    return error.sum(), batch["weights"].sum(), {"error": (error.sum(), batch["weights"].sum())}
+    return Loss(error.sum(), batch["weights"].sum(), {"error": (error.sum(), batch["weights"].sum())})
 
 
 def single() -> jax.sharding.Mesh:
