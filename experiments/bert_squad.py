@@ -63,7 +63,9 @@ from fm_jax.models.language.span import SpanFinder
 from fm_jax.objectives.span import span
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.optim import schedule
-from fm_jax.train import log, loop, pretrained, start, state
+from fm_jax.tasks import language
+from fm_jax.tasks.init import Init
+from fm_jax.train import log, loop, state
 from fm_jax.train.hooks import Hook
 from fm_jax.train.step import make_train_step
 from fm_jax.worlds import people
@@ -82,7 +84,7 @@ class Data:
 class Config:
     """Everything that decides the numbers of a run."""
 
-    init: start.Init = start.Init()
+    init: Init = Init()
     model: encoder.Config = encoder.bert_base()  # of weights drawn anew; its max_length becomes data.cut.length
     data: Data = Data()
     epochs: float = 2.0  # passes over the windows of the training file
@@ -136,7 +138,7 @@ def demo() -> Config:
     data = Data(world=people.Config(train=8000), cut=squad.Cut(length=96, stride=32, question=24))
     # with answers of up to 30, 12 and 8 tokens 0.51, 0.63 and 0.70 of the validation split are answered exactly (2,500
     # paragraphs, 4 epochs): a reader this small finds where an answer ends, and lets it start too far in front
-    small = Config(start.Init(), model, data, optimizer=optimizers.Config(name="muon"), learning_rate=1e-2, longest=8)
+    small = Config(Init(), model, data, optimizer=optimizers.Config(name="muon"), learning_rate=1e-2, longest=8)
     return replace(small, epochs=1.25, batch_size=32, log_every=25, eval_every=250, save_every=250)
 
 
@@ -145,7 +147,7 @@ def debug() -> Config:
     world = people.Config(train=24, validation=6, test=6, unanswerable=0.2)
     data = Data(world=world, cut=squad.Cut(length=64, stride=12, question=24))
     model = replace(encoder.tiny(), vocab_size=420)
-    return Config(start.Init(), model, data, epochs=0.5, batch_size=32, learning_rate=1e-3, log_every=1, save_every=1)
+    return Config(Init(), model, data, epochs=0.5, batch_size=32, learning_rate=1e-3, log_every=1, save_every=1)
 
 
 def open_reader(cfg: Config, train: Sequence[Question], mesh: Mesh) -> Reader:
@@ -156,7 +158,7 @@ def open_reader(cfg: Config, train: Sequence[Question], mesh: Mesh) -> Reader:
         texts = [*contexts, *(question.text for question in train)]
         words = tokenizer.train_wordpiece(texts, cfg.model.vocab_size)
         return Reader(SpanFinder(encoder.Encoder(replace(cfg.model, max_length=length)), cfg.model.dropout), words, {})
-    found = pretrained.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh)
+    found = language.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh)
     backbone, params = found.backbone()
     if not isinstance(backbone, encoder.Encoder):
         raise ConfigError(f"{cfg.init.from_} is a {type(backbone).__name__}; answers are found with an encoder")

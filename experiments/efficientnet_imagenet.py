@@ -38,7 +38,8 @@ from fm_jax.data import views, vision
 from fm_jax.evals import image_classification
 from fm_jax.models.vision import efficientnet
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import image_classifier, loop, stage
+from fm_jax.tasks import image_classifier
+from fm_jax.train import loop, stage
 
 RMSPROP = optimizers.Config(name="rmsprop", b2=0.9, momentum=0.9, eps=1e-3, weight_decay=1e-5, clip_norm=None)
 TRAINING = 1_268_355  # images of ImageNet, with one in a hundred held out

@@ -65,7 +65,8 @@ from fm_jax.objectives import statistics
 from fm_jax.objectives.classify import softmax
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.optim import schedule
-from fm_jax.train import log, loop, pretrained_vision, state
+from fm_jax.tasks import vision as vision_models
+from fm_jax.train import log, loop, state
 from fm_jax.train.step import Step, make_train_step
 
 Way = Literal["pretrained", "finetuned", "untrained", "pixels", "scratch"]
@@ -110,11 +111,11 @@ class Bench:
 
     def __init__(self, cfg: Config, data: vision.Config, data_dir: Path) -> None:
         """Open models and splits; nothing is computed yet."""
-        self.cfg, self.found = cfg, [pooled(pretrained_vision.load(path), cfg.pool) for path in cfg.models]
+        self.cfg, self.found = cfg, [pooled(vision_models.load(path), cfg.pool) for path in cfg.models]
         self.module = self.found[0].module
         if others := [path for path, one in zip(cfg.models, self.found, strict=True) if one.module != self.module]:
             raise ConfigError(f"{others[0]} holds another network than {cfg.models[0]}; probe them one by one")
-        seen = pretrained_vision.as_trained(self.found[0], data)
+        seen = vision_models.as_trained(self.found[0], data)
         if taken := changes(data, seen):
             print("as the model saw its images:", *(f"--data.{name} {value}" for name, (_, value) in taken.items()))
         self.data = data = seen
@@ -222,11 +223,11 @@ def debug() -> Config:
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Probe every way on every draw, and return (and write to results.json) all accuracies and their means."""
-    data = cfg.data or pretrained_vision.images(cfg.models[0])
+    data = cfg.data or vision_models.images(cfg.models[0])
     if data is None:
         raise ConfigError(f"{cfg.models[0]} is a public folder: say with --data.… what to probe it on")
     bench, found = Bench(cfg, data, cfg.data_dir or workdir / "data"), dict[str, Any]()
-    pretrained_vision.remind(bench.found[0], bench.data)
+    vision_models.remind(bench.found[0], bench.data)
     for way in cfg.ways:
         found[way] = {
             str(labels or "all"): summary([bench.probe(way, labels, draw) for draw in range(cfg.draws)])

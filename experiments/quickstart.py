@@ -37,7 +37,8 @@ from fm_jax.generate.text import text as write_text
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.language import decoder
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import log, loop, pretrained
+from fm_jax.tasks import language
+from fm_jax.train import log, loop
 
 Drawn = dict[tuple[int, int], docstring_task.Examples]  # (labels a class, seed) -> training texts
 ORDERS = {"unigram": 1, "bigram": 2, "trigram": 3, "fivegram": 5}
@@ -114,7 +115,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     bits = _once(parts / "baselines.json", lambda: baselines(cfg, data_dir))
     found: dict[str, Any] = {"pretrain": measured | {"baselines_bits_per_byte": bits}}
 
-    start = pretrained.load(workdir / "pretrain")
+    start = language.load(workdir / "pretrain")
     task = labelled.load(labelled.Config(), data_dir)
     bench = Bench(start, task.classes, cfg.recipe, meshes.make_mesh(cfg.pretrain.mesh), seed=0)
     found["finetune"] = compare(cfg, bench, task, parts)

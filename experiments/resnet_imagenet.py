@@ -53,7 +53,8 @@ from fm_jax.data import scenes, views, vision
 from fm_jax.evals import image_classification
 from fm_jax.models.vision import resnet
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import image_classifier, loop, stage
+from fm_jax.tasks import image_classifier
+from fm_jax.train import loop, stage
 
 SGD = optimizers.Config(name="sgd", momentum=0.9, weight_decay=1e-4, clip_norm=None)
 TRAINING = 1_268_355  # images of ImageNet, with one in a hundred held out

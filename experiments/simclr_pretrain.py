@@ -43,7 +43,8 @@ from fm_jax.models.vision.simclr import SimCLR
 from fm_jax.objectives import statistics
 from fm_jax.objectives.contrastive import nt_xent
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import loop, pretrained_vision, stage, state
+from fm_jax.tasks import vision as vision_models
+from fm_jax.train import loop, stage, state
 
 LARS = optimizers.Config(name="lars", weight_decay=1e-6, clip_norm=None)
 
@@ -52,7 +53,7 @@ LARS = optimizers.Config(name="lars", weight_decay=1e-6, clip_norm=None)
 class Config(stage.Plan):
     """Everything that decides the numbers of a run."""
 
-    backbone: pretrained_vision.Backbone
+    backbone: vision_models.Backbone
     data: vision.Config
     batch_size: int  # images, each seen twice; over all devices
     temperature: float
@@ -154,7 +155,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     # the same two views of every image, whenever they are asked for
     held_out = vision.Training(vision.pictures(cfg.data, "validation", data_dir), cfg.data)
 
-    model, key = SimCLR(pretrained_vision.build(cfg.backbone), cfg.out), jax.random.key(cfg.seed)
+    model, key = SimCLR(vision_models.build(cfg.backbone), cfg.out), jax.random.key(cfg.seed)
     loss = nt_xent(model.apply, temperature=cfg.temperature)
     evaluate = runner.make_eval_step(loss, tree.merge)
 
@@ -190,7 +191,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
 
 def look(cfg: Config, params: Params, data_dir: Path, png: Path) -> float:
     """Draw validation images beside their nearest training images; return the accuracy of the 20 nearest's vote."""
-    backbone, found, seen = pretrained_vision.build(cfg.backbone), [], []
+    backbone, found, seen = vision_models.build(cfg.backbone), [], []
     for split in ("validation", "train"):
         rows = spread(vision.evaluation(cfg.data, split, data_dir), cfg.known)
         weights: list[np.ndarray] = []

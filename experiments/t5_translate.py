@@ -55,7 +55,9 @@ from fm_jax.models.language import encoder_decoder
 from fm_jax.objectives.seq2seq import seq2seq
 from fm_jax.ops.positions import Buckets
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import log, loop, pretrained, stage, start, state
+from fm_jax.tasks import language
+from fm_jax.tasks.init import Init
+from fm_jax.train import log, loop, stage, state
 from fm_jax.worlds import translation as world
 
 
@@ -79,7 +81,7 @@ class Config(stage.Plan):
 
     model: encoder_decoder.Config  # of a pretrained model only dtype, remat and dropout are read
     data: Data = Data()
-    init: start.Init = start.Init()
+    init: Init = Init()
     prefix: str = ""  # before every source
     source_length: int = 512  # tokens, the end token among them
     target_length: int = 512
@@ -179,7 +181,7 @@ def open_model(cfg: Config, train: Parallel, mesh: jax.sharding.Mesh) -> Opened:
         # one sentinel: T5's layout, with the padding token 0 and </s> 1
         learnt = tokenizer.train(texts, cfg.model.vocab_size, sentinels=1)
         return Opened(encoder_decoder.EncoderDecoder(replace(cfg.model, max_length=room)), learnt, None)
-    found = pretrained.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh)
+    found = language.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh)
     if not isinstance(found.module, encoder_decoder.EncoderDecoder) or found.tokenizer is None:
         raise ConfigError(f"{cfg.init.from_} is a {type(found.module).__name__}, no encoder-decoder; give a T5 or mT5")
     shape = encoder_decoder.with_dropout(found.module.cfg, cfg.model.dropout)

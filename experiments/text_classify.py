@@ -54,7 +54,9 @@ from fm_jax.optim import optimizer as optimizers
 from fm_jax.optim import schedule
 from fm_jax.peft import freeze
 from fm_jax.peft import lora as adapters
-from fm_jax.train import log, loop, pretrained, start, state
+from fm_jax.tasks import language
+from fm_jax.tasks.init import Init
+from fm_jax.train import log, loop, state
 from fm_jax.train.step import Step, make_train_step
 
 Way = Literal["scratch", "probe", "lora", "full", "frozen"]
@@ -79,9 +81,9 @@ class Recipe:
 class Config:
     """One finetuning run."""
 
-    init: start.Init = start.Init(Path("runs/lm_pretrain"))
+    init: Init = Init(Path("runs/lm_pretrain"))
     way: Way = "full"
-    head: pretrained.Head = "default"  # what is read: a decoder's mean (or last) state, an encoder's first (or mean)
+    head: language.Head = "default"  # what is read: a decoder's mean (or last) state, an encoder's first (or mean)
     data: labelled.Config = labelled.Config()
     labels: int = 0  # training examples a class; 0 for all there are
     recipe: Recipe = Recipe()
@@ -105,13 +107,13 @@ class Bench:
         recipe: Recipe,
         mesh: Mesh,
         seed: int,
-        head: pretrained.Head = "default",
+        head: language.Head = "default",
     ) -> None:
         """Draw nothing yet; `seed` is of the dropout and the batches, each run brings its own for the weights."""
         assert found.tokenizer is not None  # `load` refuses a model without one
         self.tokenizer = found.tokenizer
         self.classes, self.recipe, self.mesh, self.seed = classes, recipe, mesh, seed
-        self.model, self.given = pretrained.classifier(found, classes, head)
+        self.model, self.given = language.classifier(found, classes, head)
         backbone = self.model.backbone
         paired = isinstance(backbone, Encoder) and backbone.cfg.num_types > 1  # it tells the texts of a pair apart
         self.inputs = ("tokens", "length", *(("types",) if paired else ()))
@@ -228,9 +230,7 @@ def config() -> Config:
 
 def debug() -> Config:
     """Return two steps on the tiny model that `lm_pretrain --config debug --workdir runs/lm_pretrain_debug` leaves."""
-    return Config(
-        start.Init(Path("runs/lm_pretrain_debug")), labels=2, recipe=Recipe(num_steps=2, length=16, batch_size=8)
-    )
+    return Config(Init(Path("runs/lm_pretrain_debug")), labels=2, recipe=Recipe(num_steps=2, length=16, batch_size=8))
 
 
 def check_export(folder: Path, bench: Bench) -> None:
@@ -243,7 +243,7 @@ def check_export(folder: Path, bench: Bench) -> None:
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Finetune once, evaluate on validation and test, and write results.json (and, for LoRA, the adapter alone)."""
-    mesh, found = meshes.make_mesh(cfg.mesh), pretrained.load(cfg.init.source, revision=cfg.init.revision)
+    mesh, found = meshes.make_mesh(cfg.mesh), language.load(cfg.init.source, revision=cfg.init.revision)
     task = labelled.load(cfg.data, workdir / "data")
     few = docstring_task.few(task.train, cfg.labels, seed=cfg.seed) if cfg.labels else task.train
     bench = Bench(found, task.classes, cfg.recipe, mesh, cfg.seed, cfg.head)

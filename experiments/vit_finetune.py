@@ -47,7 +47,10 @@ from fm_jax.evals import image_classification
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.vision import vit
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import image_classifier, loop, pretrained_vision, stage, start
+from fm_jax.tasks import image_classifier
+from fm_jax.tasks import vision as vision_models
+from fm_jax.tasks.init import Init
+from fm_jax.train import loop, stage
 
 TRAINING = 1_268_355  # images of ImageNet, with one in a hundred held out
 
@@ -56,7 +59,7 @@ TRAINING = 1_268_355  # images of ImageNet, with one in a hundred held out
 class Config(image_classifier.Config):
     """A run that goes on from a Vision Transformer."""
 
-    init: start.Init = start.Init(Path("runs/mae_pretrain"))
+    init: Init = Init(Path("runs/mae_pretrain"))
     way: Literal["finetune", "scratch"] = "finetune"  # scratch: only the form of the model at init.from is taken
     pool: vit.Pool = "mean_norm"
     drop_path: float = 0.1
@@ -82,7 +85,7 @@ def config() -> Config:
 def demo() -> Config:
     """Return a short training of `mae_pretrain --config demo`'s encoder on the built-in digits, for two cores."""
     return Config(
-        init=start.Init(Path("runs/mae_demo")),
+        init=Init(Path("runs/mae_demo")),
         data=vision.Config(recipe=replace(views.digits(), affine=0.5)),
         fit=loop.FitConfig(400, log_every=20, eval_every=200),
         learning_rate=3e-3,
@@ -97,7 +100,7 @@ def debug() -> Config:
     """Return two steps on what `mae_pretrain --config debug --workdir runs/mae_debug` leaves."""
     fit = loop.FitConfig(2, log_every=1, save_every=1)
     return replace(
-        demo(), init=start.Init(Path("runs/mae_debug")), fit=fit, batch_size=16, measured=16, warmup=0.0, mix=Mix()
+        demo(), init=Init(Path("runs/mae_debug")), fit=fit, batch_size=16, measured=16, warmup=0.0, mix=Mix()
     )
 
 
@@ -106,10 +109,10 @@ CONFIGS: dict[str, Callable[[], Config]] = {"default": config, "demo": demo, "de
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Train on, and return (and write to results.json) what was measured."""
-    found = pretrained_vision.load(cfg.init.source, revision=cfg.init.revision)
+    found = vision_models.load(cfg.init.source, revision=cfg.init.revision)
     backbone = vit.ViT(adapted(found, cfg))
     if cfg.way == "scratch":
-        bench = image_classifier.Bench(backbone, replace(cfg, init=start.Init()), workdir)
+        bench = image_classifier.Bench(backbone, replace(cfg, init=Init()), workdir)
     else:
         bench = image_classifier.Bench(backbone, cfg, workdir, found)
     validate = image_classification.validation(bench.loss, partial(bench.batches, "validation"))

@@ -36,7 +36,8 @@ from fm_jax.data.mixing import Mix
 from fm_jax.evals import image_classification
 from fm_jax.models.vision import vit
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import image_classifier, loop, stage
+from fm_jax.tasks import image_classifier
+from fm_jax.train import loop, stage
 
 TRAINING = 1_268_355  # images of ImageNet, with one in a hundred held out
 

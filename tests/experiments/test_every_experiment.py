@@ -37,7 +37,7 @@ from experiments import (
 )
 from experiments.benchmarks import hub_load, image_pipeline
 from fm_jax.checkpoint.store import load_params
-from fm_jax.train import start
+from fm_jax.tasks.init import Init
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ def configs(pretrained: Path) -> dict[str, tuple[Any, Any, str]]:
     """Name -> (module, config, folder of its checkpoints); "" where it keeps none of its own."""
     return {
         "lm_pretrain": (lm_pretrain, lm_pretrain.debug(), "checkpoints"),
-        "text_classify": (text_classify, replace(text_classify.debug(), init=start.Init(pretrained)), "checkpoints"),
+        "text_classify": (text_classify, replace(text_classify.debug(), init=Init(pretrained)), "checkpoints"),
         "harness": (harness, replace(harness.debug(), model=pretrained), ""),
         "quickstart": (quickstart, quickstart.debug(), "pretrain/checkpoints"),
         "t5_translate": (t5_translate, t5_translate.debug(), "checkpoints"),
@@ -67,7 +67,7 @@ def configs(pretrained: Path) -> dict[str, tuple[Any, Any, str]]:
         "linear_probe": (linear_probe, replace(linear_probe.debug(), models=(pretrained / "images",)), ""),
         "resnet_imagenet": (
             resnet_imagenet,
-            replace(resnet_imagenet.debug(), init=start.Init(pretrained / "images")),
+            replace(resnet_imagenet.debug(), init=Init(pretrained / "images")),
             "checkpoints",
         ),
         "efficientnet_imagenet": (efficientnet_imagenet, efficientnet_imagenet.debug(), "checkpoints"),
@@ -75,7 +75,7 @@ def configs(pretrained: Path) -> dict[str, tuple[Any, Any, str]]:
         "mae_pretrain": (mae_pretrain, mae_pretrain.debug(), "checkpoints"),
         "vit_finetune": (
             vit_finetune,
-            replace(vit_finetune.debug(), init=start.Init(pretrained / "masked")),
+            replace(vit_finetune.debug(), init=Init(pretrained / "masked")),
             "checkpoints",
         ),
     }
@@ -175,7 +175,7 @@ def test_quickstart_run_again_says_that_it_is_done(tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize("way", text_classify.WAYS)
 def test_every_way_trains_what_it_says(way: text_classify.Way, pretrained: Path, tmp_path: Path) -> None:
     base = text_classify.debug()
-    cfg = replace(base, init=start.Init(pretrained), way=way, recipe=replace(base.recipe, frozen_layers=1))
+    cfg = replace(base, init=Init(pretrained), way=way, recipe=replace(base.recipe, frozen_layers=1))
     measured = text_classify.run(cfg, tmp_path)
     before = load_params(pretrained / "checkpoints", "best")
     whole = sum(leaf.size for leaf in jax.tree.leaves(before))

@@ -12,7 +12,7 @@ from fm_jax.core.errors import ConfigError
 from fm_jax.data import views, vision
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.vision import efficientnet, resnet, vit
-from fm_jax.train import pretrained_vision
+from fm_jax.tasks import vision as vision_models
 
 pytestmark = pytest.mark.slow
 
@@ -55,15 +55,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("backbone", [vit.tiny(), efficientnet.tiny()], ids=["vit", "efficientnet"])
-def test_any_backbone_learns_by_contrast_and_is_opened_again(
-    backbone: pretrained_vision.Backbone, tmp_path: Path
-) -> None:
+def test_any_backbone_learns_by_contrast_and_is_opened_again(backbone: vision_models.Backbone, tmp_path: Path) -> None:
     cfg = replace(simclr_pretrain.debug(), backbone=backbone)
     if isinstance(backbone, efficientnet.Config):
         cfg = replace(cfg, data=replace(cfg.data, size=16))
     assert np.isfinite(simclr_pretrain.run(cfg, tmp_path)["loss"])
-    found = pretrained_vision.load(tmp_path)
-    assert found.module == pretrained_vision.build(backbone)
+    found = vision_models.load(tmp_path)
+    assert found.module == vision_models.build(backbone)
     assert from_dict(simclr_pretrain.Config, to_dict(cfg)) == cfg
 
 
@@ -98,4 +96,4 @@ def test_what_is_read_of_a_transformer_is_a_choice_and_of_a_network_without_toke
     assert read.module == vit.ViT(replace(vit.tiny(), pool="mean")) and read.params is own.params
     assert linear_probe.pooled(own, None) is own
     with pytest.raises(ConfigError, match="pool mean is of a Vision Transformer, and this one is of class ResNet"):
-        linear_probe.pooled(pretrained_vision.load(run), "mean")
+        linear_probe.pooled(vision_models.load(run), "mean")

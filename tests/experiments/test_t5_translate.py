@@ -18,7 +18,8 @@ from fm_jax.data import tokenizer
 from fm_jax.data.pairs import Parallel
 from fm_jax.hub import pretrained
 from fm_jax.models.language import decoder, encoder_decoder
-from fm_jax.train import start, state
+from fm_jax.tasks.init import Init
+from fm_jax.train import state
 
 TEXTS = ["The man sees the dog.", "Der Mann sieht den Hund.", "Today we sing.", "Heute singen wir."]
 WORDS = tokenizer.train(TEXTS * 4, 290, sentinels=6)
@@ -35,7 +36,7 @@ def made() -> tuple[encoder_decoder.EncoderDecoder, Params]:
 
 def opened(path: Path) -> t5_translate.Opened:
     cfg = t5_translate.debug()
-    cfg = replace(cfg, init=start.Init(path), model=encoder_decoder.with_dropout(cfg.model, 0.1))
+    cfg = replace(cfg, init=Init(path), model=encoder_decoder.with_dropout(cfg.model, 0.1))
     return t5_translate.open_model(cfg, Parallel(TEXTS[::2], TEXTS[1::2]), MESH)
 
 

@@ -19,7 +19,7 @@ from fm_jax.models.language.decoder import Decoder
 from fm_jax.models.language.encoder import Encoder
 from fm_jax.models.language.masked_lm import MaskedLM
 from fm_jax.peft import lora
-from fm_jax.train import start
+from fm_jax.tasks.init import Init
 
 pytestmark = pytest.mark.slow
 WORDS = "the cat sat on a mat and one dog ran to it".split()
@@ -61,9 +61,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(model: Path, texts: Path, way: text_classify.Way, **more: Any) -> text_classify.Config:
     recipe = text_classify.Recipe(num_steps=3, batch_size=8, length=24, frozen_layers=1, learning_rate=1e-3)
-    return text_classify.Config(
-        start.Init(model), way, data=labelled.Config(texts, second="other"), recipe=recipe, **more
-    )
+    return text_classify.Config(Init(model), way, data=labelled.Config(texts, second="other"), recipe=recipe, **more)
 
 
 def logits(found: public.Pretrained, texts: Path) -> np.ndarray:

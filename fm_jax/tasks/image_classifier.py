@@ -24,7 +24,9 @@ from fm_jax.models.vision.vit import ViT
 from fm_jax.objectives import statistics
 from fm_jax.objectives.classify import softmax
 from fm_jax.optim import schedule
-from fm_jax.train import loop, pretrained_vision, stage, start, state
+from fm_jax.tasks import vision as vision_models
+from fm_jax.tasks.init import Init
+from fm_jax.train import loop, stage, state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class Config(stage.Plan):
     mix: Mix | None = None
     repeats: int = 1  # views of each image in a batch (Hoffer et al. 2020)
     ema_decay: float | None = None  # keep a running mean of the trained leaves, and evaluate that
-    init: start.Init = start.Init()  # whose backbone this one starts from
+    init: Init = Init()  # whose backbone this one starts from
     measured: int = 5000  # training images, at most, that the last evaluation sees as well
 
     def __post_init__(self) -> None:
@@ -104,9 +106,9 @@ class Bench:
         self.classes = (*names, *(f"class {number}" for number in range(len(names), count)))
         self.model = ImageClassifier(backbone, count, cfg.dropout)
         if found is None and cfg.init.from_ is not None:
-            found = pretrained_vision.load(cfg.init.from_, revision=cfg.init.revision)
+            found = vision_models.load(cfg.init.from_, revision=cfg.init.revision)
         if found is not None:
-            pretrained_vision.remind(found, cfg.data)
+            vision_models.remind(found, cfg.data)
         self.found = found
         self.loss = softmax(self.model.apply, ("image",), label_smoothing=cfg.label_smoothing)
         jax.eval_shape(lambda: self._loaded(meta.unbox(self._init(jax.random.key(cfg.seed)))))
@@ -131,7 +133,7 @@ class Bench:
         Args:
             workdir: of the run.
             validate: (step, whole parameters) -> metrics, of which "validation/nll" decides which step is best.
-            saved: the whole config as JSON data; `pretrained_vision` reads its section "backbone".
+            saved: the whole config as JSON data; `tasks/vision.py` reads its section "backbone".
         """
         cfg = self.cfg
         drawn = stage.batches(cfg, self.train, repeats=cfg.repeats)

@@ -15,8 +15,10 @@ from fm_jax.data.mixing import Mix
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.vision import resnet, vit
 from fm_jax.optim import schedule
-from fm_jax.train import image_classifier, loop, pretrained_vision, stage
-from fm_jax.train.image_classifier import Bench, Config
+from fm_jax.tasks import image_classifier
+from fm_jax.tasks import vision as vision_models
+from fm_jax.tasks.image_classifier import Bench, Config
+from fm_jax.train import loop, stage
 
 
 def config(**changes: object) -> Config:
@@ -139,7 +141,7 @@ def test_running_statistics_move_and_are_in_the_checkpoint_that_a_later_run_open
     params = bench.fit(tmp_path, lambda *_: {"validation/nll": 1.0}, saved)
     after = tree.flatten(params)
     assert all(not np.array_equal(after[path], leaf) for path, leaf in before.items())
-    stored = pretrained_vision.load(tmp_path)
+    stored = vision_models.load(tmp_path)
     running = {path: leaf for path, leaf in tree.flatten(stored.params).items() if f"backbone/{path}" in before}
     for path, leaf in running.items():
         np.testing.assert_array_equal(leaf, after[f"backbone/{path}"])
