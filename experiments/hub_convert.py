@@ -30,8 +30,8 @@ from fm_jax.data import labelled
 from fm_jax.evals import report, results
 from fm_jax.hub import families, pretrained, stored, table
 from fm_jax.hub.pretrained import Dtype, Pretrained
-from fm_jax.peft import freeze, lora
-from fm_jax.tasks import language
+from fm_jax.peft import lora
+from fm_jax.tasks import language, text_classifier
 from fm_jax.tasks import vision as vision_models
 from fm_jax.tasks.init import EarlierRun, open_run
 
@@ -118,7 +118,7 @@ def of_run(run: EarlierRun) -> Pretrained:
     """
     if isinstance(run.config.get("backbone"), dict):
         return vision_models.of_run(run)
-    if "way" in run.config:
+    if "method" in run.config:
         return _classifier(run)
     if not isinstance(run.config.get("model"), dict):
         raise CheckpointError(f"{run.workdir} is no run that trained one model from its config, so none can be written")
@@ -131,8 +131,7 @@ def _classifier(run: EarlierRun) -> Pretrained:
     base = language.load(config["init"]["from"], revision=config["init"]["revision"])
     classes = labelled.load(from_dict(labelled.Config, config["data"]), run.workdir / "data").classes
     module, _ = language.classifier(base, classes, config["head"])
-    adapters = lora.combine(from_dict(lora.Config, config["recipe"]["lora"]))
-    combine = {"lora": adapters, "frozen": freeze.combine}.get(config["way"], tree.merge)
+    combine = text_classifier.combine(config["method"], from_dict(lora.Config, config["lora"]))
     return Pretrained(module, run.params(combine), base.tokenizer, tuple(classes))
 
 

@@ -41,7 +41,7 @@ import jax
 import numpy as np
 
 from fm_jax import run as command_line
-from fm_jax.core import sharding, tree
+from fm_jax.core import tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
@@ -219,33 +219,30 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         batch_size=cfg.decode_batch,
     )
 
+    inputs = tuple(np.zeros((1, length), np.int32) for length in (cfg.target_length, cfg.source_length))
+    layout = state.layout(model, inputs, mesh)
+
     def make_params() -> tuple[Params, Params]:
         if given is not None:
-            return jax.device_put(given, layout), {}
-        return state.init_params(init, key, mesh), {}
-
-    def init(key: jax.Array) -> Any:
-        tokens, source = np.zeros((1, cfg.target_length), np.int32), np.zeros((1, cfg.source_length), np.int32)
-        return model.init(key, tokens, source, mutable=["params"])["params"]
-
-    layout = sharding.shardings(jax.eval_shape(init, key), mesh)
+            return jax.device_put(given, jax.tree.map(lambda leaf: leaf.sharding, layout)), {}
+        return state.init_params(model, inputs, key, mesh), {}
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
         found = runner.evaluate(evaluate, now.params, stage.once(cfg, validation, mesh))
         found |= scores.score(
             answer(now.params, texts=_texts(watched.sources)), _texts(watched.targets), tokenize=cfg.tokenize
         )
-        return {f"validation/{name}": found[name] for name in ("nll", "accuracy", "bleu", "exact")}
+        return {name: found[name] for name in ("nll", "accuracy", "bleu", "exact")}
 
     done = stage.train(
         cfg,
         workdir,
-        loss=loss,
+        stage.make_trainer(cfg, loss, stage.rates(cfg, cfg.schedule), make_params),
         make_params=make_params,
         batches=stage.batches(cfg, train),
         mesh=mesh,
-        rates=stage.rates(cfg, cfg.schedule),
         meta={"config": to_dict(cfg) | {"model": to_dict(model.cfg)}},
+        layout=layout,
         validate=validate,
         work=loop.Work(cfg.batch_size * (cfg.source_length + cfg.target_length)),
     )
@@ -342,6 +339,6 @@ def _texts(side: pairs.Texts) -> list[str]:
 if __name__ == "__main__":
     command_line.main(
         run,
-        {"config": config, "demo": demo, "debug": debug},
+        {"default": config, "demo": demo, "debug": debug},
         resumable=(*stage.RESUMABLE, "beams.*", "tokenize", "decode_batch"),
     )

@@ -48,4 +48,4 @@ def test_validation_is_the_weighted_mean_of_the_loss() -> None:
     rows = batches(np.arange(8, dtype=np.int32), np.array([1, 1, 1, 1, 1, 0, 0, 0], np.float32))
     validate = image_classification.validation(loss, lambda: iter(rows))
     for _ in range(2):  # the batches are asked for anew each time
-        assert validate(3, 2.0)["validation/nll"] == pytest.approx(4.0)
+        assert validate(3, 2.0)["nll"] == pytest.approx(4.0)

@@ -19,6 +19,7 @@ from fm_jax.models.language import decoder, encoder
 from fm_jax.models.language.span import SpanFinder
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.tasks.init import Init
+from fm_jax.train import loop
 from fm_jax.worlds import people
 
 
@@ -106,7 +107,7 @@ def test_a_checkpoint_that_cannot_read_the_rows_is_refused(module: Any, said: st
         bert_squad.run(cfg, tmp_path / "run")
 
 
-@pytest.mark.parametrize(("field", "value"), [("epochs", 0.0), ("batch_size", 0), ("warmup", 1.0)])
+@pytest.mark.parametrize(("field", "value"), [("accumulate", 5), ("batch_size", 0), ("warmup", 1.0)])
 def test_numbers_that_cannot_be_followed_are_refused(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=field):
         replace(bert_squad.debug(), **{field: value})
@@ -126,9 +127,7 @@ def test_a_few_questions_are_learnt_by_heart(tmp_path: Path) -> None:
         optimizer=optimizers.Config(),
         learning_rate=5e-3,
         batch_size=16,
-        epochs=100.0,
-        log_every=100,
-        save_every=0,
+        fit=loop.FitConfig(507, log_every=100),  # 100 passes
     )
     measured = bert_squad.run(learnt, tmp_path / "run")
     assert measured["validation"]["this model"]["all"]["exact"] == 1.0

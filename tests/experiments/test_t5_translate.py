@@ -30,8 +30,7 @@ MESH = meshes.make_mesh(meshes.MeshConfig())
 def made() -> tuple[encoder_decoder.EncoderDecoder, Params]:
     module = encoder_decoder.EncoderDecoder(replace(encoder_decoder.tiny(), vocab_size=290))
     tokens = np.zeros((1, 4), np.int32)
-    init = lambda key: module.init(key, tokens, tokens, mutable=["params"])["params"]  # noqa: E731
-    return module, state.init_params(init, jax.random.key(5), MESH)
+    return module, state.init_params(module, (tokens, tokens), jax.random.key(5), MESH)
 
 
 def opened(path: Path) -> t5_translate.Opened:
@@ -71,8 +70,8 @@ def test_a_work_directory_of_pretraining_is_opened(
 
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     module = decoder.Decoder(replace(decoder.gpt(1, 16, 2, vocab_size=290, max_length=8)))
-    init = lambda key: module.init(key, np.zeros((1, 4), np.int32), mutable=["params"])["params"]  # noqa: E731
-    pretrained.save(tmp_path / "gpt", module, state.init_params(init, jax.random.key(0), MESH), WORDS)
+    params = state.init_params(module, [np.zeros((1, 4), np.int32)], jax.random.key(0), MESH)
+    pretrained.save(tmp_path / "gpt", module, params, WORDS)
     with pytest.raises(ConfigError, match="no encoder-decoder"):
         opened(tmp_path / "gpt")
 

@@ -26,13 +26,13 @@ def test_a_public_folder_is_computed_in_half_precision_and_kept_in_whole(tmp_pat
     assert run is not None and {str(leaf.dtype) for leaf in jax.tree.leaves(run.params())} == {"float32"}
 
 
-@pytest.mark.parametrize("way", ["finetune", "scratch"])
-def test_from_scratch_only_the_form_is_taken(way: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["finetune", "scratch"])
+def test_from_scratch_only_the_form_is_taken(method: str, tmp_path: Path) -> None:
     net = vit.ViT(vit.tiny())
     pretrained.save(tmp_path / "public", net, given := draw(net))
-    cfg = replace(vit_finetune.debug(), init=Init(tmp_path / "public"), learning_rate=0.0, way=way)  # type: ignore[arg-type]
+    cfg = replace(vit_finetune.debug(), init=Init(tmp_path / "public"), learning_rate=0.0, method=method)  # type: ignore[arg-type]
     vit_finetune.run(cfg, tmp_path / "run")
     run = open_run(tmp_path / "run")
     assert run is not None
     kernels = (params["embed"]["kernel"] for params in (given, run.params()["backbone"]))
-    assert np.array_equal(*kernels) == (way == "finetune")
+    assert np.array_equal(*kernels) == (method == "finetune")

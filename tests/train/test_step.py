@@ -217,7 +217,7 @@ def train(cfg, devices=None):
     tokens = rng.integers(0, 96, (16, 17), dtype=np.int32)
     weights = (np.arange(16) < rng.integers(1, 17, 16)[:, None]).astype(np.float32)
     batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
-    params = state.init_params(lambda key: model.init(key, batch["tokens"])["params"], jax.random.key(0), mesh)
+    params = state.init_params(model, [batch["tokens"]], jax.random.key(0), mesh)
     plan = schedule.make(schedule.Config(kind="constant", peak=1e-3, num_steps=10, warmup_steps=0))
     tx = optimizer.make(optimizer.Config(), plan, params)
     now = state.place(partial(_create, tx), params, {}, mesh)
@@ -283,9 +283,12 @@ def test_updates_of_trained_leaves_and_of_none_are_refused_by_name():
     batch = labelled()
     with pytest.raises(ConfigError, match=r"updates \['norm/mean', 'norm/var'\].* trained leaves: split them off"):
         stepper(NORMED)(begin(params=normed(batch)), batch)
-    trained, _ = statistics.split(normed(batch))
-    with pytest.raises(ConfigError, match=r"updates \['norm/mean', 'norm/var'\].* no leaves of the state"):
-        stepper(NORMED)(begin(params=trained, frozen={"other": jnp.zeros(3)}), batch)
+
+    def astray(params, batch, rng, step):
+        return toy.noisy(params, batch, None)._replace(updates={"codebook/usage": (jnp.ones(3), jnp.ones(()))})
+
+    with pytest.raises(ConfigError, match=r"updates \['codebook/usage'\].* no leaves of the state; frozen are other"):
+        stepper(astray, combine=lambda trained, _: trained)(begin(frozen={"other": jnp.zeros(3)}), toy.batch())
 
 
 def test_a_loss_sees_the_number_of_its_step_in_every_part():
