@@ -47,7 +47,7 @@ import numpy as np
 
 from fm_jax import run as command_line
 from fm_jax.checkpoint import surgery
-from fm_jax.core import tree
+from fm_jax.core import sharding, tree
 from fm_jax.core.config import changes
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Batch, Params
@@ -134,10 +134,10 @@ class Setup:
         params: Params = {}
         if method == "pixels":
             apply = _pixels
-        else:
+        elif method == "untrained":
             params = self._fresh(self.module, number)
-        if method == "pretrained":
-            params = surgery.load(params, self.found[number].params)
+        else:
+            params = self._placed(self.found[number].params)
         with jax.set_mesh(self.mesh):
             return tuple(embed(apply, params, self._once(source)) for source in self.splits.values())
 
@@ -176,6 +176,16 @@ class Setup:
         """Return weights that have seen nothing."""
         # far from the runs' own seeds: the weights a run began with are no other model's
         return state.init_params(module, self.inputs, jax.random.key(1000 + self.cfg.seed + seed), self.mesh)
+
+    def _placed(self, params: Params) -> Params:
+        """Return parameters that were read by this process, whole on each device of the mesh."""
+
+        def place(leaf: Any) -> jax.Array:
+            whole = np.asarray(leaf)
+            return jax.make_array_from_callback(whole.shape, sharding.replicated(self.mesh), lambda index: whole[index])
+
+        placed: Params = jax.tree.map(place, params)
+        return placed
 
     def rows(self, truth: np.ndarray, labels: int, draw: int) -> np.ndarray:
         """Return the rows of a draw: the same for every method."""

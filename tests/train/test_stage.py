@@ -203,4 +203,4 @@ def test_an_evaluation_may_take_more_rows_at_once() -> None:
 
 def test_passes_are_rounded_once_over_the_whole_run() -> None:
     plan = stage.epochs(1000, 1_268_355, 4096)
-    assert (plan.num_steps, plan.eval_every, plan.save_every) == (309_657, 15_482, 3_096)
+    assert (plan.num_steps, plan.eval_every, plan.save_every) == (309_656, 15_482, 3_096)
