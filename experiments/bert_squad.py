@@ -209,6 +209,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         make_params=make_params,
         batches=stage.batches(cfg, windows["train"]),
         mesh=mesh,
+        model=reader.model,
         meta={"config": to_dict(cfg)},
         layout=state.layout(reader.model, inputs, mesh),
         validate=validate,

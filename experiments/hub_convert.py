@@ -25,11 +25,12 @@ from fm_jax import run as command_line
 from fm_jax.core import tree
 from fm_jax.core.config import from_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
-from fm_jax.core.types import Params
+from fm_jax.core.types import Featured, Params, backbone
 from fm_jax.data import labelled
 from fm_jax.evals import report, results
 from fm_jax.hub import families, pretrained, stored, table
 from fm_jax.hub.pretrained import Dtype, Pretrained
+from fm_jax.models.language.classifier import Classifier
 from fm_jax.peft import lora
 from fm_jax.tasks import language, text_classifier
 from fm_jax.tasks import vision as vision_models
@@ -114,15 +115,12 @@ def of_run(run: EarlierRun) -> Pretrained:
     """Return what a run of this project trained.
 
     Raises:
-        CheckpointError: a run of another kind.
+        CheckpointError: a run of a model that cannot be made here.
     """
-    if isinstance(run.config.get("backbone"), dict):
+    module = run.model()
+    if isinstance(backbone(module), Featured):
         return vision_models.of_run(run)
-    if "method" in run.config:
-        return _classifier(run)
-    if not isinstance(run.config.get("model"), dict):
-        raise CheckpointError(f"{run.workdir} is no run that trained one model from its config, so none can be written")
-    return language.of_run(run)
+    return _classifier(run) if isinstance(module, Classifier) else language.of_run(run)
 
 
 def _classifier(run: EarlierRun) -> Pretrained:

@@ -151,6 +151,7 @@ class Setup:
             make_params=lambda: self._params(method, draw),
             batches=stage.batches(cfg, Rows(self.views, rows)),
             mesh=self.mesh,
+            model=self.classifier,
             meta={},
             store=False,
             writer=log.Tee([]),

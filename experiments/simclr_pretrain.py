@@ -30,6 +30,7 @@ import jax
 import numpy as np
 
 from fm_jax import run as command_line
+from fm_jax.checkpoint import model as models
 from fm_jax.core import tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
@@ -149,7 +150,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     # the same two views of every image, whenever they are asked for
     held_out = vision.Training(vision.pictures(cfg.data, "validation", data_dir), cfg.data)
 
-    model, key = SimCLR(vision_models.build(cfg.backbone), cfg.out), jax.random.key(cfg.seed)
+    model, key = SimCLR(models.of(cfg.backbone), cfg.out), jax.random.key(cfg.seed)
     loss = nt_xent(model.apply, temperature=cfg.temperature)
     evaluate = runner.make_eval_step(loss, tree.merge)
 
@@ -168,6 +169,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         make_params=make_params,
         batches=batches,
         mesh=mesh,
+        model=model,
         meta={"config": to_dict(cfg)},
         layout=state.layout(model, inputs, mesh),
         validate=validate,
@@ -183,7 +185,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
 
 def look(cfg: Config, params: Params, data_dir: Path, png: Path) -> float:
     """Draw validation images beside their nearest training images; return the accuracy of the 20 nearest's vote."""
-    backbone, found, seen = vision_models.build(cfg.backbone), [], []
+    backbone, found, seen = models.of(cfg.backbone), [], []
     for split in ("validation", "train"):
         rows = spread(vision.evaluation(cfg.data, split, data_dir), cfg.known)
         weights: list[np.ndarray] = []

@@ -161,6 +161,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         make_params=make_params,
         batches=batches,
         mesh=mesh,
+        model=model,
         meta={"config": to_dict(cfg)},
         layout=state.layout(model, inputs, mesh),
         validate=validate,

@@ -1,5 +1,6 @@
 """What every model of the house promises, whatever it models. A new model is one line in MODELS."""
 
+import json
 import sys
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -13,6 +14,7 @@ import pytest
 from flax.core import meta
 from jax.sharding import NamedSharding, PartitionSpec
 
+from fm_jax.checkpoint import model as models
 from fm_jax.core import sharding, tree
 from fm_jax.core.mesh import MeshConfig, make_mesh
 from fm_jax.interpret import capture
@@ -263,3 +265,10 @@ def test_a_model_need_not_know_of_devices():
         out = jax.jit(made.apply, out_shardings=split)(made.params, *made.inputs)
     assert out.sharding.shard_shape(out.shape) == (ROWS // 2, 16, 24)
     close(out, made.whole[0])
+
+
+@pytest.mark.parametrize("model", [model for _, model, _ in MODELS], ids=[name for name, *_ in MODELS])
+def test_a_checkpoint_gives_back_the_model_that_it_describes(model):
+    inner = model.inner if isinstance(model, Joined) else model
+    data = json.loads(json.dumps(models.describe(inner)))
+    assert models.build({"model": data}, "runs/one") == inner

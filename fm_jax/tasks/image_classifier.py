@@ -143,6 +143,7 @@ class Setup:
             make_params=self.start,
             batches=Mixed(drawn, cfg.mix, len(self.classes)) if cfg.mix else drawn,
             mesh=self.mesh,
+            model=self.model,
             meta={"config": saved, "classes": list(self.classes)},
             layout=state.layout(self.model, self.inputs, self.mesh),
             validate=lambda step, now: validate(step, whole(now)),

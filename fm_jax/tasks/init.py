@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+
+from fm_jax.checkpoint import model as models
 from fm_jax.checkpoint import read
 from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError, ConfigError
@@ -48,6 +51,14 @@ class EarlierRun:
         """Return its config, as JSON data."""
         config: dict[str, Any] = self.meta["config"]
         return config
+
+    def model(self) -> nn.Module:
+        """Return the model that it trained, as its checkpoint describes it.
+
+        Raises:
+            CheckpointError: it describes none, or one that cannot be made here.
+        """
+        return models.build(self.meta, str(self.workdir))
 
     def params(self, combine: Callable[[Params, Params], Params] = tree.merge) -> Params:
         """Read its parameters to the first local device; `combine` makes them of (trained, frozen).

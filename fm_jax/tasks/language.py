@@ -3,25 +3,21 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import flax.linen as nn
 from jax.sharding import Mesh
 
 from fm_jax.core import types
-from fm_jax.core.config import from_dict
 from fm_jax.core.errors import CheckpointError, ConfigError, DataError
 from fm_jax.core.types import Params
 from fm_jax.data import tokenizer as tokenizers
 from fm_jax.hub import pretrained as public
 from fm_jax.hub.pretrained import Dtype, Pretrained
 from fm_jax.layers.readout import Hidden, Pool
-from fm_jax.models.language import decoder, encoder, encoder_decoder
+from fm_jax.models.language import encoder
 from fm_jax.models.language.classifier import Classifier
 from fm_jax.models.language.decoder import Decoder
 from fm_jax.models.language.encoder import Encoder
-from fm_jax.models.language.encoder_decoder import EncoderDecoder
-from fm_jax.models.language.masked_lm import MaskedLM
 from fm_jax.tasks.init import EarlierRun, open_run
 
 Head = Literal["default", "mean", "last", "first"]
@@ -57,27 +53,15 @@ def of_run(run: EarlierRun) -> Pretrained:
     Raises:
         CheckpointError: a run of something else, or a tokenizer that is missing or does not fit.
     """
-    params = run.params()
-    module = _module(run, params)
+    module, params = run.model(), run.params()
+    if isinstance(types.backbone(module), types.Featured):
+        raise CheckpointError(f"{run.workdir} trained a {type(module).__name__}, which reads images and no text")
     try:
         tokenizer = tokenizers.load(run.workdir / "tokenizer")
         tokenizers.check_vocabulary(tokenizer, types.backbone(module).cfg.vocab_size)
     except DataError as error:
         raise CheckpointError(str(error)) from error
     return Pretrained(module, params, tokenizer)
-
-
-def _module(run: EarlierRun, params: Params) -> nn.Module:
-    """Return the model that a run's config and parameters are of."""
-    config: Any = run.config.get("model")
-    try:
-        if "backbone" in params:
-            return MaskedLM(Encoder(from_dict(encoder.Config, config)), next_sentence="next" in params)
-        if "encoder" in params:
-            return EncoderDecoder(from_dict(encoder_decoder.Config, config))
-        return Decoder(from_dict(decoder.Config, config))
-    except (ConfigError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{run.workdir} is no run of lm_, bert_ or t5_pretrain: {error}") from error
 
 
 def classifier(found: Pretrained, classes: tuple[str, ...], head: Head = "default") -> tuple[Classifier, Params]:

@@ -143,6 +143,7 @@ class Setup:
             make_params=lambda: self.params(method, seed),
             batches=stage.batches(cfg, rows),
             mesh=self.mesh,
+            model=self.model,
             meta=meta,
             layout=self.layout,
             work=loop.Work(cfg.batch_size, "rows"),

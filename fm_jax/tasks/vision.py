@@ -1,33 +1,24 @@
 """Open the vision backbone that an earlier stage left: a run of this project, or a public folder."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import flax.linen as nn
 from jax.sharding import Mesh
 
 from fm_jax.core.config import changes, from_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
-from fm_jax.core.types import Featured
+from fm_jax.core.types import Featured, backbone
 from fm_jax.data import vision
-from fm_jax.hub import preprocessing
+from fm_jax.hub import families, preprocessing
 from fm_jax.hub import pretrained as public
 from fm_jax.hub.pretrained import Dtype, Pretrained
-from fm_jax.models.vision import efficientnet, mae, resnet, vit
-from fm_jax.models.vision.classifier import ImageClassifier
+from fm_jax.models.vision import efficientnet, resnet, vit
 from fm_jax.tasks.init import EarlierRun, open_run
 
 _log = logging.getLogger(__name__)
 
-BACKBONES: tuple[tuple[type, type[nn.Module]], ...] = (
-    (resnet.Config, resnet.ResNet),
-    (efficientnet.Config, efficientnet.EfficientNet),
-    (vit.Config, vit.ViT),
-)
-Backbone = resnet.Config | efficientnet.Config | vit.Config
-SECTIONS = ("backbone", "model")  # where a run's config keeps its backbone's
+Backbone = resnet.Config | efficientnet.Config | vit.Config  # what an option may choose among
 
 
 def load(
@@ -35,8 +26,7 @@ def load(
 ) -> Pretrained:
     """Read the backbone of a run's best checkpoint (the last, if none was judged), or of a folder of `transformers`.
 
-    A run's model has its backbone under "backbone/…" and that one's config in a section named "backbone" or "model";
-    its head, projection or decoder stays behind. So do a folder's classes.
+    The head, projection or decoder of a run's model stays behind. So do a folder's classes.
 
     Args:
         source: a run's work directory; or what `hub.pretrained.load` takes.
@@ -68,17 +58,13 @@ def of_run(run: EarlierRun) -> Pretrained:
     Raises:
         CheckpointError: a run of something else.
     """
-    backbone, params = _backbone(run), run.params()
-    if "backbone" not in params:
-        raise CheckpointError(f"{run.workdir} has no parameters named backbone/…; it holds {', '.join(params)}")
-    seen = preprocessing.of(_data(run))
-    if isinstance(backbone, vit.ViT) and "decoder" in params:
-        module = mae.MAE(from_dict(mae.Config, run.config["decoder"]), backbone)
-        return Pretrained(module, params, None, preprocessing=seen)
-    if names := run.meta.get("classes"):
-        classifier = ImageClassifier(backbone, len(names), run.config.get("dropout", 0.0))
-        return Pretrained(classifier, params, None, tuple(names), seen)
-    return Pretrained(backbone, params["backbone"], None, preprocessing=seen)
+    module, bare = run.model(), backbone(run.model())
+    if not isinstance(bare, Featured):
+        raise CheckpointError(f"{run.workdir} trained a {type(module).__name__}, which has no features of an image")
+    params, seen, names = run.params(), preprocessing.of(_data(run)), tuple(run.meta.get("classes", ()))
+    if module is bare or any(family.writes(module) for family in families.FAMILIES):
+        return Pretrained(module, params, None, names, seen)
+    return Pretrained(bare, params["backbone"], None, preprocessing=seen)
 
 
 def images(source: str | Path) -> vision.Config | None:
@@ -124,22 +110,3 @@ def _data(run: EarlierRun) -> vision.Config:
         return from_dict(vision.Config, run.config["data"])
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(f"{run.workdir} was not trained on images: {error}") from error
-
-
-def build(cfg: Backbone) -> nn.Module:
-    """Return the backbone that a config is of: it has `features(image) -> [B, D]`."""
-    return next(module(cfg) for kind, module in BACKBONES if isinstance(cfg, kind))
-
-
-def _backbone(run: EarlierRun) -> nn.Module:
-    """Return the backbone that a run's config is of."""
-    found = next((run.config[name] for name in SECTIONS if isinstance(run.config.get(name), Mapping)), None)
-    # a run that takes several kinds says which, by the name of a class
-    stored = {name: value for name, value in (found or {}).items() if name != "class"}
-    problems = []
-    for kind, module in BACKBONES:
-        try:
-            return module(from_dict(kind, stored))
-        except (ConfigError, TypeError) as error:
-            problems.append(f"{module.__name__}: {error}")
-    raise CheckpointError(f"{run.workdir} is no run of a vision backbone ({'; '.join(problems)})")

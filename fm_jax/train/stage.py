@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
+from fm_jax.checkpoint import model as models
 from fm_jax.checkpoint.store import Store
 from fm_jax.core import mesh as meshes
 from fm_jax.core import sharding, tree
@@ -170,6 +172,7 @@ def train(
     make_params: Callable[[], tuple[Params, Params]],
     batches: loop.Batches,
     mesh: Mesh,
+    model: nn.Module,
     meta: Mapping[str, Any],
     layout: Params | None = None,
     validate: Callable[[int, state.TrainState], Mapping[str, float]] | None = None,
@@ -188,6 +191,7 @@ def train(
         make_params: returns (trained, frozen) parameters before the first step.
         batches: of training.
         mesh: what `open_mesh` gave.
+        model: what is trained; every checkpoint describes it, so that a later stage opens it again.
         meta: saved with every checkpoint: "config", as JSON data, and what later stages need besides.
         layout: what `state.layout` gives of the whole model; then a run that goes on makes no parameters first.
         validate: (step, state) -> metrics, every `cfg.fit.eval_every` steps and after the last one.
@@ -202,7 +206,8 @@ def train(
         kept = None
         if store:
             best = f"{split}/{metric}" if metric else None
-            kept = stack.enter_context(Store(workdir / "checkpoints", metric=best, meta=meta))
+            described = {**meta, "model": models.describe(model)}
+            kept = stack.enter_context(Store(workdir / "checkpoints", metric=best, meta=described))
         begun = loop.start(trainer.create, make_params, mesh, store=kept, batches=batches, layout=layout)
         if writer is None:
             writer = log.writers(workdir, step=int(begun.step), num_steps=cfg.fit.num_steps, tensorboard=True)

@@ -13,6 +13,7 @@ from flax.core import meta
 from safetensors.numpy import load_file
 
 from experiments import hub_convert, hub_verify
+from fm_jax.checkpoint import model as models
 from fm_jax.checkpoint.store import Store
 from fm_jax.core import tree
 from fm_jax.core.config import to_dict
@@ -41,12 +42,12 @@ def convert(source, target, workdir, **more):
     return hub_convert.run(hub_convert.Config(Path(source), Path(target), **more), workdir)
 
 
-def left_by_a_run(workdir, model, config, vocabulary):
-    """Write what a run leaves: a checkpoint with its config, and a tokenizer."""
+def left_by_a_run(workdir, model, vocabulary):
+    """Write what a run leaves: a checkpoint with its model, and a tokenizer."""
     import optax
 
     params = draw(model)
-    with Store(workdir / "checkpoints", metric="loss", meta={"config": config}) as store:
+    with Store(workdir / "checkpoints", metric="loss", meta={"config": {}, "model": models.describe(model)}) as store:
         store.save(1, state.create(params, optax.sgd(0.1), ema=False), {}, metrics={"loss": 1.0})
     tokenizers.train(TEXTS, vocabulary).save(workdir / "tokenizer")
     return params
@@ -106,7 +107,7 @@ def test_a_large_model_comes_in_shards(tmp_path):
 def test_a_run_of_ours_becomes_a_public_folder(kind, tmp_path):
     cfg = replace(decoder.tiny(), vocab_size=288) if kind == "decoder" else replace(tiny_t5(), vocab_size=288)
     model = decoder.Decoder(cfg) if kind == "decoder" else EncoderDecoder(cfg)
-    params = left_by_a_run(tmp_path / "run", model, {"model": to_dict(cfg)}, 280)
+    params = left_by_a_run(tmp_path / "run", model, 280)
     for step in ("best", "last", "1"):
         convert(tmp_path / "run", tmp_path / step, tmp_path / "work", step=step)
         found = pretrained.load(tmp_path / step)
@@ -129,10 +130,9 @@ def test_a_run_on_images_becomes_a_public_folder(kind, tmp_path):
     image = np.zeros((2, 32, 32, 3) if kind != "masked" else (2, 8, 8, 3), np.float32)
     made = module.init({"params": jax.random.key(0), "mask": jax.random.key(1)}, image, mutable=["params"])["params"]
     trained, running = statistics.split(meta.unbox(made))
-    config = {"backbone": to_dict(module.backbone.cfg), "data": to_dict(vision.Config(size=image.shape[1]))}
-    config |= {"decoder": to_dict(module.cfg)} if kind == "masked" else {}
+    about = {"config": {"data": to_dict(vision.Config(size=image.shape[1]))}, "model": models.describe(module)}
     names = {"classes": ["cat", "dog", "cow"]} if kind == "classifier" else {}
-    with Store(tmp_path / "run" / "checkpoints", meta={"config": config, **names}) as store:
+    with Store(tmp_path / "run" / "checkpoints", meta={**about, **names}) as store:
         store.save(1, {"params": trained, "frozen": running}, {})
     convert(tmp_path / "run", tmp_path / "public", tmp_path / "work")
     found, params = pretrained.load(tmp_path / "public"), tree.merge(trained, running)
@@ -149,7 +149,7 @@ def test_what_cannot_be_converted_is_refused_before_anything_is_written(tmp_path
     with pytest.raises(CheckpointError, match="does not exist"):
         convert(tmp_path / "a" / "b" / "nowhere", tmp_path / "ours", tmp_path / "work")
     cfg = replace(decoder.tiny(), vocab_size=288, tied=False)
-    left_by_a_run(tmp_path / "run", decoder.Decoder(cfg), {"model": to_dict(cfg)}, 280)
+    left_by_a_run(tmp_path / "run", decoder.Decoder(cfg), 280)
     with pytest.raises(CheckpointError, match="tie_word_embeddings"):
         convert(tmp_path / "run", tmp_path / "ours", tmp_path / "work")
     with pytest.raises(CheckpointError, match="is a run and has no revision"):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import linear_probe, simclr_pretrain
+from fm_jax.checkpoint import model as models
 from fm_jax.core.config import from_dict, to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.data import views, vision
@@ -61,7 +62,7 @@ def test_any_backbone_learns_by_contrast_and_is_opened_again(backbone: vision_mo
         cfg = replace(cfg, data=replace(cfg.data, size=16))
     assert np.isfinite(simclr_pretrain.run(cfg, tmp_path)["loss"])
     found = vision_models.load(tmp_path)
-    assert found.module == vision_models.build(backbone)
+    assert found.module == models.of(backbone)
     assert from_dict(simclr_pretrain.Config, to_dict(cfg)) == cfg
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from experiments import t5_translate
+from fm_jax.checkpoint import model as models
 from fm_jax.checkpoint.store import Store
 from fm_jax.core import mesh as meshes
-from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.core.types import Params
 from fm_jax.data import tokenizer
@@ -63,7 +63,7 @@ def test_a_work_directory_of_pretraining_is_opened(
     import optax
 
     begun = state.create(params, optax.sgd(0.1), ema=False)
-    with Store(tmp_path / "checkpoints", meta={"config": {"model": to_dict(module.cfg)}}) as store:
+    with Store(tmp_path / "checkpoints", meta={"config": {}, "model": models.describe(module)}) as store:
         store.save(1, begun, {}, None)
     check(opened(tmp_path), params)
 

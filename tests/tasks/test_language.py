@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from fm_jax.checkpoint import model as models
 from fm_jax.checkpoint.store import Store
 from fm_jax.core import tree
-from fm_jax.core.config import to_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.data import tokenizer as tokenizers
 from fm_jax.hub import families
@@ -22,6 +22,8 @@ from fm_jax.models.language.classifier import Classifier
 from fm_jax.models.language.decoder import Decoder
 from fm_jax.models.language.encoder import Encoder
 from fm_jax.models.language.masked_lm import MaskedLM
+from fm_jax.models.vision import resnet
+from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.tasks import language
 
 TEXTS = ["the cat sat on the mat and the dog ran after it"] * 3
@@ -34,10 +36,12 @@ def drawn(module: Any, seed: int = 0) -> Any:
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), families.abstract(module))
 
 
-def leave_run(workdir: Path, config: dict[str, Any], params: Any, **metrics: float) -> None:
+def leave_run(workdir: Path, module: Any, params: Any, **metrics: float) -> None:
     """Leave what a pretraining run leaves: two checkpoints, of which the first is the better one, and a tokenizer."""
     worse = jax.tree.map(lambda leaf: leaf + 1, params)
-    with Store(workdir / "checkpoints", metric="validation/nll", meta={"config": config}) as store:
+    with Store(
+        workdir / "checkpoints", metric="validation/nll", meta={"config": {}, "model": models.describe(module)}
+    ) as store:
         store.save(1, {"params": params}, {}, dict(metrics))
         store.save(2, {"params": worse}, {}, {name: value + 1 for name, value in metrics.items()})
     tokenizers.train(TEXTS, 258).save(workdir / "tokenizer")
@@ -51,7 +55,7 @@ def same(one: Any, other: Any) -> bool:
 @pytest.mark.parametrize("judged", [True, False])
 def test_a_decoders_run_gives_its_best_or_else_its_last_checkpoint(judged: bool, tmp_path: Path) -> None:
     params = drawn(Decoder(TINY))
-    leave_run(tmp_path, {"model": to_dict(TINY), "seed": 0}, params, **({"validation/nll": 2.0} if judged else {}))
+    leave_run(tmp_path, Decoder(TINY), params, **({"validation/nll": 2.0} if judged else {}))
     found = language.load(tmp_path)
     assert found.module == Decoder(TINY)
     assert found.tokenizer is not None and found.tokenizer.vocab_size == 258
@@ -63,17 +67,17 @@ def test_a_decoders_run_gives_its_best_or_else_its_last_checkpoint(judged: bool,
 def test_an_encoders_run_gives_its_masked_language_model(pairs: bool, tmp_path: Path) -> None:
     module = MaskedLM(Encoder(replace(encoder.tiny(), vocab_size=258)), next_sentence=pairs)
     params = drawn(module)
-    leave_run(tmp_path, {"model": to_dict(module.backbone.cfg)}, params)
+    leave_run(tmp_path, module, params)
     found = language.load(tmp_path)
     assert found.module == module
     assert found.backbone()[0] == module.backbone and "blocks" in found.backbone()[1]
 
 
 def test_a_run_that_trained_something_else_is_refused(tmp_path: Path) -> None:
-    leave_run(tmp_path / "other", {"recipe": {}}, {"backbone": {"x": np.ones(2)}})
-    with pytest.raises(CheckpointError, match="other is no run of lm_, bert_ or t5_pretrain"):
+    leave_run(tmp_path / "other", ImageClassifier(resnet.ResNet(resnet.tiny()), 3), {"x": np.ones(2)})
+    with pytest.raises(CheckpointError, match="other trained a ImageClassifier, which reads images and no text"):
         language.load(tmp_path / "other")
-    leave_run(tmp_path / "small", {"model": to_dict(decoder.tiny())}, drawn(Decoder(decoder.tiny())))
+    leave_run(tmp_path / "small", Decoder(decoder.tiny()), drawn(Decoder(decoder.tiny())))
     with pytest.raises(CheckpointError, match="the tokenizer has 258 tokens, but the model's embedding 96"):
         language.load(tmp_path / "small")
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 
+from fm_jax.checkpoint import model as models
 from fm_jax.checkpoint.store import Store
 from fm_jax.core import tree
 from fm_jax.core.config import apply_overrides, to_dict
@@ -44,21 +45,22 @@ def drawn(module: Any, size: int = 8) -> Any:
     return jax.tree.map(lambda leaf: rng.uniform(0.1, 1, leaf.shape).astype(np.float32), shapes)
 
 
-def leave_run(workdir: Path, params: Any, section: str, cfg: Any, **metrics: float) -> None:
+def leave_run(workdir: Path, module: Any, params: Any, **metrics: float) -> None:
     """Leave what a pretraining leaves: running statistics apart, and two checkpoints, the first the better one."""
     trained, running = statistics.split(params)
-    config = {section: to_dict(cfg), "data": to_dict(DATA)}
-    with Store(workdir / "checkpoints", metric="validation/loss", meta={"config": config}) as store:
+    about = {"config": {"data": to_dict(DATA)}, "model": models.describe(module)}
+    with Store(workdir / "checkpoints", metric="validation/loss", meta=about) as store:
         for step in (1, 2):
             state = {"params": jax.tree.map(lambda leaf: leaf * step, trained), "frozen": running}  # noqa: B023
             store.save(step, state, {}, {name: value * step for name, value in metrics.items()})
 
 
 @pytest.mark.parametrize("net", NETS, ids=lambda net: type(net).__name__)
-@pytest.mark.parametrize("section", vision_models.SECTIONS)
-def test_a_run_gives_its_backbone_with_running_statistics_and_no_head(net: Any, section: str, tmp_path: Path) -> None:
-    params = drawn(SimCLR(net, 8) if section == "backbone" else ImageClassifier(net, 5))
-    leave_run(tmp_path, params, section, net.cfg, **{"validation/loss": 1.0})
+@pytest.mark.parametrize("head", [SimCLR, ImageClassifier])
+def test_a_run_gives_its_backbone_with_running_statistics_and_no_head(net: Any, head: Any, tmp_path: Path) -> None:
+    module = head(net, 5)
+    params = drawn(module)
+    leave_run(tmp_path, module, params, **{"validation/loss": 1.0})
     found = vision_models.load(tmp_path)
     assert found.module == net
     have, want = tree.flatten(found.params), tree.flatten(params["backbone"])  # of step 1, the best
@@ -70,14 +72,14 @@ def test_a_run_gives_its_backbone_with_running_statistics_and_no_head(net: Any, 
 
 def test_without_a_metric_it_is_the_last_checkpoint_and_the_dtype_is_ones_own(tmp_path: Path) -> None:
     params = drawn(SimCLR(NETS[0], 8))
-    leave_run(tmp_path, params, "backbone", NETS[0].cfg)
+    leave_run(tmp_path, SimCLR(NETS[0], 8), params)
     found = vision_models.load(tmp_path, dtype="bfloat16")
     np.testing.assert_array_equal(found.params["stem"]["kernel"], 2 * params["backbone"]["stem"]["kernel"])
     assert found.module == resnet.ResNet(replace(resnet.tiny(), dtype="bfloat16"))
 
 
 def test_a_run_says_how_it_saw_its_images_and_a_folder_does_not(tmp_path: Path) -> None:
-    leave_run(tmp_path / "run", drawn(SimCLR(NETS[0], 8)), "backbone", NETS[0].cfg)
+    leave_run(tmp_path / "run", SimCLR(NETS[0], 8), drawn(SimCLR(NETS[0], 8)))
     assert vision_models.images(tmp_path / "run") == DATA
     (tmp_path / "folder").mkdir()
     assert vision_models.images(tmp_path / "folder") is None
@@ -114,7 +116,7 @@ def test_images_that_are_shown_otherwise_than_they_were_are_told_of(
     assert vision_models.as_trained(found, vision.Config()) == replace(alike, size=28)
     chosen = vision.Config(size=64, std=(0.1,) * 3)
     assert vision_models.as_trained(found, chosen) == replace(alike, std=(0.1,) * 3)
-    leave_run(tmp_path / "run", drawn(SimCLR(NETS[0], 8)), "backbone", NETS[0].cfg)
+    leave_run(tmp_path / "run", SimCLR(NETS[0], 8), drawn(SimCLR(NETS[0], 8)))
     assert vision_models.remind(vision_models.load(tmp_path / "run"), DATA) == ""
 
 
@@ -130,9 +132,13 @@ def test_a_share_that_a_folder_holds_in_whole_pixels_is_no_difference(tmp_path: 
 def test_what_is_not_there_or_reads_no_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         vision_models.load(tmp_path / "nothing")
-    leave_run(tmp_path / "text", {"embed": np.ones((2, 2), np.float32)}, "model", decoder.tiny())
-    with pytest.raises(CheckpointError, match=r"text is no run of a vision backbone.*ResNet.*EfficientNet.*ViT"):
+    leave_run(tmp_path / "text", decoder.Decoder(decoder.tiny()), {"embed": np.ones((2, 2), np.float32)})
+    with pytest.raises(CheckpointError, match="text trained a Decoder, which has no features of an image"):
         vision_models.load(tmp_path / "text")
-    leave_run(tmp_path / "bare", drawn(NETS[0]), "model", NETS[0].cfg)
-    with pytest.raises(CheckpointError, match="no parameters named backbone"):
-        vision_models.load(tmp_path / "bare")
+
+
+def test_a_run_without_a_head_is_its_own_backbone(tmp_path: Path) -> None:
+    params = drawn(NETS[0])
+    leave_run(tmp_path, NETS[0], params)
+    found = vision_models.load(tmp_path)
+    assert found.module == NETS[0] and tree.flatten(found.params).keys() == tree.flatten(params).keys()

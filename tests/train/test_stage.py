@@ -16,6 +16,7 @@ from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.core.mesh import MeshConfig
 from fm_jax.core.types import Loss
 from fm_jax.data import loader
+from fm_jax.models.language import decoder
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.train import log, loop, stage, step
 
@@ -42,6 +43,9 @@ PLAN = stage.Plan(
 )
 
 
+MODEL = decoder.Decoder(decoder.tiny())  # what the checkpoints say; the loss is of one number
+
+
 def loss(params: Any, batch: Any, rng: Any, step: Any) -> Loss:
     error = jnp.square(params["w"] - batch["x"][:, 0]) * batch["weights"]
     return Loss(error.sum(), batch["weights"].sum(), {"error": (error.sum(), batch["weights"].sum())})
@@ -62,7 +66,7 @@ def trainer(cfg: stage.Plan = PLAN, **more: Any) -> stage.Trainer:
 def train(workdir: Path, cfg: stage.Plan = PLAN, ema_decay: float | None = None, **more: Any) -> Any:
     given = {"make_params": begin, "trainer": trainer(cfg, ema_decay=ema_decay)} | more
     batches = stage.batches(cfg, Rows())
-    return stage.train(cfg, workdir, batches=batches, mesh=single(), meta={"config": {}}, **given)
+    return stage.train(cfg, workdir, batches=batches, mesh=single(), model=MODEL, meta={"config": {}}, **given)
 
 
 @pytest.mark.parametrize(
