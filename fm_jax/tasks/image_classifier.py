@@ -132,7 +132,7 @@ class Setup:
         Args:
             workdir: of the run.
             validate: (step, whole parameters) -> metrics, of which "nll" decides which step is best.
-            saved: the whole config as JSON data; `tasks/vision.py` reads its section "backbone".
+            saved: the whole config as JSON data; `tasks/vision.py` reads its section "data".
         """
         cfg = self.cfg
         drawn = stage.batches(cfg, self.train, repeats=cfg.repeats)

@@ -11,20 +11,16 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import torch
+import transformers
 
-pytestmark = pytest.mark.parity
-torch = pytest.importorskip("torch", reason="the live parity tests need torch: pip install torch")
-transformers = pytest.importorskip(
-    "transformers", reason="the live parity tests need transformers: pip install transformers"
-)
-
-from fm_jax.core import tree  # noqa: E402
-from fm_jax.core.errors import CheckpointError  # noqa: E402
-from fm_jax.hub import pretrained  # noqa: E402
-from fm_jax.layers import squeeze_excite  # noqa: E402
-from fm_jax.models.vision import efficientnet, resnet  # noqa: E402
-from fm_jax.objectives import statistics  # noqa: E402
-from tests.parity import conv_peers, conv_task, convert  # noqa: E402
+from fm_jax.core import tree
+from fm_jax.core.errors import CheckpointError
+from fm_jax.hub import pretrained
+from fm_jax.layers import squeeze_excite
+from fm_jax.models.vision import efficientnet, resnet
+from fm_jax.objectives import statistics
+from tests.parity import conv_peers, conv_task, convert
 
 TOLERANCE = 5e-5  # of the peer's standard deviation, in float32 on CPU
 

@@ -9,12 +9,8 @@ from dataclasses import replace
 import jax
 import pytest
 
-pytestmark = pytest.mark.parity
-pytest.importorskip("torch", reason="the live parity tests need torch: pip install torch")
-pytest.importorskip("transformers", reason="the live parity tests need transformers: pip install transformers")
-
-from fm_jax.models.language.decoder import Decoder  # noqa: E402
-from tests.parity import convert, peers  # noqa: E402
+from fm_jax.models.language.decoder import Decoder
+from tests.parity import convert, peers
 
 TOLERANCE = 5e-5  # of the peer's standard deviation, in float32 on CPU
 

@@ -10,17 +10,13 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
+import torch
+import transformers
 
-pytestmark = pytest.mark.parity
-torch = pytest.importorskip("torch", reason="the live parity tests need torch: pip install torch")
-transformers = pytest.importorskip(
-    "transformers", reason="the live parity tests need transformers: pip install transformers"
-)
-
-from fm_jax.core import tree  # noqa: E402
-from fm_jax.hub import pretrained  # noqa: E402
-from fm_jax.models.language import encoder, masked_lm  # noqa: E402
-from tests.parity import convert, encoder_peers, encoder_task, peers  # noqa: E402
+from fm_jax.core import tree
+from fm_jax.hub import pretrained
+from fm_jax.models.language import encoder, masked_lm
+from tests.parity import convert, encoder_peers, encoder_task, peers
 
 TOLERANCE = 5e-5  # of the peer's standard deviation, in float32 on CPU
 

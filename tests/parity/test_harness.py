@@ -7,22 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import lm_eval
 import numpy as np
 import pytest
 from flax.core import meta
 
-pytestmark = pytest.mark.parity
-pytest.importorskip("torch", reason="the live parity tests need torch: pip install torch")
-pytest.importorskip("transformers", reason="the live parity tests need transformers: pip install transformers")
-lm_eval = pytest.importorskip("lm_eval", reason="the harness's parity test needs it: pip install lm_eval")
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
-from experiments import harness as experiment  # noqa: E402
-from fm_jax.core.errors import DataError  # noqa: E402
-from fm_jax.data import docstring_task, tokenizer  # noqa: E402
-from fm_jax.evals import harness  # noqa: E402
-from fm_jax.hub import pretrained  # noqa: E402
-from fm_jax.models.language import decoder  # noqa: E402
+from experiments import harness as experiment
+from fm_jax.core.errors import DataError
+from fm_jax.data import docstring_task, tokenizer
+from fm_jax.evals import harness
+from fm_jax.hub import pretrained
+from fm_jax.models.language import decoder
 
 VOCAB, LENGTH = 280, 48
 WORDS = "the cat sat on the mat and a dog saw the rat that ran over it to the barn where no one lives".split()

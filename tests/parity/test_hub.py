@@ -10,21 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import transformers
 
-pytestmark = pytest.mark.parity
-torch = pytest.importorskip("torch", reason="the live parity tests need torch: pip install torch")
-transformers = pytest.importorskip("transformers", reason="the live parity tests need transformers")
-
-from experiments import hub_convert, hub_verify  # noqa: E402
-from fm_jax.core import tree  # noqa: E402
-from fm_jax.core.errors import DataError, NumericError  # noqa: E402
-from fm_jax.core.mesh import MeshConfig, make_mesh  # noqa: E402
-from fm_jax.data import tokenizer as tokenizers  # noqa: E402
-from fm_jax.hub import adapter, gpt2, llama, pretrained, table  # noqa: E402
-from fm_jax.models.language import decoder  # noqa: E402
-from fm_jax.models.language.classifier import Classifier  # noqa: E402
-from fm_jax.peft import lora  # noqa: E402
-from tests.parity import conv_peers, encoder_peers, peers, t5_peers, vit_peers  # noqa: E402
+from experiments import hub_convert, hub_verify
+from fm_jax.core import tree
+from fm_jax.core.errors import DataError, NumericError
+from fm_jax.core.mesh import MeshConfig, make_mesh
+from fm_jax.data import tokenizer as tokenizers
+from fm_jax.hub import adapter, gpt2, llama, pretrained, table
+from fm_jax.models.language import decoder
+from fm_jax.models.language.classifier import Classifier
+from fm_jax.peft import lora
+from tests.parity import conv_peers, encoder_peers, peers, t5_peers, vit_peers
 
 TOLERANCE = 5e-5  # of the peer's standard deviation, in float32 on CPU
 ROWS = hub_verify.Config()

@@ -4,17 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import transformers
 
-pytestmark = pytest.mark.parity
-pytest.importorskip("torch", reason="the live parity tests need torch: pip install torch")
-transformers = pytest.importorskip(
-    "transformers", reason="the live parity tests need transformers: pip install transformers"
-)
-
-from fm_jax.data import vision  # noqa: E402
-from fm_jax.hub import preprocessing, pretrained  # noqa: E402
-from fm_jax.hub.preprocessing import Preprocessing  # noqa: E402
-from tests.hub import forms  # noqa: E402
+from fm_jax.data import vision
+from fm_jax.hub import preprocessing, pretrained
+from fm_jax.hub.preprocessing import Preprocessing
+from tests.hub import forms
 
 TOLERANCE = 1e-6  # of normalised values: both scale by Pillow, and differ by float32's rounding
 RNG = np.random.default_rng(0)

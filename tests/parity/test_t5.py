@@ -6,14 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
-pytestmark = pytest.mark.parity
-torch = pytest.importorskip("torch", reason="the live parity tests need torch: pip install torch")
-pytest.importorskip("transformers", reason="the live parity tests need transformers: pip install transformers")
-
-from fm_jax.generate import beam, decode  # noqa: E402
-from fm_jax.ops.positions import Buckets, bucket  # noqa: E402
-from tests.parity import convert, peers, t5_peers, t5_task  # noqa: E402
+from fm_jax.generate import beam, decode
+from fm_jax.ops.positions import Buckets, bucket
+from tests.parity import convert, peers, t5_peers, t5_task
 
 TOLERANCE = 5e-5  # of the peer's standard deviation, in float32 on CPU
 

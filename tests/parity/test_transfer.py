@@ -5,21 +5,17 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+import torch
+import transformers
 
-pytestmark = pytest.mark.parity
-torch = pytest.importorskip("torch", reason="the live parity tests need torch: pip install torch")
-transformers = pytest.importorskip(
-    "transformers", reason="the live parity tests need transformers: pip install transformers"
-)
-
-from experiments import hub_convert, resnet_imagenet, vit_finetune  # noqa: E402
-from fm_jax.checkpoint import read  # noqa: E402
-from fm_jax.core import tree  # noqa: E402
-from fm_jax.data import digits, vision  # noqa: E402
-from fm_jax.hub import pretrained  # noqa: E402
-from fm_jax.models.vision import resnet  # noqa: E402
-from fm_jax.tasks.init import Init  # noqa: E402
-from tests.parity import peers  # noqa: E402
+from experiments import hub_convert, resnet_imagenet, vit_finetune
+from fm_jax.checkpoint import read
+from fm_jax.core import tree
+from fm_jax.data import digits, vision
+from fm_jax.hub import pretrained
+from fm_jax.models.vision import resnet
+from fm_jax.tasks.init import Init
+from tests.parity import peers
 
 SIZE = {"height": 8, "width": 8}
 

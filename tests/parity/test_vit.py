@@ -11,21 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import transformers
 
-pytestmark = pytest.mark.parity
-torch = pytest.importorskip("torch", reason="the live parity tests need torch: pip install torch")
-transformers = pytest.importorskip(
-    "transformers", reason="the live parity tests need transformers: pip install transformers"
-)
-
-from fm_jax.core import tree  # noqa: E402
-from fm_jax.hub import families, pretrained  # noqa: E402
-from fm_jax.layers import patch_embed  # noqa: E402
-from fm_jax.models.vision import mae, vit  # noqa: E402
-from fm_jax.objectives import reconstruct  # noqa: E402
-from fm_jax.ops import patches as ops  # noqa: E402
-from fm_jax.ops import random_masking  # noqa: E402
-from tests.parity import convert, peers, vit_peers, vit_task  # noqa: E402
+from fm_jax.core import tree
+from fm_jax.hub import families, pretrained
+from fm_jax.layers import patch_embed
+from fm_jax.models.vision import mae, vit
+from fm_jax.objectives import reconstruct
+from fm_jax.ops import patches as ops
+from fm_jax.ops import random_masking
+from tests.parity import convert, peers, vit_peers, vit_task
 
 TOLERANCE = 5e-5  # of the peer's standard deviation, in float32 on CPU
 
