@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-from fm_jax.checkpoint.store import load_params
 from fm_jax.core import tree
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.core.mesh import MeshConfig
@@ -80,7 +79,6 @@ def test_a_fit_that_goes_on_grafts_no_pretrained_weights(tmp_path: Path, monkeyp
     made = setup(replace(CFG, batch_size=16))
     rows = made.rows(examples(16), "train")
     whole, _ = made.fit("frozen", 1e-2, rows, 0, tmp_path, meta={"config": {}}, writer=log.Tee([]))
-    stored = load_params(tmp_path / "checkpoints", "last")
     shutil.rmtree(tmp_path / "checkpoints" / "2")
     begun: list[bool] = []
     own = made.params
@@ -94,7 +92,6 @@ def test_a_fit_that_goes_on_grafts_no_pretrained_weights(tmp_path: Path, monkeyp
     again, _ = made.fit("frozen", 1e-2, rows, 0, tmp_path, meta={"config": {}}, writer=log.Tee([]))
     assert begun and all(begun)
     jax.tree.map(np.testing.assert_array_equal, whole, again)
-    jax.tree.map(np.testing.assert_array_equal, stored, load_params(tmp_path / "checkpoints", "last"))
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused_before_anything_is_read() -> None:
