@@ -165,7 +165,8 @@ def test_term_reaches_every_process_and_their_75_is_handed_on(launch: Launch, cl
 
 def test_test_hands_its_arguments_to_pytest(launch: Launch) -> None:
     line = words(launch("test", "--dry-run", "-k", "a or b"))[-1]
-    assert line == ["exec", ".venv/bin/python", "-m", "pytest", "-k", "a or b"]
+    workers = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
+    assert line == ["exec", ".venv/bin/python", "-m", "pytest", *workers, "-k", "a or b"]
 
 
 def test_nothing_is_installed_without_a_hash_or_with_a_build_of_its_own(launch: Launch) -> None:
