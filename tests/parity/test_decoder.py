@@ -10,9 +10,10 @@ import jax
 import pytest
 
 from fm_jax.models.language.decoder import Decoder
+from tests.close import small
 from tests.parity import convert, peers
 
-TOLERANCE = 5e-5  # of the peer's standard deviation, in float32 on CPU
+TOLERANCE = 1e-4  # of the peer's standard deviation, in float32 on CPU
 
 
 def expected(name, *, perturbed):
@@ -36,7 +37,7 @@ def test_our_decoder_computes_what_transformers_does(name, record_property):
         found = peers.distances(compute(params), peer)
         record_property("perturbed" if perturbed else "fresh", found)
         print(name, "perturbed" if perturbed else "fresh", {key: f"{value:.1e}" for key, value in found.items()})
-        assert max(found.values()) < TOLERANCE, found
+        small(max(found.values()), TOLERANCE)
 
 
 def _plain(boxed):
@@ -96,8 +97,8 @@ def test_a_wrong_variant_is_seen(mutant):
     peer["gradients"] = _matching(peer["gradients"], params)
     found = peers.distances(peers.ours(cfg)(params), peer)
     print(mutant, {key: f"{value:.1e}" for key, value in found.items()})
-    assert found["logits"] > 2 * TOLERANCE, found
-    assert found["gradients"] > 2 * TOLERANCE, found
+    assert found["logits"] > 3 * TOLERANCE, found
+    assert found["gradients"] > TOLERANCE, found
 
 
 def _matching(gradients, params):

@@ -15,6 +15,7 @@ from fm_jax.data import digits, vision
 from fm_jax.hub import pretrained
 from fm_jax.models.vision import resnet
 from fm_jax.tasks.init import Init
+from tests.close import close
 from tests.parity import peers
 
 SIZE = {"height": 8, "width": 8}
@@ -67,8 +68,8 @@ def test_there_and_back(make, tmp_path, caplog):
     seen = vision.Evaluation(digits.Digits("test", 0), run.data)[0]["image"]
     theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path / "ours", backend="pil")
     pixels = theirs(picture, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
-    np.testing.assert_allclose(pixels[0].permute(1, 2, 0), seen, atol=1e-6)
+    close(pixels[0].permute(1, 2, 0).numpy(), seen)
     with torch.no_grad():
         want = opened.eval()(pixels).logits.numpy()
     got = jax.jit(lambda image: found.module.apply({"params": found.params}, image))(seen[None])
-    np.testing.assert_allclose(got, want, atol=1e-5 * max(1, np.abs(want).max()))
+    close(got, want, 1e-4, scale=max(1.0, float(np.abs(want).max())))
