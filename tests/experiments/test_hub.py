@@ -185,6 +185,35 @@ def test_rows_are_padded_and_use_the_whole_vocabulary_but_the_padding():
     assert hub_verify.draw(build(FORMS["gpt2"])[0], hub_verify.Config(length=99)).inputs["tokens"].shape == (3, 32)
 
 
+BLOCKS = ["embed", "layer 0", "layer 1"]
+
+
+@pytest.mark.parametrize(
+    ("form", "places"),
+    [
+        ("gpt2", [*BLOCKS, "layer 2", "final", "logits"]),
+        ("bert-pretraining", [*BLOCKS, "logits", "pair"]),
+        ("bert-base", [*BLOCKS, "final"]),
+        ("bert-span", [*BLOCKS, "start", "end"]),
+        ("electra-replaced", [*BLOCKS, "logits"]),
+        ("t5", [*(f"encoder {name}" for name in (*BLOCKS, "final")), *BLOCKS, "final", "logits"]),
+        ("resnet-v1", [*BLOCKS, "final"]),
+        ("vit", [*BLOCKS, "logits"]),
+        ("mae", [*(f"encoder {name}" for name in BLOCKS), "embed", "layer 0", "logits"]),
+    ],
+)
+def test_our_side_has_every_layer_and_every_output(form, places):
+    module, _ = build(FORMS[form])
+    given = hub_verify.draw(module, hub_verify.Config(rows=2, length=6))
+    params = tree.map_with_path(lambda path, leaf: abs(leaf) if path.endswith("/var") else leaf, draw(module))
+    mine = hub_verify.ours(module, params, given)
+    assert list(mine) == places and all(np.isfinite(x).all() for x in mine.values())
+    if form == "electra-replaced":
+        assert mine["logits"].shape == (2, 6)
+    lines = hub_verify.compare(mine, mine, given, 5e-5)
+    assert [line["what"] for line in lines] == places and {line["difference"] for line in lines} == {0.0}
+
+
 def test_a_difference_counts_in_deviations_and_at_real_tokens_only():
     rows = Example({}, np.arange(3) < np.array([[3], [1]]))
     layer = np.random.default_rng(0).normal(0, 7, (2, 3, 4)).astype(np.float32)
