@@ -9,7 +9,7 @@ For each case the file holds
   CASE/logits      float32: of the images of `conv_task.batch`, in evaluation;
   CASE/gradients   float32: every third number of the mean loss's gradient, tensors end to end;
   CASE/train/...   the same for a ResNet in training, and "after": every tensor's running moments after the step.
-The default tests read it with numpy alone (tests/models/test_conv_nets_golden.py).
+The default tests read it with numpy alone (test_goldens.py).
 """
 
 from tests.goldens import stored

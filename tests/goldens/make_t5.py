@@ -9,7 +9,7 @@ For each case the file holds
                   float32, on the rows of `t5_task.batch`; the latter are the encoder's final states;
   CASE/gradients  float32: every fifth number of the mean loss's gradient, tensors end to end;
 and buckets/COUNT-DISTANCE/both and /causal int8: the bucket of each offset from -2048 to 2048.
-The default tests read it with numpy alone (tests/models/test_encoder_decoder_golden.py, tests/ops/test_positions.py).
+The default tests read it with numpy alone (test_goldens.py, tests/ops/test_positions.py).
 """
 
 import numpy as np

@@ -8,7 +8,7 @@ For each case the file holds
   CASE/weights    all tensors end to end, in float16, to which `peers.perturb` rounded the model's own;
   CASE/out/NAME   float32: outputs on the images of `vit_task.batch`; of hidden states every seventh number;
   CASE/gradients  float32: every fifth number of the mean loss's gradient, tensors end to end.
-The default tests read it with numpy alone (tests/models/test_vit_golden.py).
+The default tests read it with numpy alone (test_goldens.py).
 """
 
 from tests.goldens import stored

@@ -1,4 +1,4 @@
-"""What a masked autoencoder must do; torch's numbers are in test_vit_golden.py."""
+"""What a masked autoencoder must do; torch's numbers are in tests/goldens."""
 
 from dataclasses import replace
 

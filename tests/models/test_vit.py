@@ -1,4 +1,4 @@
-"""What a Vision Transformer must do; torch's numbers are in test_vit_golden.py."""
+"""What a Vision Transformer must do; torch's numbers are in tests/goldens."""
 
 from dataclasses import replace
 

@@ -1,18 +1,18 @@
-"""ResNets and EfficientNets against what torch computed once (tests/goldens/make_conv_nets.py): no torch needed."""
+"""How ResNets and EfficientNets are compared with what torch computed once (make_conv_nets.py)."""
 
 from dataclasses import replace
 
 import numpy as np
-import pytest
 
 from fm_jax.core import tree
 from fm_jax.objectives import statistics
-from tests.close import small
 from tests.goldens.stored import Golden
 from tests.parity import conv_task, convert
 
 TOLERANCE = 1e-4  # of the standard deviation of torch's outputs, or of its gradient's norm; float32 on CPU
 GOLDEN = Golden("conv_nets", every=3)
+TRAINED = tuple(case for case in GOLDEN.peers if case.startswith("resnet"))  # in training too
+load = GOLDEN.load
 
 
 def moved(case, model):
@@ -38,31 +38,24 @@ def distances(case, model, params, places, *, train=False):
     return conv_task.distances(mine, peer) | {"gradients": GOLDEN.steepest(where, mine["gradients"], places)}
 
 
-@pytest.mark.parametrize("case", GOLDEN.peers)
-def test_logits_loss_and_gradients_are_torchs(case):
-    found = distances(case, *GOLDEN.load(case))
-    print(case, found)
-    small(max(found.values()), TOLERANCE)
+def _changed(**changes):
+    return lambda model: model.clone(backbone=model.backbone.clone(cfg=replace(model.backbone.cfg, **changes)))
 
 
-@pytest.mark.parametrize("case", [case for case in GOLDEN.peers if case.startswith("resnet")])
-def test_a_step_in_training_is_torchs(case):
-    found = distances(case, *GOLDEN.load(case), train=True)
-    print(case, found)
-    small(max(found.values()), TOLERANCE)
+_SEEN = {"logits": 3, "gradients": 3}
+WRONG = {
+    "v1": ("resnet-bottleneck", _changed(stride_first=True), _SEEN, ()),
+    "v1.5": ("resnet-v1", _changed(stride_first=False), _SEEN, ()),
+    "a resnet's epsilon": ("resnet-basic", _changed(norm_epsilon=1e-3), _SEEN, ()),
+    "an efficientnet's epsilon": ("efficientnet-odd", _changed(norm_epsilon=1e-5), _SEEN, ()),
+}
 
 
-@pytest.mark.parametrize(
-    ("case", "change"),
-    [
-        ("resnet-bottleneck", {"stride_first": True}),
-        ("resnet-v1", {"stride_first": False}),
-        ("resnet-basic", {"norm_epsilon": 1e-3}),
-        ("efficientnet-odd", {"norm_epsilon": 1e-5}),
-    ],
-)
-def test_a_wrong_variant_is_seen(case, change):
-    model, params, places = GOLDEN.load(case)
-    wrong = model.clone(backbone=model.backbone.clone(cfg=replace(model.backbone.cfg, **change)))
-    found = distances(case, wrong, params, places)
-    assert min(found["logits"], found["gradients"]) > 3 * TOLERANCE, found
+def covered(models):
+    """Assert that the cases differ where the families do: blocks, and where they stride."""
+    configs = [model.backbone.cfg for model in models]
+    assert {type(model.backbone).__name__ for model in models} == {"ResNet", "EfficientNet"}
+    resnets = [cfg for cfg in configs if hasattr(cfg, "block")]
+    assert {(cfg.block, cfg.stride_first) for cfg in resnets} == {
+        ("basic", False), ("bottleneck", False), ("bottleneck", True)
+    }  # fmt: skip

@@ -1,0 +1,57 @@
+"""Every model against what torch computed once: no torch needed.
+
+Each NAME.npz has a NAME.py beside it, which says how its models are compared: GOLDEN (what is stored) and TOLERANCE,
+`load` and `distances`, WRONG (mutants that must be seen), `covered`, and TRAINED, cases that are compared in training
+too.
+"""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from tests.close import small
+
+STORED = sorted(Path(__file__).parent.glob("*.npz"))
+FILES = {file.stem: importlib.import_module(f"tests.goldens.{file.stem}") for file in STORED}
+CASES = [(name, case) for name, file in FILES.items() for case in file.GOLDEN.peers]
+TRAINED = [(name, case) for name, file in FILES.items() for case in getattr(file, "TRAINED", ())]
+WRONG = [(name, wrong) for name, file in FILES.items() for wrong in file.WRONG]
+
+
+def test_nothing_is_lost():
+    assert len(CASES) >= 36 and len(TRAINED) >= 3 and len(WRONG) >= 12
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_outputs_loss_and_gradients_are_torchs(name, case):
+    file = FILES[name]
+    found = file.distances(case, *file.load(case))
+    print(case, found)
+    small(max(found.values()), file.TOLERANCE)
+
+
+@pytest.mark.parametrize(("name", "case"), TRAINED)
+def test_a_step_in_training_is_torchs(name, case):
+    file = FILES[name]
+    found = file.distances(case, *file.load(case), train=True)
+    print(case, found)
+    small(max(found.values()), file.TOLERANCE)
+
+
+@pytest.mark.parametrize(("name", "wrong"), WRONG)
+def test_a_wrong_variant_is_seen(name, wrong):
+    """WRONG names how many tolerances off a mutant is at least, and what it leaves as it was."""
+    file = FILES[name]
+    case, change, seen, same = file.WRONG[wrong]
+    model, params, places = file.load(case)
+    found = file.distances(case, change(model), params, places if "gradients" in seen else None)
+    assert all(found[what] > times * file.TOLERANCE for what, times in seen.items()), found
+    for what in same:
+        small(found[what], file.TOLERANCE)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_form_is_covered(name):
+    file = FILES[name]
+    file.covered([file.load(case)[0] for case in file.GOLDEN.peers])
