@@ -196,7 +196,7 @@ def test_a_step_on_a_mesh_keeps_every_layout_and_computes_the_same(cfg, whole_ru
     states, losses = train(cfg)
     close(losses, whole_run[1], 5e-5)
     for one, two in zip(jax.tree.leaves(states[-1].params), jax.tree.leaves(whole_run[0][-1].params), strict=True):
-        close(one, two, 2e-4, scale=1.0)
+        close(one, two, 1e-5, scale=1.0)
     for after in states[1:]:
         leaves = zip(jax.tree_util.tree_leaves_with_path(states[0]), jax.tree.leaves(after), strict=True)
         for (path, old), new in leaves:
@@ -219,7 +219,8 @@ def train(cfg, devices=None):
     batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
     params = state.init_params(lambda key: model.init(key, batch["tokens"])["params"], jax.random.key(0), mesh)
     plan = schedule.make(schedule.Config(kind="constant", peak=1e-3, num_steps=10, warmup_steps=0))
-    tx = optimizer.make(optimizer.Config(), plan, params)
+    # with AdamW's own eps a gradient that is rounding alone would move its leaf as far as any other
+    tx = optimizer.make(optimizer.Config(eps=1e-3), plan, params)
     now = state.place(partial(_create, tx), params, {}, mesh)
     step = make_train_step(next_token(model.apply, chunk=64), tx, key=KEY, accumulate=2, ema_decay=0.9)
     with jax.set_mesh(mesh):
