@@ -9,6 +9,7 @@ use() {
   cat <<'E'
 use: ./launch.sh VERB [--dry-run] ...            --dry-run prints what would be done and does nothing
   local [-n N] experiments.NAME [--key value ...]        one process with every device, or N with one device each
+  list                                                   every experiment and the first line that it says of itself
   test [pytest arguments]                                the default tests, at most four at a time
   setup                                                  make .venv ready and stop
   slurm [--sbatch-option=value ...] experiments.NAME [...]         one task a node; the clone on a shared file system
@@ -80,9 +81,29 @@ setup() {
   vars+=("XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-.9}")
 }
 
+experiments() {  # experiments [NAME]: the files of all experiments, or of those so named, the nearest to the top first
+  find experiments -name "${1:-*}.py" ! -name __init__.py | LC_ALL=C sort | awk -F/ '
+    { lines[NR] = $0; depth[NR] = NF; if (NF > most) most = NF }
+    END { for (d = 1; d <= most; d++) for (i = 1; i <= NR; i++) if (depth[i] == d) print lines[i] }'
+}
+
+list() {  # needs no environment: the first line of a module is the first of its docstring
+  local file name
+  while read -r file; do
+    name=${file%.py}
+    printf '%-46s %s\n' "${name//\//.}" "$(sed -n '1{s/^[rR]*"""//;s/"""[[:space:]]*$//;p;}' "$file")"
+  done < <(experiments)
+}
+
 check_module() {
+  local path=${1:-} moved
+  path=${path//.//}.py
   [[ ${1:-} =~ ^experiments(\.[A-Za-z0-9_]+)+$ ]] || { use >&2; die "expected experiments.NAME, got '${1:-}'"; }
-  [[ -e ${1//.//}.py ]] || die "no such experiment: ${1//.//}.py"
+  [[ ! -e $path ]] || return 0
+  moved=$(experiments "${1##*.}")  # a name is used once, in whichever folder
+  moved=${moved%.py}
+  [[ ! $moved ]] || die "$1 moved: use ${moved//\//.}"
+  die "no such experiment: $path; ./launch.sh list prints all"
 }
 
 wait_all() {  # wait_all PID...: the first failure ends the rest, TERM and after FM_GRACE seconds KILL, and is returned
@@ -112,6 +133,7 @@ run_local() {
     n=$2
     shift 2
   fi
+  (($#)) || { list; return; }
   check_module "$@"
   setup
   [[ $n ]] || { do_it exec env ${vars[@]+"${vars[@]}"} .venv/bin/python -m "$@"; return; }
@@ -224,6 +246,7 @@ shift || true
 if [[ ${1:-} == --dry-run ]]; then dry=1; shift; fi
 case $verb in
   local | slurm | tpu | k8s) "run_$verb" "$@" ;;
+  list) list ;;
   setup) setup ;;
   test) setup; do_it exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal "$@" ;;
   -h | --help | help) use ;;

@@ -1,3 +1,4 @@
+import ast
 import os
 import shlex
 import shutil
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-VERBS = ("local", "test", "setup", "slurm", "tpu", "k8s")
+VERBS = ("local", "list", "test", "setup", "slurm", "tpu", "k8s")
 
 # Stands in for Python: makes an environment that holds a copy of itself, notes what pip is asked, else is Python.
 FAKE_PYTHON = f"""#!/usr/bin/env bash
@@ -105,6 +106,47 @@ def test_a_bad_argument_is_named_before_anything_is_made(
     done = launch(*arguments)
     assert done.returncode == 2
     assert said in done.stderr.splitlines()[-1]
+    assert not (clone / "calls").exists()
+
+
+@pytest.mark.parametrize(
+    "before",
+    [("local",), ("local", "-n", "2"), ("slurm", "--nodes=2"), ("tpu", "pod"), ("k8s", "--nodes=2")],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("old", ["experiments.moved", "experiments.attic.moved", "experiments.speech.asr.moved.moved"])
+def test_an_old_name_says_the_new_one(launch: Launch, clone: Path, before: tuple[str, ...], old: str) -> None:
+    new = clone / "experiments/speech/asr/moved.py"
+    new.parent.mkdir(parents=True)
+    new.touch()
+    done = launch(*before, old, "--key", "value")
+    assert done.returncode == 2
+    assert done.stderr == f"launch: {old} moved: use experiments.speech.asr.moved\n"
+    assert not done.stdout
+    assert not (clone / "calls").exists()
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("local",)])
+def test_the_list_holds_every_experiment_with_its_first_line(
+    launch: Launch, clone: Path, arguments: tuple[str, ...]
+) -> None:
+    shutil.rmtree(clone / "experiments")
+    shutil.copytree(ROOT / "experiments", clone / "experiments")
+    deep = clone / "experiments/speech/asr"
+    deep.mkdir(parents=True)
+    (deep / "__init__.py").write_text('"""No experiment."""\n')
+    (deep / "one_line.py").write_text('r"""A title of `one` line\'s length."""\n')
+    done = launch(*arguments)
+    assert done.returncode == 0
+    listed = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    wanted = {}
+    for file in (clone / "experiments").rglob("*.py"):
+        if file.stem != "__init__":
+            doc = ast.get_docstring(ast.parse(file.read_text()))
+            assert doc is not None
+            wanted[".".join(file.relative_to(clone).with_suffix("").parts)] = doc.splitlines()[0]
+    assert listed == wanted
+    assert wanted["experiments.speech.asr.one_line"] == "A title of `one` line's length."
     assert not (clone / "calls").exists()
 
 
