@@ -157,10 +157,15 @@ def test_what_trains_nothing_runs_at_its_debug_size(name: str, pretrained: Path,
         measured = dict(hub_verify.run(replace(hub_verify.debug(), folder=str(public)), tmp_path))
         assert measured["first_wrong"] == ""
     elif name == "image_pipeline":
-        measured = image_pipeline.run(image_pipeline.debug(), tmp_path)
+        file = tmp_path / "history.jsonl"
+        measured = image_pipeline.run(replace(image_pipeline.debug(), history=file), tmp_path)
+        assert json.loads(file.read_text())["numbers"]["decode/0 workers"] == measured["rows"][0]["0"]
         assert not (tmp_path / "images").exists() and min(row["0"] for row in measured["rows"]) > 0
     else:
-        measured = hub_load.run(hub_load.debug(), tmp_path)
+        file = tmp_path / "history.jsonl"
+        measured = hub_load.run(replace(hub_load.debug(), history=file), tmp_path)
+        median = json.loads(file.read_text())["numbers"]["float32/warm/ours/cpu_s"]
+        assert median == measured["medians"][0]["cpu_s"]
         assert not (tmp_path / "model").exists()
     assert all(map(math.isfinite, numbers(measured)))
     assert json.loads((tmp_path / "results.json").read_text())
