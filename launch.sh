@@ -9,7 +9,7 @@ use() {
   cat <<'E'
 use: ./launch.sh VERB [--dry-run] ...            --dry-run prints what would be done and does nothing
   local [-n N] experiments.NAME [--key value ...]        one process with every device, or N with one device each
-  test [pytest arguments]                                the default tests
+  test [pytest arguments]                                the default tests, at most four at a time
   setup                                                  make .venv ready and stop
   slurm [--sbatch-option=value ...] experiments.NAME [...]         one task a node; the clone on a shared file system
   tpu TPU_NAME [--gcloud-option=value ...] experiments.NAME [...]  copies this clone to every worker and runs there
@@ -225,7 +225,7 @@ if [[ ${1:-} == --dry-run ]]; then dry=1; shift; fi
 case $verb in
   local | slurm | tpu | k8s) "run_$verb" "$@" ;;
   setup) setup ;;
-  test) setup; do_it exec .venv/bin/python -m pytest "$@" ;;
+  test) setup; do_it exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal "$@" ;;
   -h | --help | help) use ;;
   *) use >&2; die "unknown verb '$verb'" ;;
 esac

@@ -9,6 +9,7 @@ from fm_jax.core import tree
 from fm_jax.layers.batch_norm import BatchNorm
 from fm_jax.objectives import statistics
 from fm_jax.objectives.classify import softmax
+from tests.close import close
 
 B, D, C = 8, 5, 3
 RNG = np.random.default_rng(0)
@@ -39,7 +40,7 @@ def test_a_training_loss_carries_the_next_moments_and_evaluation_none():
     loss = LOSS(PARAMS, BATCH, jax.random.key(1))
     assert loss.updates.keys() == {"norm/mean", "norm/var"} and loss.metrics.keys() == {"nll", "accuracy"}
     total, weight = loss.updates["norm/mean"]
-    np.testing.assert_allclose(total / weight, 0.1 * BATCH["image"].mean(0), rtol=1e-5)
+    close(total / weight, 0.1 * BATCH["image"].mean(0))
     assert LOSS(PARAMS, BATCH, None).updates == {}
 
 
@@ -48,4 +49,4 @@ def test_the_mean_over_parts_is_what_their_sums_give():
     pairs = [LOSS(PARAMS, part, jax.random.key(1)).updates["norm/var"] for part in parts]
     total, weight = (sum(values) for values in zip(*pairs, strict=True))
     wanted = np.mean([0.9 + 0.1 * part["image"].var(0, ddof=1) for part in parts], axis=0)
-    np.testing.assert_allclose(total / weight, wanted, rtol=1e-5)
+    close(total / weight, wanted)
