@@ -6,11 +6,11 @@ task starts from the encoder that learnt it. Masks and pairs are drawn anew at e
 out whole words, `--next_sentence false` reads full sentences without pairs.
 
     ./launch.sh local experiments.bert_pretrain --config demo      # Python's own documentation, on any machine
-    ./launch.sh local experiments.bert_pretrain --config config --data.kind tfds --data.name wiki40b/en
+    ./launch.sh local experiments.bert_pretrain --data.kind tfds --data.name wiki40b/en
     ./launch.sh local experiments.bert_pretrain --config roberta --data.kind jsonl --data.path corpus/
 
 `experiments.text_classify --init.from WORKDIR` and every other finetuning open what this leaves.
-Presets: `config` (BERT base), `bert_large`, `roberta` (RoBERTa's objective on BERT base), `demo`, `debug`.
+Presets: `default` (BERT base), `bert_large`, `roberta` (RoBERTa's objective on BERT base), `demo`, `debug`.
 Hardware: demo needs two cores; BERT base one 80 GB GPU for days (`--accumulate`), or a pod.
 Expected: of demo, on the validation split, 14.4 % of the masked tokens named right (by the commonest token: 5.0 %), a
 perplexity of 269 (by frequencies alone: 556), and 69 % of the pairs told (chance: 50 %), after 447 CPU-seconds (14
@@ -113,7 +113,7 @@ def debug() -> Config:
 
 
 CONFIGS: dict[str, Callable[[], Config]] = {
-    "config": config,
+    "default": config,
     "bert_large": bert_large,
     "roberta": roberta,
     "demo": demo,
@@ -149,9 +149,10 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     loss = masked_lm(model.apply, choose)
     evaluate = runner.make_eval_step(loss)
 
+    inputs = (np.zeros((cfg.batch_size, cfg.model.max_length), np.int32),)
+
     def make_params() -> tuple[Params, Params]:
-        tokens = np.zeros((cfg.batch_size, cfg.model.max_length), np.int32)
-        return state.init_params(lambda key: model.init(key, tokens, mutable=["params"])["params"], key, mesh), {}
+        return state.init_params(model, inputs, key, mesh), {}
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
         sums = runner.totals(evaluate, now.params, stage.once(cfg, validation, mesh))
@@ -164,25 +165,24 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         if cfg.next_sentence:
             pairs = sums["next_accuracy"][1]
             measured |= {"next_nll": sums["next_nll"][0] / pairs, "next_accuracy": sums["next_accuracy"][0] / pairs}
-        return {f"validation/{name}": value for name, value in measured.items()}
+        return measured
 
     done = stage.train(
         cfg,
         workdir,
-        loss=loss,
+        stage.make_trainer(cfg, loss, stage.rates(cfg, "linear"), make_params),
         make_params=make_params,
         batches=batches,
         mesh=mesh,
-        rates=stage.rates(cfg, "linear"),
         meta={"config": to_dict(cfg)},
+        layout=state.layout(model, inputs, mesh),
         validate=validate,
-        metric="validation/nll",
+        metric="nll",
         work=loop.Work(cfg.batch_size, "rows"),
     )
     with jax.set_mesh(mesh):
-        found_now = validate(cfg.fit.num_steps, done)
-        trivial = baseline(found, choose, stage.once(cfg, validation, mesh))
-    measured = {name.removeprefix("validation/"): value for name, value in found_now.items()} | trivial
+        measured = validate(cfg.fit.num_steps, done)
+        measured |= baseline(found, choose, stage.once(cfg, validation, mesh))
     results.write(workdir / "results.json", measured)
     if jax.process_index() == 0:
         report.loss_curves(

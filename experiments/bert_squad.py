@@ -33,8 +33,7 @@ was not measured.
 """
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,15 +45,12 @@ from jax.sharding import Mesh
 
 from fm_jax import run as command_line
 from fm_jax.checkpoint import surgery
-from fm_jax.checkpoint.store import Store
-from fm_jax.core import mesh as meshes
-from fm_jax.core import sharding, tree
+from fm_jax.core import tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
 from fm_jax.core.workdir import write_atomically
-from fm_jax.data import loader, squad, tokenizer
-from fm_jax.data.device import prefetch
+from fm_jax.data import squad, tokenizer
 from fm_jax.data.squad import Question
 from fm_jax.evals import report, results, runner, squad_baselines
 from fm_jax.evals import squad as reading
@@ -62,11 +58,12 @@ from fm_jax.models.language import encoder
 from fm_jax.models.language.span import SpanFinder
 from fm_jax.objectives.span import span
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.optim import schedule
-from fm_jax.train import log, loop, pretrained, start, state
-from fm_jax.train.hooks import Hook
-from fm_jax.train.step import make_train_step
+from fm_jax.tasks import language
+from fm_jax.tasks.init import Init
+from fm_jax.train import loop, stage, state
 from fm_jax.worlds import people
+
+_ROWS = 64  # windows that are read at once in an evaluation, at least
 
 
 @dataclass(frozen=True)
@@ -78,32 +75,21 @@ class Data:
     cut: squad.Cut = squad.Cut()
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(stage.Plan):
     """Everything that decides the numbers of a run."""
 
-    init: start.Init = start.Init()
+    init: Init = Init()
     model: encoder.Config = encoder.bert_base()  # of weights drawn anew; its max_length becomes data.cut.length
     data: Data = Data()
-    epochs: float = 2.0  # passes over the windows of the training file
-    batch_size: int = 12
+    # two passes over the 87,599 questions of v1.1, as the authors count the steps (run_squad.py)
+    fit: loop.FitConfig = loop.FitConfig(14_599, log_every=50)
+    batch_size: int = 12  # windows a step, over all devices
     learning_rate: float = 3e-5
     warmup: float = 0.1  # share of the steps; then a straight line to 0
     optimizer: optimizers.Config = optimizers.Config(eps=1e-6)
-    log_every: int = 50
-    eval_every: int = 0  # steps between evaluations on the validation file; 0: at the end
-    save_every: int = 0
     longest: int = 30  # tokens of an answer
     best: int = 20  # spans that are kept of each question, in nbest.json
-    mesh: meshes.MeshConfig = meshes.MeshConfig()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that cannot be followed."""
-        if not self.epochs > 0 or self.batch_size < 1:
-            raise ConfigError(f"epochs ({self.epochs}) and batch_size ({self.batch_size}) must be above 0")
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup must be a share of the steps, at least 0 and below 1, not {self.warmup}")
 
 
 @dataclass(frozen=True)
@@ -119,11 +105,6 @@ class Reader:
         """Name the fields of a batch that the model reads."""
         return ("tokens", "length", "types") if self.model.backbone.cfg.num_types else ("tokens", "length")
 
-    def init(self, length: int) -> Callable[[jax.Array], Any]:
-        """Return the function that draws all parameters, boxed."""
-        tokens = np.zeros((1, length), np.int32)
-        return lambda key: self.model.init(key, tokens, np.ones(1, np.int32), mutable=["params"])["params"]
-
 
 def config() -> Config:
     """Return the authors' recipe for BERT base."""
@@ -136,16 +117,24 @@ def demo() -> Config:
     data = Data(world=people.Config(train=8000), cut=squad.Cut(length=96, stride=32, question=24))
     # with answers of up to 30, 12 and 8 tokens 0.51, 0.63 and 0.70 of the validation split are answered exactly (2,500
     # paragraphs, 4 epochs): a reader this small finds where an answer ends, and lets it start too far in front
-    small = Config(start.Init(), model, data, optimizer=optimizers.Config(name="muon"), learning_rate=1e-2, longest=8)
-    return replace(small, epochs=1.25, batch_size=32, log_every=25, eval_every=250, save_every=250)
+    return Config(
+        model=model,
+        data=data,
+        fit=loop.FitConfig(983, log_every=25, eval_every=250, save_every=250),  # 1.25 passes
+        learning_rate=1e-2,
+        batch_size=32,
+        optimizer=optimizers.Config(name="muon"),
+        longest=8,
+    )
 
 
 def debug() -> Config:
-    """Return two steps of a tiny model on a few paragraphs, some of whose questions have no answer."""
+    """Return four steps of a tiny model on a few paragraphs, some of whose questions have no answer."""
     world = people.Config(train=24, validation=6, test=6, unanswerable=0.2)
     data = Data(world=world, cut=squad.Cut(length=64, stride=12, question=24))
     model = replace(encoder.tiny(), vocab_size=420)
-    return Config(start.Init(), model, data, epochs=0.5, batch_size=32, learning_rate=1e-3, log_every=1, save_every=1)
+    fit = loop.FitConfig(4, log_every=1, save_every=1)
+    return Config(model=model, data=data, fit=fit, batch_size=32, learning_rate=1e-3)
 
 
 def open_reader(cfg: Config, train: Sequence[Question], mesh: Mesh) -> Reader:
@@ -156,7 +145,7 @@ def open_reader(cfg: Config, train: Sequence[Question], mesh: Mesh) -> Reader:
         texts = [*contexts, *(question.text for question in train)]
         words = tokenizer.train_wordpiece(texts, cfg.model.vocab_size)
         return Reader(SpanFinder(encoder.Encoder(replace(cfg.model, max_length=length)), cfg.model.dropout), words, {})
-    found = pretrained.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh)
+    found = language.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh)
     backbone, params = found.backbone()
     if not isinstance(backbone, encoder.Encoder):
         raise ConfigError(f"{cfg.init.from_} is a {type(backbone).__name__}; answers are found with an encoder")
@@ -168,19 +157,18 @@ def open_reader(cfg: Config, train: Sequence[Question], mesh: Mesh) -> Reader:
     return Reader(SpanFinder(backbone, backbone.cfg.dropout), found.tokenizer, {"backbone": params})
 
 
-def load(cfg: Data, workdir: Path) -> dict[str, tuple[Question, ...]]:
+def load(cfg: Data, data_dir: Path) -> dict[str, tuple[Question, ...]]:
     """Read the splits of a folder, or of the generated set, which is written first."""
     if cfg.path is not None:
         return squad.load(cfg.path)
-    people.write(workdir / "data", cfg.world)
-    return squad.load(workdir / "data")
+    people.write(data_dir, cfg.world)
+    return squad.load(data_dir)
 
 
 def decode(cfg: Config, logits: Any, params: Params, windows: squad.Windows, mesh: Mesh) -> dict[str, reading.Decoded]:
     """Let the model read all windows, and return each question's best spans."""
-    epoch = loader.Epoch(windows, max(64, cfg.batch_size) // sharding.batch_ways(mesh) * sharding.batch_ways(mesh))
     with jax.set_mesh(mesh):
-        stream = prefetch(iter(epoch), sharding.batch_sharding(mesh))
+        stream = stage.once(cfg, windows, mesh, rows=max(_ROWS, cfg.batch_size))
         both, _ = runner.predict(logits, params, stream, label="start")
     starts, ends = np.split(both, 2, axis=1)
     return reading.decode(starts, ends, windows, best=cfg.best, longest=cfg.longest)
@@ -188,30 +176,19 @@ def decode(cfg: Config, logits: Any, params: Params, windows: squad.Windows, mes
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Train, answer the questions of every other split, and write predictions.json, results.json and a picture."""
-    if jax.process_count() > 1:
-        raise ConfigError("questions are answered in one process: start one with all devices of its machine")
-    mesh, key = meshes.make_mesh(cfg.mesh), jax.random.key(cfg.seed)
-    if cfg.batch_size % sharding.batch_ways(mesh):
-        raise ConfigError(f"batch_size {cfg.batch_size} does not divide over {sharding.batch_ways(mesh)} shards")
-    questions = load(cfg.data, workdir)
+    mesh, key = stage.open_mesh(cfg), jax.random.key(cfg.seed)
+    questions = load(cfg.data, cfg.data_dir or workdir / "data")
     reader = open_reader(cfg, questions["train"], mesh)
     reader.words.save(workdir / "tokenizer")
     windows = {split: squad.Windows(some, reader.words, cfg.data.cut, name=split) for split, some in questions.items()}
-    batches = loader.Batches(windows["train"], cfg.batch_size, seed=cfg.seed)
-    num_steps = math.ceil(cfg.epochs * len(windows["train"]) / cfg.batch_size)
     watched = "validation" if "validation" in windows else "test"
+    inputs = (np.zeros((1, cfg.data.cut.length), np.int32), np.ones(1, np.int32))
 
     def make_params() -> tuple[Params, Params]:
-        fresh = state.init_params(reader.init(cfg.data.cut.length), key, mesh)
+        fresh = state.init_params(reader.model, inputs, key, mesh)
         if not reader.given:
             return fresh, {}
         return surgery.load(fresh, reader.given, fresh=() if "head" in reader.given else ("head/.*",)), {}
-
-    plan = schedule.Config(
-        kind="linear", peak=cfg.learning_rate, num_steps=num_steps, warmup_steps=int(cfg.warmup * num_steps)
-    )
-    tx = optimizers.make(cfg.optimizer, schedule.make(plan), jax.eval_shape(make_params)[0])
-    loss = span(reader.model.apply, reader.inputs)
 
     def logits(params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
         found = reader.model.apply({"params": params}, *(batch[name] for name in reader.inputs))
@@ -222,45 +199,40 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
         decoded = decode(cfg, logits, now.params, windows[watched], mesh)
         found = reading.score(questions[watched], reading.answers(decoded, threshold(questions[watched], decoded)))
-        return {f"{watched}/exact": found["all"].exact, f"{watched}/f1": found["all"].f1}
+        return {"exact": found["all"].exact, "f1": found["all"].f1}
 
-    with Store(workdir / "checkpoints", meta={"config": to_dict(cfg)}) as store:
-        begun = loop.start(
-            lambda params, frozen: state.create(params, tx, frozen=frozen, ema=False),
-            make_params,
-            mesh,
-            store=store,
-            batches=batches,
-        )
-        writer = log.writers(workdir, step=int(begun.step), num_steps=num_steps, tensorboard=True)
-        done = loop.fit(
-            loop.FitConfig(num_steps, cfg.log_every, save_every=cfg.save_every),
-            make_train_step(loss, tx, key=key),
-            begun,
-            batches,
-            mesh=mesh,
-            store=store,
-            writer=writer,
-            hooks=[Hook(validate, cfg.eval_every)] if cfg.eval_every else [],
-            work=loop.Work(cfg.batch_size * cfg.data.cut.length),
-        )
-        writer.close()
+    loss = span(reader.model.apply, reader.inputs)
+    done = stage.train(
+        cfg,
+        workdir,
+        stage.make_trainer(cfg, loss, stage.rates(cfg, "linear"), make_params),
+        make_params=make_params,
+        batches=stage.batches(cfg, windows["train"]),
+        mesh=mesh,
+        meta={"config": to_dict(cfg)},
+        layout=state.layout(reader.model, inputs, mesh),
+        validate=validate,
+        split=watched,
+        work=loop.Work(cfg.batch_size * cfg.data.cut.length),
+    )
 
     decoded = {split: decode(cfg, logits, done.params, windows[split], mesh) for split in windows if split != "train"}
     chosen = threshold(questions[watched], decoded[watched])
     given = {split: reading.answers(found, chosen) for split, found in decoded.items()}
     last = list(given)[-1]
-    _write(workdir / "predictions.json", given[last])
-    _write(workdir / "nbest.json", {name: [asdict(one) for one in x.candidates] for name, x in decoded[last].items()})
     scored = {split: judge(questions[split], answers, cfg.seed) for split, answers in given.items()}
     measured: dict[str, Any] = {
         split: {way: {kind: asdict(score) for kind, score in found.items()} for way, found in ways.items()}
         for split, ways in scored.items()
     }
-    measured |= {"predictions_of": last, "steps": num_steps, "parameters": tree.count(done.params)}
+    measured |= {"predictions_of": last, "steps": cfg.fit.num_steps, "parameters": tree.count(done.params)}
     measured |= {} if chosen is None else {"threshold": chosen, "threshold_chosen_on": watched}
     results.write(workdir / "results.json", measured)
-    draw(scored[last], workdir, last)
+    if jax.process_index() == 0:
+        _write(workdir / "predictions.json", given[last])
+        best = {name: [asdict(one) for one in found.candidates] for name, found in decoded[last].items()}
+        _write(workdir / "nbest.json", best)
+        draw(scored[last], workdir, last)
     return measured
 
 
@@ -299,7 +271,5 @@ def _write(path: Path, content: Any) -> None:
 
 if __name__ == "__main__":
     command_line.main(
-        run,
-        {"config": config, "demo": demo, "debug": debug},
-        resumable=("log_every", "eval_every", "save_every", "best", "longest", "mesh.*"),
+        run, {"default": config, "demo": demo, "debug": debug}, resumable=(*stage.RESUMABLE, "best", "longest")
     )

@@ -30,18 +30,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from fm_jax import run as command_line
-from fm_jax.core.config import to_dict
 from fm_jax.data import views, vision
-from fm_jax.evals import image_classification
 from fm_jax.models.vision import efficientnet
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import image_classifier, loop, stage
+from fm_jax.tasks import image_classifier
+from fm_jax.train import loop, stage
 
 RMSPROP = optimizers.Config(name="rmsprop", b2=0.9, momentum=0.9, eps=1e-3, weight_decay=1e-5, clip_norm=None)
-TRAINING = 1_268_355  # images of ImageNet, with one in a hundred held out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +54,7 @@ def config(number: int = 0) -> Config:
     return Config(
         backbone=net,
         data=replace(data, recipe=replace(views.imagenet(), layers=2, magnitude=9.0, interpolation="bicubic")),
-        fit=image_classifier.epochs(350, TRAINING, 4096),
+        fit=stage.epochs(350, vision.IMAGENET_TRAIN, 4096),
         learning_rate=0.256,
         batch_size=4096,
         schedule="steps",
@@ -104,12 +100,7 @@ CONFIGS: dict[str, Callable[[], Config]] = {
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Train, and return (and write to results.json) what was measured."""
-    bench = image_classifier.Bench(efficientnet.EfficientNet(cfg.backbone), cfg, workdir)
-    validate = image_classification.validation(bench.loss, partial(bench.batches, "validation"))
-    params = bench.fit(workdir, validate, to_dict(cfg))
-    with jax.set_mesh(bench.mesh):
-        splits = {split: bench.batches(split) for split in vision.SPLITS}
-        return image_classification.write(workdir, bench.logits, params, splits, bench.classes)
+    return image_classifier.run(efficientnet.EfficientNet(cfg.backbone), cfg, workdir)
 
 
 if __name__ == "__main__":

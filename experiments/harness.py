@@ -34,7 +34,7 @@ from fm_jax.generate import sample
 from fm_jax.generate.decode import generate
 from fm_jax.hub.pretrained import Dtype, Pretrained
 from fm_jax.models.language.decoder import Decoder
-from fm_jax.train import pretrained
+from fm_jax.tasks import language
 
 OWN = ("docstrings", "documents")
 
@@ -92,7 +92,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     if unknown := sorted(set(cfg.tasks) - set(manager.all_tasks)):
         there = ", ".join(manager.all_tasks[:8]) or "none"
         raise DataError(f"no task is named {unknown[0]!r} under {folder}; there are {there}")
-    found = pretrained.load(cfg.model, dtype=cfg.dtype)
+    found = language.load(cfg.model, dtype=cfg.dtype)
     if not isinstance(found.module, Decoder) or found.tokenizer is None:
         raise ConfigError(f"--model {cfg.model} is a {type(found.module).__name__}; the harness asks decoders")
 

@@ -30,9 +30,10 @@ from fm_jax.data import labelled
 from fm_jax.evals import report, results
 from fm_jax.hub import families, pretrained, stored, table
 from fm_jax.hub.pretrained import Dtype, Pretrained
-from fm_jax.peft import freeze, lora
-from fm_jax.train import pretrained as runs
-from fm_jax.train import pretrained_vision, start
+from fm_jax.peft import lora
+from fm_jax.tasks import language, text_classifier
+from fm_jax.tasks import vision as vision_models
+from fm_jax.tasks.init import EarlierRun, open_run
 
 _SHOWN = 0.5  # seconds between two lines of progress
 
@@ -98,7 +99,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
 
 def read(cfg: Config) -> tuple[Pretrained, Dtype]:
     """Open the source; return what it holds and the dtype to store it in."""
-    if (run := start.run(cfg.source, cfg.revision, cfg.step)) is not None:
+    if (run := open_run(cfg.source, cfg.revision, cfg.step)) is not None:
         return of_run(run), cfg.dtype or "float32"
     folder = pretrained.find(cfg.source, cfg.revision)
     # of the matrices: running statistics and counters of batch normalisation have dtypes of their own
@@ -109,29 +110,28 @@ def read(cfg: Config) -> tuple[Pretrained, Dtype]:
     return replace(found, module=pretrained.computing(found.module, "float32")), cfg.dtype or same or "float32"
 
 
-def of_run(run: start.Run) -> Pretrained:
+def of_run(run: EarlierRun) -> Pretrained:
     """Return what a run of this project trained.
 
     Raises:
         CheckpointError: a run of another kind.
     """
     if isinstance(run.config.get("backbone"), dict):
-        return pretrained_vision.of_run(run)
-    if "way" in run.config:
+        return vision_models.of_run(run)
+    if "method" in run.config:
         return _classifier(run)
     if not isinstance(run.config.get("model"), dict):
         raise CheckpointError(f"{run.workdir} is no run that trained one model from its config, so none can be written")
-    return runs.of_run(run)
+    return language.of_run(run)
 
 
-def _classifier(run: start.Run) -> Pretrained:
+def _classifier(run: EarlierRun) -> Pretrained:
     """Read what text_classify trained, together with what it left frozen."""
     config = run.config
-    base = runs.load(config["init"]["from"], revision=config["init"]["revision"])
+    base = language.load(config["init"]["from"], revision=config["init"]["revision"])
     classes = labelled.load(from_dict(labelled.Config, config["data"]), run.workdir / "data").classes
-    module, _ = runs.classifier(base, classes, config["head"])
-    adapters = lora.combine(from_dict(lora.Config, config["recipe"]["lora"]))
-    combine = {"lora": adapters, "frozen": freeze.combine}.get(config["way"], tree.merge)
+    module, _ = language.classifier(base, classes, config["head"])
+    combine = text_classifier.combine(config["method"], from_dict(lora.Config, config["lora"]))
     return Pretrained(module, run.params(combine), base.tokenizer, tuple(classes))
 
 

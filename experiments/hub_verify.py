@@ -341,4 +341,4 @@ def _padding(theirs: Any, tokenizer: tokenizers.Tokenizer | None) -> int:
 
 
 if __name__ == "__main__":
-    command_line.main(run, {"config": config, "debug": debug}, resumable=("*",))
+    command_line.main(run, {"default": config, "debug": debug}, resumable=("*",))

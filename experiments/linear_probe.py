@@ -35,7 +35,7 @@ easily had: at the rate of 2e-3 scratch gave 0.60, 0.89 and 0.89. That rate, and
 were chosen by a few draws on these same test images, so a point more or less says nothing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -47,12 +47,11 @@ import numpy as np
 
 from fm_jax import run as command_line
 from fm_jax.checkpoint import surgery
-from fm_jax.core import mesh as meshes
-from fm_jax.core import tree
+from fm_jax.core import sharding, tree
 from fm_jax.core.config import changes
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Batch, Params
-from fm_jax.data import loader, vision
+from fm_jax.data import vision
 from fm_jax.data.mixture import Source
 from fm_jax.data.rows import Rows
 from fm_jax.evals import fewshot, neighbours, probe, report, results, runner
@@ -63,122 +62,133 @@ from fm_jax.models.vision import vit
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.objectives import statistics
 from fm_jax.objectives.classify import softmax
-from fm_jax.optim import optimizer as optimizers
-from fm_jax.optim import schedule
-from fm_jax.train import log, loop, pretrained_vision, state
-from fm_jax.train.step import Step, make_train_step
+from fm_jax.tasks import vision as vision_models
+from fm_jax.train import log, loop, stage, state
 
-Way = Literal["pretrained", "finetuned", "untrained", "pixels", "scratch"]
-TRAINED: tuple[Way, ...] = ("finetuned", "scratch")  # the others are frozen features, probed
+Method = Literal["pretrained", "finetuned", "untrained", "pixels", "scratch"]
+TRAINED: tuple[Method, ...] = ("finetuned", "scratch")  # the others are frozen features, probed
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How the whole network is trained on the few labels."""
-
-    num_steps: int = 200
-    batch_size: int = 64  # or as many as there are labels
-    learning_rate: float = 1e-2  # at 2e-3 the digits reach 0.89 from scratch with 20 labels a class, at 1e-2 0.99
-
-
-@dataclass(frozen=True)
-class Config:
-    """Whose features are probed, on what, and beside what."""
+@dataclass(frozen=True, kw_only=True)
+class Config(stage.Plan):
+    """Whose features are probed, on what, and beside what; the plan is of the networks that are trained."""
 
     models: tuple[Path, ...] = (Path("runs/simclr_pretrain"),)  # runs or folders, of one network; several are seeds
     data: vision.Config | None = None  # None: what the run was trained on; what is left at its default is the model's
     labels: tuple[int, ...] = (1, 5, 20)  # a class; 0 is all there are
     draws: int = 6  # of the labels
-    ways: tuple[Way, ...] = ("pretrained", "finetuned", "untrained", "pixels", "scratch")
+    methods: tuple[Method, ...] = ("pretrained", "finetuned", "untrained", "pixels", "scratch")
     pool: vit.Pool | None = None  # what is read of a Vision Transformer; none: what the model itself reads
-    recipe: Recipe = Recipe()
-    batch_size: int = 256
-    data_dir: Path | None = None
-    seed: int = 0
+    fit: loop.FitConfig = loop.FitConfig(200)
+    batch_size: int = 64  # images a step, over all devices; or as many as there are labels
+    learning_rate: float = 1e-2  # at 2e-3 the digits reach 0.89 from scratch with 20 labels a class, at 1e-2 0.99
+    embed_batch: int = 256  # images whose features are computed at once
 
     def __post_init__(self) -> None:
         """Refuse numbers that no probe can have."""
-        if not self.models or not self.labels or min(self.labels) < 0 or self.draws < 1 or self.batch_size < 1:
+        super().__post_init__()
+        if not self.models or not self.labels or min(self.labels) < 0 or self.draws < 1 or self.embed_batch < 1:
             raise ConfigError(
-                f"models ({len(self.models)} paths), draws {self.draws} and batch_size {self.batch_size} must be at "
+                f"models ({len(self.models)} paths), draws {self.draws} and embed_batch {self.embed_batch} must be at "
                 f"least 1, and labels {self.labels} some numbers of at least 0"
             )
 
 
-class Bench:
+class Setup:
     """What several draws share: the splits, features computed once, and a step compiled once."""
 
-    def __init__(self, cfg: Config, data: vision.Config, data_dir: Path) -> None:
+    def __init__(self, cfg: Config, data: vision.Config, workdir: Path) -> None:
         """Open models and splits; nothing is computed yet."""
-        self.cfg, self.found = cfg, [pooled(pretrained_vision.load(path), cfg.pool) for path in cfg.models]
+        self.cfg, self.workdir, self.mesh = cfg, workdir, stage.open_mesh(cfg)
+        self.found = [pooled(vision_models.load(path), cfg.pool) for path in cfg.models]
         self.module = self.found[0].module
         if others := [path for path, one in zip(cfg.models, self.found, strict=True) if one.module != self.module]:
             raise ConfigError(f"{others[0]} holds another network than {cfg.models[0]}; probe them one by one")
-        seen = pretrained_vision.as_trained(self.found[0], data)
+        seen = vision_models.as_trained(self.found[0], data)
         if taken := changes(data, seen):
             print("as the model saw its images:", *(f"--data.{name} {value}" for name, (_, value) in taken.items()))
-        self.data = data = seen
-        self.splits = {split: vision.evaluation(data, split, data_dir) for split in vision.SPLITS}
-        self.views = vision.training(replace(data, recipe=replace(data.recipe, views=1, small=0)), data_dir)
-        self.image = np.zeros((2, data.size, data.size, 3), np.float32)
-        self.mesh = meshes.make_mesh(meshes.MeshConfig(data=1), jax.local_devices()[:1])
+        self.data, data_dir = seen, cfg.data_dir or workdir / "data"
+        self.splits = {split: vision.evaluation(seen, split, data_dir) for split in vision.SPLITS}
+        self.views = vision.training(replace(seen, recipe=replace(seen.recipe, views=1, small=0)), data_dir)
+        self.inputs = (np.zeros((2, seen.size, seen.size, 3), np.float32),)
         self.classifier = ImageClassifier(self.module, self.views.limits["label"])
         self.features, self.trainer = cache(self._features), cache(self._trainer)  # each made once
         self.logits = jax.jit(lambda params, batch: self.classifier.apply({"params": params}, batch["image"]))
         self.vectors = jax.jit(lambda params, batch: self.module.apply({"params": params}, batch["image"]))
 
-    def probe(self, way: Way, labels: int, draw: int) -> float:
-        """Return the test accuracy of one way on one draw of labels; 0 labels are all."""
-        if way in TRAINED:
-            return self._trained(way, self.rows(self._labels(), labels, draw), draw)
-        train, valid, test = self.features(way, self.number(way, draw))
+    def probe(self, method: Method, labels: int, draw: int) -> float:
+        """Return the test accuracy of one method on one draw of labels; 0 labels are all."""
+        if method in TRAINED:
+            return self._trained(method, self.rows(self._labels(), labels, draw), draw)
+        train, valid, test = self.features(method, self.number(method, draw))
         few = train.take(self.rows(train.labels, labels, draw))
         return probe.linear_probe(few, valid, test, moments=train)["test_accuracy"]
 
-    def number(self, way: Way, draw: int) -> int:
+    def number(self, method: Method, draw: int) -> int:
         """Return which run, or which untrained weights, a draw reads."""
-        return {"untrained": draw, "pixels": 0}.get(way, draw % len(self.found))
+        return {"untrained": draw, "pixels": 0}.get(method, draw % len(self.found))
 
-    def _features(self, way: Way, number: int) -> tuple[Embeddings, ...]:
-        """Return what one way makes of train, validation and test."""
-        if way == "pixels":
-            return tuple(embed(_pixels, {}, self._epoch(source)) for source in self.splits.values())
-        params = self.found[number].params if way == "pretrained" else self._fresh(self.module, number)
-        return tuple(embed(self.vectors, params, self._epoch(source)) for source in self.splits.values())
+    def _features(self, method: Method, number: int) -> tuple[Embeddings, ...]:
+        """Return what one method makes of train, validation and test."""
+        apply: Callable[[Params, Batch], jax.Array] = self.vectors
+        params: Params = {}
+        if method == "pixels":
+            apply = _pixels
+        elif method == "untrained":
+            params = self._fresh(self.module, number)
+        else:
+            params = self._placed(self.found[number].params)
+        with jax.set_mesh(self.mesh):
+            return tuple(embed(apply, params, self._once(source)) for source in self.splits.values())
 
-    def _trained(self, way: Way, rows: np.ndarray, draw: int) -> float:
+    def _trained(self, method: Method, rows: np.ndarray, draw: int) -> float:
         """Train the whole network on these rows alone; return its test accuracy."""
-        cfg, source = self.cfg.recipe, Rows(self.views, rows)
-        batches = loader.Batches(source, min(cfg.batch_size, len(rows)), seed=self.cfg.seed + draw)
-        params = self._fresh(self.classifier, draw)
-        if way == "finetuned":
-            found = self.found[self.number(way, draw)].params
-            params = surgery.load(params, {"backbone": found}, fresh=("head/.*",))
-        create, step = self.trainer()
-        begun = state.place(create, *statistics.split(params), self.mesh)
-        fit = loop.FitConfig(cfg.num_steps, log_every=cfg.num_steps)
-        done = loop.fit(fit, step, begun, batches, mesh=self.mesh, writer=log.Tee([]))
+        cfg = stage.at_most(replace(self.cfg, seed=self.cfg.seed + draw), len(rows), self.mesh)
+        done = stage.train(
+            cfg,
+            self.workdir,
+            self.trainer(),
+            make_params=lambda: self._params(method, draw),
+            batches=stage.batches(cfg, Rows(self.views, rows)),
+            mesh=self.mesh,
+            meta={},
+            store=False,
+            writer=log.Tee([]),
+        )
         params = tree.merge(done.params, done.frozen)
-        logits, truth = runner.predict(self.logits, params, self._epoch(self.splits["test"]))
+        with jax.set_mesh(self.mesh):
+            logits, truth = runner.predict(self.logits, params, self._once(self.splits["test"]))
         return accuracy(truth, logits.argmax(axis=1))
 
-    def _trainer(self) -> tuple[Callable[[Params, Params], state.TrainState], Step]:
-        """Return what makes the state of a training, and its step."""
-        cfg, key = self.cfg.recipe, jax.random.key(self.cfg.seed)
-        plan = schedule.Config(peak=cfg.learning_rate, num_steps=cfg.num_steps)
-        trained = jax.eval_shape(lambda: statistics.split(self._fresh(self.classifier, 0))[0])
-        tx = optimizers.make(optimizers.Config(name="adamw"), schedule.make(plan), trained)
-        step = make_train_step(softmax(self.classifier.apply, ("image",)), tx, key=key)
-        return (lambda params, frozen: state.create(params, tx, frozen=frozen, ema=False)), step
+    def _trainer(self) -> stage.Trainer:
+        loss = softmax(self.classifier.apply, ("image",))
+        return stage.make_trainer(self.cfg, loss, stage.rates(self.cfg), lambda: self._params("scratch", 0))
+
+    def _params(self, method: Method, draw: int) -> tuple[Params, Params]:
+        """Return (trained, running statistics) before the first step."""
+        params = self._fresh(self.classifier, draw)
+        if method == "finetuned":
+            given = {"backbone": self.found[self.number(method, draw)].params}
+            params = surgery.load(params, given, fresh=("head/.*",))
+        return statistics.split(params)
 
     def _fresh(self, module: nn.Module, seed: int) -> Params:
         """Return weights that have seen nothing."""
         # far from the runs' own seeds: the weights a run began with are no other model's
-        key = jax.random.key(1000 + self.cfg.seed + seed)
-        return state.init_params(lambda key: module.init(key, self.image, mutable=["params"])["params"], key, self.mesh)
+        return state.init_params(module, self.inputs, jax.random.key(1000 + self.cfg.seed + seed), self.mesh)
+
+    def _placed(self, params: Params) -> Params:
+        """Return parameters that were read by this process, whole on each device of the mesh."""
+
+        def place(leaf: Any) -> jax.Array:
+            whole = np.asarray(leaf)
+            return jax.make_array_from_callback(whole.shape, sharding.replicated(self.mesh), lambda index: whole[index])
+
+        placed: Params = jax.tree.map(place, params)
+        return placed
 
     def rows(self, truth: np.ndarray, labels: int, draw: int) -> np.ndarray:
-        """Return the rows of a draw: the same for every way."""
+        """Return the rows of a draw: the same for every method."""
         if not labels:
             return np.arange(len(truth))
         return fewshot.pick(truth, labels, np.random.default_rng((self.cfg.seed, labels, draw)))
@@ -187,8 +197,8 @@ class Bench:
         """Return the training images' labels."""
         return self.features("pretrained", 0)[0].labels
 
-    def _epoch(self, source: Source) -> loader.Epoch:
-        return loader.Epoch(source, min(self.cfg.batch_size, len(source)))
+    def _once(self, source: Source) -> Iterator[Batch]:
+        return stage.once(self.cfg, source, self.mesh, rows=min(self.cfg.embed_batch, len(source)))
 
 
 def pooled(found: Pretrained, pool: vit.Pool | None) -> Pretrained:
@@ -217,43 +227,46 @@ def config() -> Config:
 
 def debug() -> Config:
     """Return two draws on what `simclr_pretrain --config debug --workdir runs/simclr_debug` leaves."""
-    return Config((Path("runs/simclr_debug"),), labels=(1, 2), draws=2, recipe=Recipe(num_steps=2))
+    return Config(models=(Path("runs/simclr_debug"),), labels=(1, 2), draws=2, fit=loop.FitConfig(2))
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
-    """Probe every way on every draw, and return (and write to results.json) all accuracies and their means."""
-    data = cfg.data or pretrained_vision.images(cfg.models[0])
+    """Probe every method on every draw, and return (and write to results.json) all accuracies and their means."""
+    data = cfg.data or vision_models.images(cfg.models[0])
     if data is None:
         raise ConfigError(f"{cfg.models[0]} is a public folder: say with --data.… what to probe it on")
-    bench, found = Bench(cfg, data, cfg.data_dir or workdir / "data"), dict[str, Any]()
-    pretrained_vision.remind(bench.found[0], bench.data)
-    for way in cfg.ways:
-        found[way] = {
-            str(labels or "all"): summary([bench.probe(way, labels, draw) for draw in range(cfg.draws)])
+    setup, found = Setup(cfg, data, workdir), dict[str, Any]()
+    vision_models.remind(setup.found[0], setup.data)
+    for method in cfg.methods:
+        found[method] = {
+            str(labels or "all"): summary([setup.probe(method, labels, draw) for draw in range(cfg.draws)])
             for labels in cfg.labels
         }
-        if way not in TRAINED:
-            found[way] |= others(bench, way)
-        print(f"{way}: " + ", ".join(f"{name} {one['mean']:.3f}" for name, one in found[way].items()), flush=True)
+        if method not in TRAINED:
+            found[method] |= others(setup, method)
+        print(f"{method}: " + ", ".join(f"{name} {one['mean']:.3f}" for name, one in found[method].items()), flush=True)
+    results.write(workdir / "results.json", found)
+    if jax.process_index() > 0:
+        return found
     (workdir / "results.md").write_text(table(found))
     curves = {
-        way: {int(name): one["draws"] for name, one in rows.items() if name.isdecimal()} for way, rows in found.items()
+        method: {int(name): one["draws"] for name, one in rows.items() if name.isdecimal()}
+        for method, rows in found.items()
     }
     if any(cfg.labels):
         report.accuracy_over_labels(
             workdir / "accuracy.png", curves, title="Few labels: frozen features, and networks trained"
         )
-    results.write(workdir / "results.json", found)
     return found
 
 
-def others(bench: Bench, way: Way) -> dict[str, Any]:
+def others(setup: Setup, method: Method) -> dict[str, Any]:
     """Return the accuracies of ridge regression at each budget and of the neighbours' vote with all labels."""
-    cfg, numbers = bench.cfg, sorted({bench.number(way, draw) for draw in range(bench.cfg.draws)})
+    cfg, numbers = setup.cfg, sorted({setup.number(method, draw) for draw in range(setup.cfg.draws)})
     shots = [labels for labels in cfg.labels if labels]
     every: dict[str, list[float]] = {name: [] for name in (*(f"ridge {labels}" for labels in shots), "neighbours")}
     for number in numbers:
-        train, valid, test = bench.features(way, number)
+        train, valid, test = setup.features(method, number)
         draws = -(-cfg.draws // len(numbers))
         if shots:
             few = fewshot.few_shot(train, test, shots=shots, draws=draws, valid=valid, seed=cfg.seed + number)
@@ -272,14 +285,14 @@ def summary(values: list[float]) -> dict[str, Any]:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Return one row a way, test accuracies as mean ± spread."""
+    """Return one row a method, test accuracies as mean ± spread."""
 
     def cell(one: Mapping[str, Any]) -> str:
         return f"{one['mean']:.3f}" + (f" ± {one['spread']:.3f}" if one["spread"] is not None else "")
 
-    rows = [{"way": way} | {name: cell(one) for name, one in entry.items()} for way, entry in found.items()]
+    rows = [{"method": method} | {name: cell(one) for name, one in entry.items()} for method, entry in found.items()]
     return report.table(rows, list(rows[0]))
 
 
 if __name__ == "__main__":
-    command_line.main(run, {"default": config, "debug": debug})
+    command_line.main(run, {"default": config, "debug": debug}, resumable=stage.RESUMABLE)

@@ -5,13 +5,13 @@ Idea: one decoder, trained to predict the next token of unlabelled text, is the 
 joined with an end-of-text token and cut into blocks of the context's length, as GPT-3 did; with `--apart true` no
 position sees another document.
 
-    ./launch.sh local experiments.lm_pretrain --config lm10k       # Python's own documentation, on any machine
+    ./launch.sh local experiments.lm_pretrain                      # Python's own documentation, on any machine
     ./launch.sh local experiments.lm_pretrain --config gpt2_small --data.kind tfds --data.name wiki40b/en
     ./launch.sh local experiments.lm_pretrain --config gpt2_small --data.kind jsonl --data.path corpus/
 
-Presets: `lm10k` (6 layers, width 512, 8 heads, vocabulary 10,000, Adam at 1e-3), `gpt2_*`, `gpt3_*`, `llama2_*`,
+Presets: `default` (6 layers, width 512, 8 heads, vocabulary 10,000, Adam at 1e-3), `gpt2_*`, `gpt3_*`, `llama2_*`,
 `llama3_8b`; a folder of tokens made before (`--data.kind tokens`) brings its own tokenizer.
-Hardware: lm10k runs anywhere; gpt2_small wants one 80 GB GPU (half a million tokens a step, by `--accumulate`);
+Hardware: the default runs anywhere; gpt2_small wants one 80 GB GPU (half a million tokens a step, by `--accumulate`);
 gpt3_6_7b and larger a pod (`--mesh.fsdp`, `--mesh.tensor`).
 Expected: the quickstart's table is this module's measured result; the paper-scale presets were not run here.
 """
@@ -70,7 +70,7 @@ def paper(model: decoder.Config, learning_rate: float, batch_size: int, accumula
     )
 
 
-def lm10k() -> Config:
+def config() -> Config:
     """Return the 29 M parameter Transformer with Adam at 1e-3, sized to Python's own documentation."""
     fit = loop.FitConfig(2000, eval_every=200, save_every=200)
     adam = optimizers.Config(name="adam")
@@ -83,7 +83,7 @@ def lm10k() -> Config:
 # LLaMA (4096 and 8192 each; LLaMA 2, table 1); rates: table 2.1's, also for GPT-2's sizes, table 1's of LLaMA 2 and
 # table 3's of LLaMA 3
 CONFIGS: dict[str, Callable[[], Config]] = {
-    "lm10k": lm10k,
+    "default": config,
     "gpt2_small": lambda: paper(decoder.gpt2_small(), 6e-4, 512, 16),
     "gpt2_medium": lambda: paper(decoder.gpt2_medium(), 3e-4, 512, 32),
     "gpt2_large": lambda: paper(decoder.gpt2_large(), 2.5e-4, 512, 64),
@@ -129,9 +129,10 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     loss = next_token(model.apply, z_loss=cfg.z_loss, chunk=cfg.chunk)
     evaluate = runner.make_eval_step(loss)
 
+    inputs = (np.zeros((cfg.batch_size, cfg.model.max_length), np.int32),)
+
     def make_params() -> tuple[Params, Params]:
-        tokens = np.zeros((cfg.batch_size, cfg.model.max_length), np.int32)
-        return state.init_params(lambda key: model.init(key, tokens, mutable=["params"])["params"], key, mesh), {}
+        return state.init_params(model, inputs, key, mesh), {}
 
     rates = stage.rates(
         cfg,
@@ -145,29 +146,27 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         sums = runner.totals(evaluate, params, stage.once(cfg, validation, mesh))
         nll, tokens = sums["nll"]
         return {
-            "validation/nll": nll / tokens,
-            "validation/perplexity": metrics.perplexity(nll, tokens),
-            "validation/bits_per_byte": metrics.bits_per_byte(nll, found.num_bytes("validation")),
-            "validation/accuracy": sums["accuracy"][0] / tokens,
+            "nll": nll / tokens,
+            "perplexity": metrics.perplexity(nll, tokens),
+            "bits_per_byte": metrics.bits_per_byte(nll, found.num_bytes("validation")),
+            "accuracy": sums["accuracy"][0] / tokens,
         }
 
     done = stage.train(
         cfg,
         workdir,
-        loss=loss,
+        stage.make_trainer(cfg, loss, rates, make_params, ema_decay=cfg.ema_decay),
         make_params=make_params,
         batches=batches,
         mesh=mesh,
-        rates=rates,
         meta={"config": to_dict(cfg)},
+        layout=state.layout(model, inputs, mesh),
         validate=validate,
-        metric="validation/nll",
-        ema_decay=cfg.ema_decay,
+        metric="nll",
         work=_work(cfg, jax.eval_shape(make_params)[0]),
     )
     with jax.set_mesh(mesh):
-        found_now = validate(cfg.fit.num_steps, done)
-    measured = {name.removeprefix("validation/"): value for name, value in found_now.items()}
+        measured = validate(cfg.fit.num_steps, done)
     results.write(workdir / "results.json", measured)
     return measured
 

@@ -49,8 +49,6 @@ from fm_jax.ops import patches as patching
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.train import loop, stage, state
 
-TRAINING = 1_268_355  # images of ImageNet, with one in a hundred held out
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config(stage.Plan):
@@ -76,13 +74,12 @@ class Config(stage.Plan):
 def config(parts: tuple[mae.Config, vit.Config] | None = None) -> Config:
     """Return the paper's recipe on ImageNet, for ViT-B/16 unless told otherwise."""
     decoder, encoder = parts or mae.mae_base()
-    steps = 800 * TRAINING // 4096
     recipe = replace(views.imagenet(), area=(0.2, 1.0), interpolation="bicubic")
     return Config(
         backbone=replace(encoder, dtype="bfloat16", remat="dots"),
         decoder=decoder,
         data=replace(vision.imagenet(), recipe=recipe),
-        fit=loop.FitConfig(steps, log_every=50, eval_every=steps // 20, save_every=steps // 100),
+        fit=stage.epochs(800, vision.IMAGENET_TRAIN, 4096),
         learning_rate=2.4e-3,
         batch_size=4096,
         workers=32,
@@ -126,33 +123,29 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     loss = masked_patches(model.apply)
     evaluate = runner.make_eval_step(loss)
 
-    def init(key: jax.Array) -> Params:
-        image = np.zeros((2, cfg.data.size, cfg.data.size, 3), np.float32)
-        made: Params = model.init({"params": key, "mask": key}, image, mutable=["params"])["params"]
-        return made
+    inputs, rngs = (np.zeros((2, cfg.data.size, cfg.data.size, 3), np.float32),), ("params", "mask")
 
     def make_params() -> tuple[Params, Params]:
-        return state.init_params(init, key, mesh), {}
+        return state.init_params(model, inputs, key, mesh, rngs=rngs), {}
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
-        found = runner.evaluate(evaluate, now.params, stage.once(cfg, seen["validation"], mesh))
-        return {f"validation/{name}": value for name, value in found.items()}
+        return runner.evaluate(evaluate, now.params, stage.once(cfg, seen["validation"], mesh))
 
     done = stage.train(
         cfg,
         workdir,
-        loss=loss,
+        stage.make_trainer(cfg, loss, stage.rates(cfg), make_params),
         make_params=make_params,
         batches=batches,
         mesh=mesh,
-        rates=stage.rates(cfg),
         meta={"config": to_dict(cfg)},
+        layout=state.layout(model, inputs, mesh, rngs=rngs),
         validate=validate,
-        metric="validation/mse",
+        metric="mse",
         work=loop.Work(cfg.batch_size, "images"),
     )
     with jax.set_mesh(mesh):
-        measured = {"mse": validate(cfg.fit.num_steps, done)["validation/mse"]}
+        measured = {"mse": validate(cfg.fit.num_steps, done)["mse"]}
         measured |= baselines(
             model,
             done.params,

@@ -1,4 +1,4 @@
-"""The whole path on one machine: pretrain a language model, finetune it five ways, evaluate, write text.
+"""The whole path on one machine: pretrain a language model, finetune it by five methods, evaluate, write text.
 
 Papers: Radford et al. 2018 and 2019 (pretrain a decoder, then reuse it), Hu et al. 2022 (LoRA).
 Idea: every Python carries megabytes of English and code: its reference manual, its library's docstrings and comments.
@@ -9,8 +9,8 @@ pretraining is worth when labels are few: which of ten packages does a docstring
     ./launch.sh local experiments.quickstart --config demo --workdir runs/demo      # at most 30 minutes
 
 The protocol was fixed before the first look at the test split: task, label budgets, seeds and grid stand in the config.
-Every way has the same grid of learning rates, chosen by validation accuracy with a budget and a seed that are used for
-nothing else; the test split is read once a run, at the end, and every budget and seed is reported.
+Every method has the same grid of learning rates, chosen by validation accuracy with a budget and a seed that are used
+for nothing else; the test split is read once a run, at the end, and every budget and seed is reported.
 Results are in the README.
 """
 
@@ -24,10 +24,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import lm_pretrain, text_classify
-from experiments.text_classify import WAYS, Bench, Recipe, Way
+from experiments import lm_pretrain
 from fm_jax import run as command_line
-from fm_jax.core import mesh as meshes
 from fm_jax.core import tree
 from fm_jax.data import docstring_task, labelled, source
 from fm_jax.evals import metrics, ngram, report, results
@@ -37,7 +35,9 @@ from fm_jax.generate.text import text as write_text
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.language import decoder
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import log, loop, pretrained
+from fm_jax.tasks import language, text_classifier
+from fm_jax.tasks.text_classifier import METHODS, Method, Setup
+from fm_jax.train import log, loop, stage
 
 Drawn = dict[tuple[int, int], docstring_task.Examples]  # (labels a class, seed) -> training texts
 ORDERS = {"unigram": 1, "bigram": 2, "trigram": 3, "fivegram": 5}
@@ -49,12 +49,12 @@ class Config:
     """What is trained, and the whole protocol of the comparison."""
 
     pretrain: lm_pretrain.Config
-    recipe: Recipe
+    finetune: text_classifier.Config  # but for the method, the learning rate and the seed, which are compared
     budgets: tuple[int, ...] = (4, 8, 32)  # labelled examples a class; the first is the headline
     seeds: tuple[int, ...] = (0, 1, 2)
-    tuning_labels: int = 16  # labelled examples a class, and the seed, of the runs that choose each way's learning rate
+    tuning_labels: int = 16  # labelled examples a class, and the seed, of the runs that choose the learning rates
     tuning_seed: int = 100
-    grid: tuple[float, ...] = (1e-3, 3e-3, 1e-2)  # learning rates, the same for every way
+    grid: tuple[float, ...] = (1e-3, 3e-3, 1e-2)  # learning rates, the same for every method
     new_tokens: int = 40
 
 
@@ -79,8 +79,8 @@ def config() -> Config:
         warmup=0.05,
         optimizer=muon,
     )
-    recipe = Recipe(num_steps=80, batch_size=16, length=48, frozen_layers=2)
-    return Config(pretrain, recipe)
+    finetune = text_classifier.Config(fit=loop.FitConfig(80), batch_size=16, length=48, frozen_layers=2)
+    return Config(pretrain, finetune)
 
 
 def demo() -> Config:
@@ -90,7 +90,7 @@ def demo() -> Config:
     return replace(
         base,
         pretrain=replace(base.pretrain, fit=fit),
-        recipe=replace(base.recipe, num_steps=120, length=64),
+        finetune=replace(base.finetune, fit=loop.FitConfig(120), length=64),
         budgets=(4, 8, 16, 32),
     )
 
@@ -98,8 +98,8 @@ def demo() -> Config:
 def debug() -> Config:
     """Return two steps of everything, on two small packages."""
     tiny = lm_pretrain.debug()
-    recipe = Recipe(num_steps=2, batch_size=8, length=16, frozen_layers=1)
-    return Config(tiny, recipe, budgets=(2,), seeds=(0, 1), tuning_labels=2, grid=(1e-3,), new_tokens=4)
+    finetune = text_classifier.Config(fit=loop.FitConfig(2), batch_size=8, length=16, frozen_layers=1)
+    return Config(tiny, finetune, budgets=(2,), seeds=(0, 1), tuning_labels=2, grid=(1e-3,), new_tokens=4)
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
@@ -114,10 +114,10 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     bits = _once(parts / "baselines.json", lambda: baselines(cfg, data_dir))
     found: dict[str, Any] = {"pretrain": measured | {"baselines_bits_per_byte": bits}}
 
-    start = pretrained.load(workdir / "pretrain")
+    start = language.load(workdir / "pretrain")
     task = labelled.load(labelled.Config(), data_dir)
-    bench = Bench(start, task.classes, cfg.recipe, meshes.make_mesh(cfg.pretrain.mesh), seed=0)
-    found["finetune"] = compare(cfg, bench, task, parts)
+    setup = Setup(start, task.classes, cfg.finetune, stage.open_mesh(cfg.finetune))
+    found["finetune"] = compare(cfg, setup, task, parts)
     found["samples"] = _once(parts / "samples.json", lambda: samples(cfg, start))["samples"]
     found["seconds"] = seconds(found["finetune"], workdir)
 
@@ -138,38 +138,42 @@ def baselines(cfg: Config, data_dir: Path) -> dict[str, float]:
     return found | {"xz": ngram.xz_bits_per_byte(text["train"], text["validation"])}
 
 
-def compare(cfg: Config, bench: Bench, task: labelled.Task, parts: Path) -> dict[str, Any]:
-    """Tune each way on validation data, then train and test it for every budget and seed."""
+def compare(cfg: Config, setup: Setup, task: labelled.Task, parts: Path) -> dict[str, Any]:
+    """Tune each method on validation data, then train and test it for every budget and seed."""
     drawn = {
         (budget, seed): docstring_task.few(task.train, budget, seed=seed)
         for budget in cfg.budgets
         for seed in cfg.seeds
     }
     found: dict[str, Any] = {}
-    for way in WAYS:
-        found[way] = _once(parts / f"{way}.json", partial(compare_way, cfg, bench, task, way, drawn))
-        mean, spread = found[way]["accuracy_mean"], found[way]["accuracy_spread"]
-        print(f"{way}: test accuracy {mean:.3f} ± {spread:.3f} with {found[way]['labels']} labels a class", flush=True)
+    for method in METHODS:
+        part = parts / f"{method}.json"
+        found[method] = one = _once(part, partial(compare_method, cfg, setup, task, method, drawn, parts))
+        mean, spread = one["accuracy_mean"], one["accuracy_spread"]
+        print(f"{method}: test accuracy {mean:.3f} ± {spread:.3f} with {one['labels']} labels a class", flush=True)
     found["tfidf"] = _once(parts / "tfidf.json", lambda: compare_tfidf(cfg, task, drawn))
     counts = np.bincount(task.test.labels, minlength=len(task.classes))
     return found | {"majority": {"accuracy_mean": float(counts.max() / counts.sum())}}
 
 
-def compare_way(cfg: Config, bench: Bench, task: labelled.Task, way: Way, drawn: Drawn) -> dict[str, Any]:
+def compare_method(
+    cfg: Config, setup: Setup, task: labelled.Task, method: Method, drawn: Drawn, workdir: Path
+) -> dict[str, Any]:
     """Choose a learning rate by validation accuracy, then measure the test accuracy of every budget and seed."""
-    quiet = log.Tee([])
-    validation, test = bench.rows(task.validation, "validation"), bench.rows(task.test, "test")
-    tuning = bench.rows(docstring_task.few(task.train, cfg.tuning_labels, seed=cfg.tuning_seed), "tuning")
+    fit = partial(setup.fit, method, workdir=workdir, meta={}, store=False, writer=log.Tee([]))  # fits of seconds
+    validation, test = setup.rows(task.validation, "validation"), setup.rows(task.test, "test")
+    tuning = setup.rows(docstring_task.few(task.train, cfg.tuning_labels, seed=cfg.tuning_seed), "tuning")
     tried, started = {}, time.perf_counter()
     for rate in cfg.grid:
-        params, _ = bench.train(way, rate, tuning, cfg.tuning_seed, quiet)
-        tried[rate] = text_classify.scores(bench.probabilities(params, validation), validation)["accuracy"]
+        params, _ = fit(rate, tuning, cfg.tuning_seed)
+        tried[rate] = text_classifier.scores(setup.probabilities(params, validation), validation)["accuracy"]
     best = max(tried, key=lambda rate: tried[rate])
     runs: list[dict[str, Any]] = []
     tuned = time.perf_counter()
     for (budget, seed), examples in drawn.items():
-        params, trained = bench.train(way, best, bench.rows(examples, "train"), seed, quiet)
-        runs.append({"labels": budget, "seed": seed} | text_classify.scores(bench.probabilities(params, test), test))
+        params, trained = fit(best, setup.rows(examples, "train"), seed)
+        scored = text_classifier.scores(setup.probabilities(params, test), test)
+        runs.append({"labels": budget, "seed": seed} | scored)
     return summary(runs, cfg.budgets[0]) | {
         "trained_parameters": tree.count(trained),
         "learning_rate": best,
@@ -211,9 +215,9 @@ def samples(cfg: Config, start: Pretrained) -> dict[str, Any]:
 
 
 def seconds(finetune: dict[str, Any], workdir: Path) -> dict[str, float]:
-    """Return how long training took: from the first to the last line of the pretraining's log, and each way's runs."""
+    """Return how long training took: from the first to the last line of the pretraining's log, and of each method."""
     rows = log.read(workdir / "pretrain" / "metrics.jsonl")
-    runs = {way: finetune[way]["seconds_tuning"] + finetune[way]["seconds_all_runs"] for way in WAYS}
+    runs = {name: finetune[name]["seconds_tuning"] + finetune[name]["seconds_all_runs"] for name in METHODS}
     return {"pretrain": rows[-1]["time"] - rows[0]["time"]} | runs
 
 
@@ -248,10 +252,9 @@ def draw(found: dict[str, Any], workdir: Path) -> None:
         highlight=("this model",),
         title="Validation bits per byte (lower is better)",
     )
-    ways = {way: _by_budget(finetune[way]["runs"]) for way in (*WAYS, "tfidf")}
     report.accuracy_over_labels(
         workdir / "accuracy.png",
-        ways,
+        {name: _by_budget(finetune[name]["runs"]) for name in (*METHODS, "tfidf")},
         baseline={"most frequent class": finetune["majority"]["accuracy_mean"]},
         title="Which package is this docstring of?",
     )
@@ -270,11 +273,11 @@ def _by_budget(runs: list[dict[str, Any]]) -> dict[int, list[float]]:
 
 
 def _finetune_table(finetune: dict[str, Any]) -> str:
-    """Return one row a way: test accuracy at each budget as mean ± half its interval, and what it cost."""
+    """Return one row a method: test accuracy at each budget as mean ± half its interval, and what it cost."""
     rows = []
-    for way in (*WAYS, "tfidf"):
-        entry = finetune[way]
-        row: dict[str, Any] = {"way": way}
+    for name in (*METHODS, "tfidf"):
+        entry = finetune[name]
+        row: dict[str, Any] = {"method": name}
         for budget, values in _by_budget(entry["runs"]).items():
             interval = metrics.mean_interval(values)
             row[f"{budget} a class"] = f"{interval.estimate:.3f} ± {(interval.high - interval.low) / 2:.3f}"

@@ -45,18 +45,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-
 from fm_jax import run as command_line
-from fm_jax.core.config import to_dict
 from fm_jax.data import scenes, views, vision
-from fm_jax.evals import image_classification
 from fm_jax.models.vision import resnet
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import image_classifier, loop, stage
+from fm_jax.tasks import image_classifier
+from fm_jax.train import loop, stage
 
 SGD = optimizers.Config(name="sgd", momentum=0.9, weight_decay=1e-4, clip_norm=None)
-TRAINING = 1_268_355  # images of ImageNet, with one in a hundred held out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +67,7 @@ def config() -> Config:
     return Config(
         backbone=replace(resnet.resnet50(), dtype="bfloat16"),
         data=vision.imagenet(),
-        fit=image_classifier.epochs(90, TRAINING, 256),
+        fit=stage.epochs(90, vision.IMAGENET_TRAIN, 256),
         learning_rate=0.1,
         batch_size=256,
         schedule="steps",
@@ -85,7 +81,7 @@ def modern() -> Config:
     """Return a cosine with warm-up and smoothed labels, on 120 epochs of larger batches."""
     return replace(
         config(),
-        fit=image_classifier.epochs(120, TRAINING, 1024),
+        fit=stage.epochs(120, vision.IMAGENET_TRAIN, 1024),
         learning_rate=0.4,
         batch_size=1024,
         schedule="cosine",
@@ -157,12 +153,7 @@ CONFIGS: dict[str, Callable[[], Config]] = {
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Train, and return (and write to results.json) what was measured."""
-    bench = image_classifier.Bench(resnet.ResNet(cfg.backbone), cfg, workdir)
-    validate = image_classification.validation(bench.loss, partial(bench.batches, "validation"))
-    params = bench.fit(workdir, validate, to_dict(cfg))
-    with jax.set_mesh(bench.mesh):
-        splits = {split: bench.batches(split) for split in vision.SPLITS}
-        return image_classification.write(workdir, bench.logits, params, splits, bench.classes)
+    return image_classifier.run(resnet.ResNet(cfg.backbone), cfg, workdir)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ from fm_jax.models.vision.simclr import SimCLR
 from fm_jax.objectives import statistics
 from fm_jax.objectives.contrastive import nt_xent
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import loop, pretrained_vision, stage, state
+from fm_jax.tasks import vision as vision_models
+from fm_jax.train import loop, stage, state
 
 LARS = optimizers.Config(name="lars", weight_decay=1e-6, clip_norm=None)
 
@@ -52,7 +53,7 @@ LARS = optimizers.Config(name="lars", weight_decay=1e-6, clip_norm=None)
 class Config(stage.Plan):
     """Everything that decides the numbers of a run."""
 
-    backbone: pretrained_vision.Backbone
+    backbone: vision_models.Backbone
     data: vision.Config
     batch_size: int  # images, each seen twice; over all devices
     temperature: float
@@ -79,16 +80,10 @@ class Config(stage.Plan):
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
 
 
-def epochs(count: int, images: int, batch_size: int) -> loop.FitConfig:
-    """Return the plan of so many passes, evaluated at every twentieth and saved at every hundredth of the way."""
-    steps = count * (images // batch_size)
-    return loop.FitConfig(steps, log_every=50, eval_every=steps // 20, save_every=steps // 100)
-
-
 def config(multiplier: float = 1.0) -> Config:
     """Return the recipe of Chen et al. 2020, section 2.3, on ImageNet (one image in a hundred is held out)."""
     data = replace(vision.imagenet(), recipe=views.simclr(1.0))
-    fit = epochs(1000, 1_268_355, 4096)
+    fit = stage.epochs(1000, vision.IMAGENET_TRAIN, 4096)
     net = replace(resnet.resnet50(multiplier), dtype="bfloat16")
     return Config(backbone=net, data=data, fit=fit, learning_rate=4.8, batch_size=4096, temperature=0.1, workers=16)
 
@@ -101,7 +96,7 @@ def cifar10() -> Config:
         config(),
         backbone=net,
         data=data,
-        fit=epochs(1000, 45_000, 512),
+        fit=stage.epochs(1000, 45_000, 512),
         learning_rate=2.0,
         batch_size=512,
         temperature=0.5,
@@ -154,34 +149,32 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     # the same two views of every image, whenever they are asked for
     held_out = vision.Training(vision.pictures(cfg.data, "validation", data_dir), cfg.data)
 
-    model, key = SimCLR(pretrained_vision.build(cfg.backbone), cfg.out), jax.random.key(cfg.seed)
+    model, key = SimCLR(vision_models.build(cfg.backbone), cfg.out), jax.random.key(cfg.seed)
     loss = nt_xent(model.apply, temperature=cfg.temperature)
     evaluate = runner.make_eval_step(loss, tree.merge)
 
+    inputs = (np.zeros((2, cfg.data.size, cfg.data.size, cfg.backbone.in_channels), np.float32),)
+
     def make_params() -> tuple[Params, Params]:
-        image = np.zeros((2, cfg.data.size, cfg.data.size, cfg.backbone.in_channels), np.float32)
-        made = state.init_params(lambda key: model.init(key, image, mutable=["params"])["params"], key, mesh)
-        return statistics.split(made)
+        return statistics.split(state.init_params(model, inputs, key, mesh))
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
-        found = runner.evaluate(evaluate, (now.params, now.frozen), stage.once(cfg, held_out, mesh))
-        return {f"validation/{name}": value for name, value in found.items()}
+        return runner.evaluate(evaluate, (now.params, now.frozen), stage.once(cfg, held_out, mesh))
 
     done = stage.train(
         cfg,
         workdir,
-        loss=loss,
+        stage.make_trainer(cfg, loss, stage.rates(cfg, cfg.schedule), make_params),
         make_params=make_params,
         batches=batches,
         mesh=mesh,
-        rates=stage.rates(cfg, cfg.schedule),
         meta={"config": to_dict(cfg)},
+        layout=state.layout(model, inputs, mesh),
         validate=validate,
         work=loop.Work(2 * cfg.batch_size, "views"),
     )
     with jax.set_mesh(mesh):
-        found = validate(cfg.fit.num_steps, done)
-        measured = {name.removeprefix("validation/"): value for name, value in found.items()}
+        measured = validate(cfg.fit.num_steps, done)
         backbone = tree.merge(done.params, done.frozen)["backbone"]
         measured["neighbours_accuracy"] = look(cfg, backbone, data_dir, workdir / "neighbours.png")
     results.write(workdir / "results.json", measured)
@@ -190,7 +183,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
 
 def look(cfg: Config, params: Params, data_dir: Path, png: Path) -> float:
     """Draw validation images beside their nearest training images; return the accuracy of the 20 nearest's vote."""
-    backbone, found, seen = pretrained_vision.build(cfg.backbone), [], []
+    backbone, found, seen = vision_models.build(cfg.backbone), [], []
     for split in ("validation", "train"):
         rows = spread(vision.evaluation(cfg.data, split, data_dir), cfg.known)
         weights: list[np.ndarray] = []

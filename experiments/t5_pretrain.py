@@ -7,10 +7,10 @@ every visit.
 
     ./launch.sh local experiments.t5_pretrain --config demo        # Python's own documentation, on any machine
     ./launch.sh local experiments.t5_pretrain --config t5_small --data.kind tfds --data.name wiki40b/en
-    ./launch.sh local experiments.t5_pretrain --config config --data.kind jsonl --data.path corpus/
+    ./launch.sh local experiments.t5_pretrain --data.kind jsonl --data.path corpus/
 
 `experiments.t5_translate --init.from WORKDIR` opens what this leaves.
-Presets: `config` (T5 base, trained as the baseline of section 3.1 but on the spans of section 3.7), `t5_small`,
+Presets: `default` (T5 base, trained as the baseline of section 3.1 but on the spans of section 3.7), `t5_small`,
 `t5_v1_1_base`, `demo`, `debug`.
 Hardware: demo needs two cores; T5 base one 80 GB GPU for days (`--accumulate`), or a pod.
 Expected: of demo, on the validation split, a perplexity of 59.9 on the targets (by frequencies alone: 287); without the
@@ -103,7 +103,7 @@ def debug() -> Config:
 
 
 CONFIGS: dict[str, Callable[[], Config]] = {
-    "config": config,
+    "default": config,
     "t5_small": t5_small,
     "t5_v1_1_base": t5_v1_1_base,
     "demo": demo,
@@ -139,42 +139,43 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     def text_only(batch: Batch) -> Batch:
         return {**batch, "weights": batch["weights"] * ~jax.numpy.isin(batch["targets"], marks)}
 
+    inputs = tuple(np.zeros((cfg.batch_size, length), np.int32) for length in (train.target_length, cfg.length))
+
     def make_params() -> tuple[Params, Params]:
-        tokens = np.zeros((cfg.batch_size, train.target_length), np.int32)
-        read = np.zeros((cfg.batch_size, cfg.length), np.int32)
-        return state.init_params(lambda key: model.init(key, tokens, read, mutable=["params"])["params"], key, mesh), {}
+        return state.init_params(model, inputs, key, mesh), {}
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
         sums = runner.totals(evaluate, now.params, stage.once(cfg, validation, mesh))
         nll, count = sums["nll"]
         return {
-            "validation/nll": nll / count,
-            "validation/perplexity": metrics.perplexity(nll, count),
-            "validation/accuracy": sums["accuracy"][0] / count,
+            "nll": nll / count,
+            "perplexity": metrics.perplexity(nll, count),
+            "accuracy": sums["accuracy"][0] / count,
         }
 
+    rates = stage.rates(cfg, cfg.schedule, start_ratio=1.0 if cfg.schedule == "rsqrt" else 0.0)
     done = stage.train(
         cfg,
         workdir,
-        loss=loss,
+        stage.make_trainer(cfg, loss, rates, make_params),
         make_params=make_params,
         batches=batches,
         mesh=mesh,
-        rates=stage.rates(cfg, cfg.schedule, start_ratio=1.0 if cfg.schedule == "rsqrt" else 0.0),
         meta={"config": to_dict(cfg)},
+        layout=state.layout(model, inputs, mesh),
         validate=validate,
-        metric="validation/nll",
+        metric="nll",
         work=loop.Work(cfg.batch_size, "rows"),
     )
     with jax.set_mesh(mesh):
-        found_now = validate(cfg.fit.num_steps, done)
+        measured = validate(cfg.fit.num_steps, done)
         read = partial(stage.once, cfg, validation, mesh)
         text = runner.totals(evaluate, done.params, map(text_only, read()))
         known = frequencies(train, cfg.model.vocab_size)
         trivial = unigram.measure(known, asked, read())
         known -= np.log(1 - np.exp(known[marks]).sum())  # as one that knows where the text is
         trivial_text = unigram.measure(known, asked, map(text_only, read()))
-    measured = {name.removeprefix("validation/"): value for name, value in found_now.items()} | trivial
+    measured |= trivial
     measured["text_perplexity"] = metrics.perplexity(*text["nll"])
     measured["text_accuracy"] = text["accuracy"][0] / text["accuracy"][1]
     measured |= {f"text_{name}": value for name, value in trivial_text.items()}

@@ -41,7 +41,7 @@ import jax
 import numpy as np
 
 from fm_jax import run as command_line
-from fm_jax.core import sharding, tree
+from fm_jax.core import tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
@@ -55,7 +55,9 @@ from fm_jax.models.language import encoder_decoder
 from fm_jax.objectives.seq2seq import seq2seq
 from fm_jax.ops.positions import Buckets
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import log, loop, pretrained, stage, start, state
+from fm_jax.tasks import language
+from fm_jax.tasks.init import Init
+from fm_jax.train import log, loop, stage, state
 from fm_jax.worlds import translation as world
 
 
@@ -79,7 +81,7 @@ class Config(stage.Plan):
 
     model: encoder_decoder.Config  # of a pretrained model only dtype, remat and dropout are read
     data: Data = Data()
-    init: start.Init = start.Init()
+    init: Init = Init()
     prefix: str = ""  # before every source
     source_length: int = 512  # tokens, the end token among them
     target_length: int = 512
@@ -179,7 +181,7 @@ def open_model(cfg: Config, train: Parallel, mesh: jax.sharding.Mesh) -> Opened:
         # one sentinel: T5's layout, with the padding token 0 and </s> 1
         learnt = tokenizer.train(texts, cfg.model.vocab_size, sentinels=1)
         return Opened(encoder_decoder.EncoderDecoder(replace(cfg.model, max_length=room)), learnt, None)
-    found = pretrained.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh)
+    found = language.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh)
     if not isinstance(found.module, encoder_decoder.EncoderDecoder) or found.tokenizer is None:
         raise ConfigError(f"{cfg.init.from_} is a {type(found.module).__name__}, no encoder-decoder; give a T5 or mT5")
     shape = encoder_decoder.with_dropout(found.module.cfg, cfg.model.dropout)
@@ -217,33 +219,30 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         batch_size=cfg.decode_batch,
     )
 
+    inputs = tuple(np.zeros((1, length), np.int32) for length in (cfg.target_length, cfg.source_length))
+    layout = state.layout(model, inputs, mesh)
+
     def make_params() -> tuple[Params, Params]:
         if given is not None:
-            return jax.device_put(given, layout), {}
-        return state.init_params(init, key, mesh), {}
-
-    def init(key: jax.Array) -> Any:
-        tokens, source = np.zeros((1, cfg.target_length), np.int32), np.zeros((1, cfg.source_length), np.int32)
-        return model.init(key, tokens, source, mutable=["params"])["params"]
-
-    layout = sharding.shardings(jax.eval_shape(init, key), mesh)
+            return jax.device_put(given, jax.tree.map(lambda leaf: leaf.sharding, layout)), {}
+        return state.init_params(model, inputs, key, mesh), {}
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
         found = runner.evaluate(evaluate, now.params, stage.once(cfg, validation, mesh))
         found |= scores.score(
             answer(now.params, texts=_texts(watched.sources)), _texts(watched.targets), tokenize=cfg.tokenize
         )
-        return {f"validation/{name}": found[name] for name in ("nll", "accuracy", "bleu", "exact")}
+        return {name: found[name] for name in ("nll", "accuracy", "bleu", "exact")}
 
     done = stage.train(
         cfg,
         workdir,
-        loss=loss,
+        stage.make_trainer(cfg, loss, stage.rates(cfg, cfg.schedule), make_params),
         make_params=make_params,
         batches=stage.batches(cfg, train),
         mesh=mesh,
-        rates=stage.rates(cfg, cfg.schedule),
         meta={"config": to_dict(cfg) | {"model": to_dict(model.cfg)}},
+        layout=layout,
         validate=validate,
         work=loop.Work(cfg.batch_size * (cfg.source_length + cfg.target_length)),
     )
@@ -340,6 +339,6 @@ def _texts(side: pairs.Texts) -> list[str]:
 if __name__ == "__main__":
     command_line.main(
         run,
-        {"config": config, "demo": demo, "debug": debug},
+        {"default": config, "demo": demo, "debug": debug},
         resumable=(*stage.RESUMABLE, "beams.*", "tokenize", "decode_batch"),
     )

@@ -21,43 +21,40 @@ the share of 450 test images right. Rates were chosen on the validation images, 
 1e-2.
 
     finetuned, half of the patches taken out in pretraining, rate 3e-3, 0.75 a layer     0.993  0.991  0.978
-    `--way scratch`, rate 3e-3, no decay by layer                                        0.949  0.956  0.967
+    `--method scratch`, rate 3e-3, no decay by layer                                     0.949  0.956  0.967
     the same at 5e-3, worse on the validation images                                     0.956  0.978  0.976
 
 After masks of 75 % the rate of 1e-3 gives 0.978, 0.976 and 0.978, after those of half 0.982, 0.976 and 0.976. With few
-labels (`linear_probe --pool mean --recipe.learning_rate 3e-3`, six draws, 1, 5 and 20 a class) the same network reaches
+labels (`linear_probe --pool mean --learning_rate 3e-3`, six draws, 1, 5 and 20 a class) the same network reaches
 0.42, 0.68 and 0.88 finetuned and 0.24, 0.48 and 0.71 from scratch; its frozen features 0.61, 0.81 and 0.89, where raw
 pixels give 0.62, 0.83 and 0.94 and untrained features 0.20, 0.45 and 0.66.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
-
-import jax
 
 from fm_jax import run as command_line
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.data import views, vision
 from fm_jax.data.mixing import Mix
-from fm_jax.evals import image_classification
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.vision import vit
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import image_classifier, loop, pretrained_vision, stage, start
-
-TRAINING = 1_268_355  # images of ImageNet, with one in a hundred held out
+from fm_jax.tasks import image_classifier
+from fm_jax.tasks import vision as vision_models
+from fm_jax.tasks.init import Init
+from fm_jax.train import loop, stage
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(image_classifier.Config):
     """A run that goes on from a Vision Transformer."""
 
-    init: start.Init = start.Init(Path("runs/mae_pretrain"))
-    way: Literal["finetune", "scratch"] = "finetune"  # scratch: only the form of the model at init.from is taken
+    init: Init = Init(Path("runs/mae_pretrain"))
+    method: Literal["finetune", "scratch"] = "finetune"  # scratch: only the form of the model at init.from is taken
     pool: vit.Pool = "mean_norm"
     drop_path: float = 0.1
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the computation
@@ -67,7 +64,7 @@ def config() -> Config:
     """Return the authors' recipe for ViT-B."""
     return Config(
         data=replace(vision.imagenet(), recipe=views.finetune()),
-        fit=image_classifier.epochs(100, TRAINING, 1024),
+        fit=stage.epochs(100, vision.IMAGENET_TRAIN, 1024),
         learning_rate=2e-3,
         batch_size=1024,
         warmup=0.05,
@@ -82,7 +79,7 @@ def config() -> Config:
 def demo() -> Config:
     """Return a short training of `mae_pretrain --config demo`'s encoder on the built-in digits, for two cores."""
     return Config(
-        init=start.Init(Path("runs/mae_demo")),
+        init=Init(Path("runs/mae_demo")),
         data=vision.Config(recipe=replace(views.digits(), affine=0.5)),
         fit=loop.FitConfig(400, log_every=20, eval_every=200),
         learning_rate=3e-3,
@@ -97,7 +94,7 @@ def debug() -> Config:
     """Return two steps on what `mae_pretrain --config debug --workdir runs/mae_debug` leaves."""
     fit = loop.FitConfig(2, log_every=1, save_every=1)
     return replace(
-        demo(), init=start.Init(Path("runs/mae_debug")), fit=fit, batch_size=16, measured=16, warmup=0.0, mix=Mix()
+        demo(), init=Init(Path("runs/mae_debug")), fit=fit, batch_size=16, measured=16, warmup=0.0, mix=Mix()
     )
 
 
@@ -106,17 +103,12 @@ CONFIGS: dict[str, Callable[[], Config]] = {"default": config, "demo": demo, "de
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Train on, and return (and write to results.json) what was measured."""
-    found = pretrained_vision.load(cfg.init.source, revision=cfg.init.revision)
+    found = vision_models.load(cfg.init.source, revision=cfg.init.revision)
     backbone = vit.ViT(adapted(found, cfg))
-    if cfg.way == "scratch":
-        bench = image_classifier.Bench(backbone, replace(cfg, init=start.Init()), workdir)
-    else:
-        bench = image_classifier.Bench(backbone, cfg, workdir, found)
-    validate = image_classification.validation(bench.loss, partial(bench.batches, "validation"))
-    params = bench.fit(workdir, validate, to_dict(cfg) | {"backbone": to_dict(backbone.cfg)})
-    with jax.set_mesh(bench.mesh):
-        splits = {split: bench.batches(split) for split in vision.SPLITS}
-        return image_classification.write(workdir, bench.logits, params, splits, bench.classes)
+    saved = to_dict(cfg) | {"backbone": to_dict(backbone.cfg)}
+    if cfg.method == "scratch":
+        return image_classifier.run(backbone, replace(cfg, init=Init()), workdir, saved=saved)
+    return image_classifier.run(backbone, cfg, workdir, found, saved=saved)
 
 
 def adapted(found: Pretrained, cfg: Config) -> vit.Config:

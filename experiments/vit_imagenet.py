@@ -23,22 +23,16 @@ wants its first weights wide, 1/sqrt(width) (`backbone.init_std 0`): from 0.02, 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from fm_jax import run as command_line
-from fm_jax.core.config import to_dict
 from fm_jax.data import views, vision
 from fm_jax.data.mixing import Mix
-from fm_jax.evals import image_classification
 from fm_jax.models.vision import vit
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import image_classifier, loop, stage
-
-TRAINING = 1_268_355  # images of ImageNet, with one in a hundred held out
+from fm_jax.tasks import image_classifier
+from fm_jax.train import loop, stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +48,7 @@ def config(backbone: vit.Config | None = None) -> Config:
     return Config(
         backbone=net,
         data=replace(vision.imagenet(), recipe=views.finetune()),
-        fit=image_classifier.epochs(300, TRAINING, 1024),
+        fit=stage.epochs(300, vision.IMAGENET_TRAIN, 1024),
         learning_rate=1e-3,
         batch_size=1024,
         warmup=5 / 300,
@@ -96,12 +90,7 @@ CONFIGS: dict[str, Callable[[], Config]] = {
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Train, and return (and write to results.json) what was measured."""
-    bench = image_classifier.Bench(vit.ViT(cfg.backbone), cfg, workdir)
-    validate = image_classification.validation(bench.loss, partial(bench.batches, "validation"))
-    params = bench.fit(workdir, validate, to_dict(cfg))
-    with jax.set_mesh(bench.mesh):
-        splits = {split: bench.batches(split) for split in vision.SPLITS}
-        return image_classification.write(workdir, bench.logits, params, splits, bench.classes)
+    return image_classifier.run(vit.ViT(cfg.backbone), cfg, workdir)
 
 
 if __name__ == "__main__":

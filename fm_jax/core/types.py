@@ -1,7 +1,7 @@
 """The few names that every room shares."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -14,8 +14,23 @@ Batch = Mapping[str, Any]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 """Name -> (sum, weight). Sums and weights add up over microbatches, devices and hosts; division happens once."""
 
-STATISTICS = "statistics/"
-"""Before the path of a running statistic among the metrics: its mean is the leaf's next value, and is not logged."""
+Updates = dict[str, tuple[jax.Array, jax.Array]]
+"""Path of a frozen leaf -> (sum, weight), added up as metrics are; the mean is the leaf's next value."""
 
-LossFn = Callable[[Params, Batch, jax.Array | None], tuple[jax.Array, jax.Array, Metrics]]
-"""(params, batch, rng) -> (sum, weight, metrics). `rng=None` means evaluation: no dropout, no noise."""
+
+class Loss(NamedTuple):
+    """What a loss function makes of a batch; everything in it adds up over microbatches, devices and hosts."""
+
+    sum: jax.Array  # of the objective; its gradient is the step's, once divided by the weight
+    weight: jax.Array
+    metrics: Metrics
+    # running statistics, codebook usage, teachers: what changes without a gradient
+    updates: Updates = {}  # noqa: RUF012 (nobody writes to a tuple's parts, and None would be no tree of pairs)
+
+
+LossFn = Callable[[Params, Batch, jax.Array | None, jax.Array | None], Loss]
+"""(params, batch, rng, step) -> Loss.
+
+`rng=None` means evaluation: no dropout, no noise, no updates. `step` [] int32 counts the training steps before this
+one, for what follows a schedule (a temperature); None in evaluation.
+"""

@@ -21,6 +21,7 @@ from fm_jax.data.views import Recipe
 _log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+IMAGENET_TRAIN = 1_268_355  # training images of `imagenet()`, with one in a hundred held out
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # as torchvision, DeiT, MAE, EfficientNet
 Row = dict[str, np.ndarray]
 

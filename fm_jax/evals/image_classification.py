@@ -14,12 +14,11 @@ Apply = Callable[[Params, Batch], jax.Array]
 
 
 def validation(loss: LossFn, batches: Callable[[], Iterable[Batch]]) -> Callable[[int, Params], dict[str, float]]:
-    """Return a function of (step, parameters) that measures a loss and its metrics, named "validation/…"."""
+    """Return a function of (step, parameters) that measures a loss and its metrics."""
     step = runner.make_eval_step(loss)
 
     def validate(_: int, params: Params) -> dict[str, float]:
-        found = runner.evaluate(step, params, batches())
-        return {f"validation/{name}": value for name, value in found.items()}
+        return runner.evaluate(step, params, batches())
 
     return validate
 

@@ -32,10 +32,10 @@ def make_eval_step(loss_fn: LossFn, combine: Callable[[Params, Params], Params] 
 
     def step(params: Any, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
         whole = params if combine is None else combine(*params)
-        total, weight, metrics = loss_fn(whole, batch, None)
-        if "loss" in metrics:
+        loss = loss_fn(whole, batch, None, None)
+        if "loss" in loss.metrics:
             raise ConfigError('the loss function returns a metric named "loss"; that name is taken by the loss itself')
-        return {"loss": (total, weight), **metrics}
+        return {"loss": (loss.sum, loss.weight), **loss.metrics}
 
     return jax.jit(step)
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fm_jax.core.types import Batch, LossFn, Metrics, Params
+from fm_jax.core.types import Batch, Loss, LossFn, Params
 from fm_jax.objectives.statistics import apply_with
 
 
@@ -25,8 +25,8 @@ def softmax(
         LossFn whose metrics are "nll" (without smoothing, in nats) and "accuracy", both per weighted row.
     """
 
-    def loss(params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Metrics]:
-        out, statistics = apply_with(apply, params, *(batch[name] for name in inputs), rng=rng)
+    def loss(params: Params, batch: Batch, rng: jax.Array | None = None, step: jax.Array | None = None) -> Loss:
+        out, updates = apply_with(apply, params, *(batch[name] for name in inputs), rng=rng)
         logits = out.astype(jnp.float32)
         log_p = jax.nn.log_softmax(logits)
         if "target" in batch:
@@ -39,11 +39,7 @@ def softmax(
         weights = batch["weights"].astype(jnp.float32)
         correct = (logits.argmax(axis=-1) == batch["label"]).astype(jnp.float32)
         weight = weights.sum()
-        return (
-            (objective * weights).sum(),
-            weight,
-            {"nll": ((likelihood * weights).sum(), weight), "accuracy": ((correct * weights).sum(), weight)}
-            | statistics,
-        )
+        metrics = {"nll": ((likelihood * weights).sum(), weight), "accuracy": ((correct * weights).sum(), weight)}
+        return Loss((objective * weights).sum(), weight, metrics, updates)
 
     return loss

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.sharding import constrain
-from fm_jax.core.types import Batch, LossFn, Metrics, Params
+from fm_jax.core.types import Batch, Loss, LossFn, Params
 from fm_jax.objectives.embed import unit
 from fm_jax.objectives.statistics import apply_with
 
@@ -46,9 +46,9 @@ def nt_xent(
     if not (math.isfinite(temperature) and temperature > 0):
         raise ConfigError(f"temperature must be finite and above 0, not {temperature}")
 
-    def loss(params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Metrics]:
+    def loss(params: Params, batch: Batch, rng: jax.Array | None = None, step: jax.Array | None = None) -> Loss:
         first, second = (batch[name] for name in views)
-        out, statistics = apply_with(apply, params, _alternate(first, second), rng=rng)
+        out, updates = apply_with(apply, params, _alternate(first, second), rng=rng)
         z = constrain(unit(out), "batch", None)
         # the second factor is gathered: each device compares its own rows with the views of all
         cosine = jnp.einsum("ap,bp->ab", z, constrain(z, None, None), precision=jax.lax.Precision.HIGHEST)
@@ -64,7 +64,7 @@ def nt_xent(
         }
         weight = weights.sum()
         metrics = {name: (_total(value, weights), weight) for name, value in measured.items()}
-        return _total(nll, weights), weight, metrics | statistics
+        return Loss(_total(nll, weights), weight, metrics, updates)
 
     return loss
 

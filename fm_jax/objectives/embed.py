@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fm_jax.core.types import Batch, LossFn, Metrics, Params
+from fm_jax.core.types import Batch, Loss, LossFn, Params
 
 FIRST, SECOND = ("tokens", "length"), ("other_tokens", "other_length")
 
@@ -37,7 +37,7 @@ def in_batch(
         LossFn whose metrics are "nll" and "accuracy" (the partner is nearest), both per weighted row.
     """
 
-    def loss(params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Metrics]:
+    def loss(params: Params, batch: Batch, rng: jax.Array | None = None, step: jax.Array | None = None) -> Loss:
         keys = (None, None) if rng is None else jax.random.split(rng)
         one, two = (
             unit(
@@ -53,7 +53,7 @@ def in_batch(
         nll = jnp.where(weights > 0, -jax.nn.log_softmax(scores)[rows, rows], 0.0)
         total, weight = (nll * weights).sum(), weights.sum()
         right = ((scores.argmax(axis=-1) == rows) * weights).sum()
-        return total, weight, {"nll": (total, weight), "accuracy": (right, weight)}
+        return Loss(total, weight, {"nll": (total, weight), "accuracy": (right, weight)})
 
     return loss
 

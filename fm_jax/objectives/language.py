@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fm_jax.core.types import Batch, LossFn, Metrics, Params
+from fm_jax.core.types import Batch, Loss, LossFn, Params
 
 
 def next_token(
@@ -46,7 +46,7 @@ def target_tokens(
         chunk: as for `next_token`.
     """
 
-    def loss(params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Metrics]:
+    def loss(params: Params, batch: Batch, rng: jax.Array | None = None, step: jax.Array | None = None) -> Loss:
         variables, rngs = {"params": params}, None if rng is None else {"dropout": rng}
         given = {name: batch[name] for name in fields if name in batch}
         hidden = apply(variables, batch["tokens"], **given, rngs=rngs, method="hidden")
@@ -61,7 +61,7 @@ def target_tokens(
         else:
             sums = score(hidden, batch["targets"], weights)
         total, weight = sums[0], weights.sum()
-        return total, weight, {"nll": (sums[1], weight), "accuracy": (sums[2], weight)}
+        return Loss(total, weight, {"nll": (sums[1], weight), "accuracy": (sums[2], weight)})
 
     return loss
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from fm_jax.core.errors import ConfigError
-from fm_jax.core.types import Batch, LossFn, Metrics, Params
+from fm_jax.core.types import Batch, Loss, LossFn, Params
 
 
 class Masked(NamedTuple):
@@ -92,7 +92,7 @@ def masked_lm(apply: Callable[..., Any], choose: Choose) -> LossFn:
         "next_nll" and "next_accuracy" per row.
     """
 
-    def loss(params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Metrics]:
+    def loss(params: Params, batch: Batch, rng: jax.Array | None = None, step: jax.Array | None = None) -> Loss:
         key, noise = (jax.random.key(0), None) if rng is None else jax.random.split(rng)
         rngs = None if noise is None else {"dropout": noise}
         masked = choose(key, batch)
@@ -107,12 +107,12 @@ def masked_lm(apply: Callable[..., Any], choose: Choose) -> LossFn:
         weight = masked.weights.sum()
         metrics = {"nll": (nll, weight), "accuracy": (correct, weight)}
         if "not_next" not in batch:
-            return nll, weight, metrics
+            return Loss(nll, weight, metrics)
         rows = real.any(axis=1).astype(jnp.float32)
         pair = apply(variables, hidden, rngs=rngs, method="pair")
         next_nll, next_correct = _score(pair, batch["not_next"], rows)
         metrics |= {"next_nll": (next_nll, rows.sum()), "next_accuracy": (next_correct, rows.sum())}
-        return nll + masked.places.shape[1] * next_nll, weight, metrics
+        return Loss(nll + masked.places.shape[1] * next_nll, weight, metrics)
 
     return loss
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fm_jax.core.types import Batch, LossFn, Metrics, Params
+from fm_jax.core.types import Batch, Loss, LossFn, Params
 
 
 def masked_patches(apply: Callable[..., Any]) -> LossFn:
@@ -26,7 +26,7 @@ def masked_patches(apply: Callable[..., Any]) -> LossFn:
         LossFn whose metric is "mse", per patch taken out.
     """
 
-    def loss(params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Metrics]:
+    def loss(params: Params, batch: Batch, rng: jax.Array | None = None, step: jax.Array | None = None) -> Loss:
         if rng is None:
             rngs = {"mask": jax.random.key(0)}
         else:
@@ -35,6 +35,6 @@ def masked_patches(apply: Callable[..., Any]) -> LossFn:
         error = jnp.square(drawing.prediction - drawing.target).mean(axis=-1)
         weights = drawing.removed * batch["weights"].astype(jnp.float32)[:, None]
         total, weight = (error * weights).sum(), weights.sum()
-        return total, weight, {"mse": (total, weight)}
+        return Loss(total, weight, {"mse": (total, weight)})
 
     return loss

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fm_jax.core.types import Batch, LossFn, Metrics, Params
+from fm_jax.core.types import Batch, Loss, LossFn, Params
 
 
 def span(apply: Callable[..., Any], inputs: tuple[str, ...] = ("tokens", "length", "types")) -> LossFn:
@@ -22,7 +22,7 @@ def span(apply: Callable[..., Any], inputs: tuple[str, ...] = ("tokens", "length
         LossFn whose metrics are "nll", per weighted row, and "exact", where both ends are right.
     """
 
-    def loss(params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Metrics]:
+    def loss(params: Params, batch: Batch, rng: jax.Array | None = None, step: jax.Array | None = None) -> Loss:
         rngs = None if rng is None else {"dropout": rng}
         logits = apply({"params": params}, *(batch[name] for name in inputs), rngs=rngs)
         weights, exact = batch["weights"].astype(jnp.float32), 1.0
@@ -35,6 +35,6 @@ def span(apply: Callable[..., Any], inputs: tuple[str, ...] = ("tokens", "length
             total += 0.5 * (nll * weights * there).sum()
             weight += 0.5 * (weights * there).sum()
             exact *= there & (scores.argmax(axis=-1) == place)
-        return total, weight, {"nll": (total, weight), "exact": ((exact * weights).sum(), weights.sum())}
+        return Loss(total, weight, {"nll": (total, weight), "exact": ((exact * weights).sum(), weights.sum())})
 
     return loss

@@ -1,4 +1,4 @@
-"""Running statistics (`layers/batch_norm.py`): kept from the optimiser, and handed to the step beside the metrics."""
+"""Running statistics (`layers/batch_norm.py`): kept from the optimiser, and handed to the step as updates."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fm_jax.core import tree
-from fm_jax.core.types import STATISTICS, Metrics, Params
+from fm_jax.core.types import Params, Updates
 
 
 def split(params: Params) -> tuple[Params, Params]:
@@ -20,16 +20,14 @@ def split(params: Params) -> tuple[Params, Params]:
 
 def apply_with(
     apply: Callable[..., Any], params: Params, *inputs: Any, rng: jax.Array | None, **options: Any
-) -> tuple[Any, Metrics]:
+) -> tuple[Any, Updates]:
     """Apply a model in training where there is a key, in evaluation where there is none.
 
     Returns:
-        The output, and in training the next running statistics as (sum, weight) pairs named "statistics/PATH": a loss
-        adds them to its metrics, so that they are averaged over microbatches and devices as everything else is, and
-        the step moves them into the state. {} for a model that has none.
+        The output, and the `updates` of a `Loss`: in training the next running statistics, each of weight 1; {} in
+        evaluation, and for a model that has none.
     """
     if rng is None:
         return apply({"params": params}, *inputs, **options), {}
     out, new = apply({"params": params}, *inputs, rngs={"dropout": rng}, mutable=["statistics"], **options)
-    found = tree.flatten(new.get("statistics", {}))
-    return out, {STATISTICS + path: (value, jnp.ones(())) for path, value in found.items()}
+    return out, {path: (value, jnp.ones(())) for path, value in tree.flatten(new.get("statistics", {})).items()}

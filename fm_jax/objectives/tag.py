@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fm_jax.core.types import Batch, LossFn, Metrics, Params
+from fm_jax.core.types import Batch, Loss, LossFn, Params
 
 
 def tag(apply: Callable[..., Any], inputs: tuple[str, ...] = ("tokens", "length")) -> LossFn:
@@ -20,7 +20,7 @@ def tag(apply: Callable[..., Any], inputs: tuple[str, ...] = ("tokens", "length"
         LossFn whose metrics are "nll" and "accuracy", both per weighted token.
     """
 
-    def loss(params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Metrics]:
+    def loss(params: Params, batch: Batch, rng: jax.Array | None = None, step: jax.Array | None = None) -> Loss:
         logits, weights = _run(apply, inputs, params, batch, rng)
         labels = jnp.where(weights > 0, batch["labels"], 0)
         nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
@@ -38,7 +38,7 @@ def replaced(apply: Callable[..., Any], inputs: tuple[str, ...] = ("tokens", "le
         LossFn whose metrics are "nll" and "accuracy", both per weighted token.
     """
 
-    def loss(params: Params, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Metrics]:
+    def loss(params: Params, batch: Batch, rng: jax.Array | None = None, step: jax.Array | None = None) -> Loss:
         logits, weights = _run(apply, inputs, params, batch, rng)
         logits, labels = logits[..., 0], batch["labels"] > 0
         nll = jax.nn.softplus(jnp.where(labels, -logits, logits))
@@ -55,6 +55,6 @@ def _run(
     return logits.astype(jnp.float32), batch["weights"].astype(jnp.float32)
 
 
-def _sums(nll: jax.Array, right: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array, Metrics]:
+def _sums(nll: jax.Array, right: jax.Array, weights: jax.Array) -> Loss:
     total, weight = (nll * weights).sum(), weights.sum()
-    return total, weight, {"nll": (total, weight), "accuracy": ((right * weights).sum(), weight)}
+    return Loss(total, weight, {"nll": (total, weight), "accuracy": ((right * weights).sum(), weight)})

@@ -80,6 +80,7 @@ def start(
     *,
     store: Store | None,
     batches: Batches,
+    layout: Params | None = None,
 ) -> TrainState:
     """Return the state to go on from.
 
@@ -87,14 +88,18 @@ def start(
     2. Else `make_params()` — pretrained or freshly drawn (trained, frozen) — given to `create`, so that the optimiser
        sees the loaded values.
 
+    With `layout`, the model's parameters as `state.layout` gives them, a run that goes on makes no parameters:
+    `make_params` is only traced, for shapes. Without, it makes them for their layout, and lets them go.
+
     Raises:
         DataError: the checkpoint was made on other data, so its place in the stream means nothing here.
     """
     if store is None or (step := store.last_step()) is None:
         return states.place(create, *make_params(), mesh)
-    # made for their layout only, and let go before the stored ones are read
-    layout = states.abstract(create, *make_params(), mesh)
-    state, data = store.restore(step, layout)
+    given = make_params() if layout is None else states.traced(make_params, layout, mesh)
+    wanted = states.abstract(create, *given, mesh)
+    del given  # before the stored ones are read
+    state, data = store.restore(step, wanted)
     batches.resume(data)
     return state
 

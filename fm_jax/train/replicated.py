@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import optax
 
-from fm_jax.core.types import Batch, LossFn, Metrics, Params
+from fm_jax.core.types import Batch, Loss, LossFn, Params
 from fm_jax.train.state import TrainState
 from fm_jax.train.step import Step, make_train_step
 
@@ -23,8 +23,9 @@ def make_replicated_step(loss_fn: LossFn, tx: optax.GradientTransformation, **op
     For a plain loop of one's own, not for `fit`: pmap refuses to run where a mesh is set.
     """
 
-    def own_noise(params: Params, batch: Batch, rng: jax.Array | None) -> tuple[jax.Array, jax.Array, Metrics]:
-        return loss_fn(params, batch, None if rng is None else jax.random.fold_in(rng, jax.lax.axis_index(AXIS)))
+    def own_noise(params: Params, batch: Batch, rng: jax.Array | None, step: jax.Array | None) -> Loss:
+        own = None if rng is None else jax.random.fold_in(rng, jax.lax.axis_index(AXIS))
+        return loss_fn(params, batch, own, step)
 
     total = partial(jax.lax.psum, axis_name=AXIS)
     step = jax.pmap(make_train_step(own_noise, tx, total=total, **options), axis_name=AXIS, donate_argnums=0)

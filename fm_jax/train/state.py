@@ -1,16 +1,19 @@
 """What changes during training, made directly in its shards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding
 
-from fm_jax.core import sharding
+from fm_jax.core import sharding, tree
 from fm_jax.core.types import Params
 
 
@@ -33,10 +36,48 @@ def create(params: Params, tx: optax.GradientTransformation, *, frozen: Params |
     return TrainState(counters[0], params, frozen or {}, tx.init(params), mean, counters[1])
 
 
-def init_params(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh) -> Params:
-    """Run a model's boxed `init(key)` under jit so that each device makes its own shard only."""
-    place = sharding.shardings(jax.eval_shape(init, key), mesh)
-    return jax.jit(_unboxed, static_argnums=0, out_shardings=place)(init, key)
+def init_params(
+    model: nn.Module, inputs: Sequence[Any], key: jax.Array, mesh: Mesh, *, rngs: tuple[str, ...] = ("params",)
+) -> Params:
+    """Draw a model's parameters; each device makes its own shard only.
+
+    Args:
+        model: called with `inputs`.
+        inputs: arrays, of which shapes and types count.
+        key: of the draw.
+        mesh: of the run.
+        rngs: names of the random streams that the model asks for when it is initialised; all are given `key`.
+    """
+    shapes = _shapes(inputs)
+    place = sharding.shardings(jax.eval_shape(partial(_boxed, model, shapes, rngs), key), mesh)
+    # model and shapes are static: draws of one model, however many, compile once
+    return jax.jit(_drawn, static_argnums=(0, 1, 2), out_shardings=place)(model, shapes, rngs, key)
+
+
+def layout(model: nn.Module, inputs: Sequence[Any], mesh: Mesh, *, rngs: tuple[str, ...] = ("params",)) -> Params:
+    """Return what `init_params` makes as shapes with shardings; nothing is drawn."""
+    boxed = jax.eval_shape(partial(_boxed, model, _shapes(inputs), rngs), jax.eval_shape(jax.random.key, 0))
+    place = sharding.shardings(boxed, mesh)
+    shaped: Params = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), meta.unbox(boxed), place
+    )
+    return shaped
+
+
+def traced(make_params: Callable[[], tuple[Params, Params]], model_layout: Params, mesh: Mesh) -> tuple[Params, Params]:
+    """Return what `make_params` makes as shapes with shardings; it is traced, and nothing is read or computed.
+
+    A leaf, or a slice of a stacked one, lies as the model's at its path; what is no leaf of the model is replicated.
+    """
+    known = tree.flatten(model_layout)
+
+    def place(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        like = known.get(path)
+        where = like.sharding if like is not None and len(like.shape) == len(leaf.shape) else sharding.replicated(mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    trained, frozen = jax.eval_shape(make_params)
+    return tree.map_with_path(place, trained), tree.map_with_path(place, frozen)
 
 
 def abstract(
@@ -73,8 +114,20 @@ def place(
         return jax.jit(create_state, out_shardings=layout)(params, frozen)
 
 
-def _unboxed(init: Callable[[jax.Array], Any], key: jax.Array) -> Params:
-    return meta.unbox(init(key))
+_Shapes = tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]
+
+
+def _shapes(inputs: Sequence[Any]) -> _Shapes:
+    return tuple((tuple(array.shape), np.dtype(array.dtype)) for array in inputs)
+
+
+def _boxed(model: nn.Module, shapes: _Shapes, rngs: tuple[str, ...], key: jax.Array) -> Any:
+    inputs = (jnp.zeros(shape, dtype) for shape, dtype in shapes)
+    return model.init(dict.fromkeys(rngs, key), *inputs, mutable=["params"])["params"]
+
+
+def _drawn(model: nn.Module, shapes: _Shapes, rngs: tuple[str, ...], key: jax.Array) -> Params:
+    return meta.unbox(_boxed(model, shapes, rngs, key))
 
 
 def _key(path: tuple[Any, ...]) -> tuple[str, ...]:

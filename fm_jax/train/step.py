@@ -9,7 +9,7 @@ import optax
 
 from fm_jax.core import tree
 from fm_jax.core.errors import ConfigError
-from fm_jax.core.types import STATISTICS, Batch, LossFn, Metrics, Params
+from fm_jax.core.types import Batch, Loss, LossFn, Params, Updates
 from fm_jax.train.state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -32,7 +32,7 @@ def make_train_step(
     once: a mean of means would weigh a token by how full its microbatch is.
 
     Args:
-        loss_fn: called with `combine(params, frozen)`.
+        loss_fn: called with `combine(params, frozen)` and the number of the step; it may update frozen leaves.
         tx: sees the gradient of the trained leaves only.
         key: of the run; a step's randomness is `fold_in(key, step)`, so a resumed run needs no stored key.
         accumulate: microbatches a step; the batch is split along its first axis.
@@ -48,17 +48,16 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(key, state.step)
 
-        def objective(params: Params, part: Batch, rng: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Metrics]]:
-            value, weight, metrics = loss_fn(combine(params, state.frozen), part, rng)
-            return value, (weight, metrics)
+        def objective(params: Params, part: Batch, rng: jax.Array) -> tuple[jax.Array, Loss]:
+            loss = loss_fn(combine(params, state.frozen), part, rng, state.step)
+            return loss.sum, loss
 
         grads_of = jax.value_and_grad(objective, has_aux=True)
-        sums = total(_accumulate(grads_of, state.params, batch, rng, accumulate))
-        (value, (weight, metrics)), grads = sums
-        safe = jnp.maximum(weight, 1e-9)  # a batch of nothing but padding has sum 0 and weight 0: a zero gradient
+        (_, loss), grads = total(_accumulate(grads_of, state.params, batch, rng, accumulate))
+        safe = jnp.maximum(loss.weight, 1e-9)  # a batch of nothing but padding has sum 0 and weight 0: a zero gradient
         grads = jax.tree.map(lambda g: g / safe, grads)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        finite = jnp.isfinite(loss.sum) & jnp.isfinite(norm)
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -66,31 +65,42 @@ def make_train_step(
         if state.ema is not None:
             decay = 0.0 if ema_decay is None else ema_decay
             ema = jax.tree.map(lambda mean, new: mean + (1 - decay) * (new - mean), state.ema, params)
-        means = {name: summed / jnp.maximum(part, 1e-9) for name, (summed, part) in metrics.items()}
-        frozen, means = _running(state.frozen, means, finite)
+        frozen = _updated(state.frozen, state.params, _means(loss.updates), finite)
         before = (state.params, state.opt_state, state.ema)
         keep = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, opt_state, ema), before)
         skipped = jnp.where(finite, 0, state.skipped + 1)
         new = TrainState(state.step + 1, keep[0], frozen, keep[1], keep[2], skipped)
-        return new, {"loss": value / safe, **means, "grad_norm": norm, "skipped": skipped, "skip": ~finite}
+        logged = {"loss": loss.sum / safe, **_means(loss.metrics), "grad_norm": norm}
+        return new, {**logged, "skipped": skipped, "skip": ~finite}
 
     return step
 
 
-def _running(frozen: Params, means: dict[str, jax.Array], finite: jax.Array) -> tuple[Params, dict[str, jax.Array]]:
-    """Put the running statistics among the metrics into the frozen leaves, and return the metrics without them."""
-    new = {name.removeprefix(STATISTICS): value for name, value in means.items() if name.startswith(STATISTICS)}
+def _means(sums: Updates) -> dict[str, jax.Array]:
+    return {name: summed / jnp.maximum(weight, 1e-9) for name, (summed, weight) in sums.items()}
+
+
+def _updated(frozen: Params, trained: Params, new: dict[str, jax.Array], finite: jax.Array) -> Params:
+    """Return the frozen leaves with new values at some paths; the old ones stay where the step is skipped.
+
+    Raises:
+        ConfigError: a path of a trained leaf, which the optimiser alone may change, or of none at all.
+    """
     if not new:
-        return frozen, means
-    held = tree.flatten(frozen)
-    if trained := sorted(new.keys() - held.keys()):
-        raise ConfigError(f"running statistics {trained[:3]} are among the trained leaves: split them off first")
-    held |= {path: jnp.where(finite, value, held[path]) for path, value in new.items()}
-    return tree.unflatten(held), {name: mean for name, mean in means.items() if not name.startswith(STATISTICS)}
+        return frozen
+    leaves = tree.flatten(frozen)
+    if others := sorted(new.keys() - leaves.keys()):
+        if both := [path for path in others if path in tree.flatten(trained)]:
+            raise ConfigError(f"the loss updates {both[:3]}, which are among the trained leaves: split them off first")
+        held = ", ".join(list(leaves)[:8])
+        raise ConfigError(
+            f"the loss updates {others[:3]}, which are no leaves of the state; the frozen ones are {held}"
+        )
+    return tree.unflatten(leaves | {path: jnp.where(finite, value, leaves[path]) for path, value in new.items()})
 
 
 def _accumulate(grads_of: Any, params: Params, batch: Batch, rng: jax.Array, parts: int) -> Any:
-    """Add ((sum, (weight, metrics)), gradient of the sum) over `parts` slices of the batch."""
+    """Add ((sum, Loss), gradient of the sum) over `parts` slices of the batch."""
     if parts == 1:
         return grads_of(params, batch, rng)
     split = jax.tree.map(lambda x: _interleave(x, parts), dict(batch))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fm_jax.core.types import Loss
 from fm_jax.evals import image_classification
 from tests.close import close
 
@@ -42,11 +43,11 @@ def test_what_is_written_leaves_out_rows_of_weight_0_and_draws_the_last_split(
 
 
 def test_validation_is_the_weighted_mean_of_the_loss() -> None:
-    def loss(params: float, batch: dict[str, np.ndarray], rng: object) -> tuple[object, object, dict[str, object]]:
+    def loss(params: float, batch: dict[str, np.ndarray], rng: object, step: object) -> Loss:
         total, weight = (params * batch["label"] * batch["weights"]).sum(), batch["weights"].sum()
-        return total, weight, {"nll": (total, weight)}
+        return Loss(total, weight, {"nll": (total, weight)})
 
     rows = batches(np.arange(8, dtype=np.int32), np.array([1, 1, 1, 1, 1, 0, 0, 0], np.float32))
     validate = image_classification.validation(loss, lambda: iter(rows))
     for _ in range(2):  # the batches are asked for anew each time
-        close(validate(3, 2.0)["validation/nll"], 4.0)
+        close(validate(3, 2.0)["nll"], 4.0)

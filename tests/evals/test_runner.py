@@ -9,6 +9,7 @@ import pytest
 
 from fm_jax.core import tree
 from fm_jax.core.errors import ConfigError, DataError
+from fm_jax.core.types import Loss
 from fm_jax.evals import runner
 from tests.close import close
 
@@ -21,14 +22,14 @@ def apply(params, batch):
     return batch["x"] @ params["kernel"] + params["bias"][None]
 
 
-def loss(params, batch, rng):
-    assert rng is None
+def loss(params, batch, rng, step):
+    assert rng is None and step is None
     logits = apply(params, batch)
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], axis=1)[:, 0]
     hits = (logits.argmax(-1) == batch["label"]) * batch["weights"]
     rare = batch["weights"] * (batch["label"] == 3)
     metrics = {"accuracy": (hits.sum(), batch["weights"].sum()), "loss_of_3": ((nll * rare).sum(), rare.sum())}
-    return (nll * batch["weights"]).sum(), batch["weights"].sum(), metrics
+    return Loss((nll * batch["weights"]).sum(), batch["weights"].sum(), metrics)
 
 
 STEP = runner.make_eval_step(loss)
@@ -91,10 +92,10 @@ def test_trained_and_frozen_parameters_are_combined_inside_the_step():
 def test_the_step_compiles_once_for_all_batches():
     compiled = 0
 
-    def counted(params, batch, rng):
+    def counted(params, batch, rng, step):
         nonlocal compiled
         compiled += 1
-        return loss(params, batch, rng)
+        return loss(params, batch, rng, step)
 
     step = runner.make_eval_step(counted)
     for _ in range(2):
@@ -113,7 +114,7 @@ def test_a_metric_that_saw_nothing_is_nan_and_a_loss_that_did_is_an_error():
 
 
 def test_a_metric_named_loss_is_refused():
-    step = runner.make_eval_step(lambda params, batch, rng: (0.0, 1.0, {"loss": (0.0, 1.0)}))
+    step = runner.make_eval_step(lambda params, batch, rng, step: Loss(0.0, 1.0, {"loss": (0.0, 1.0)}))
     with pytest.raises(ConfigError, match='"loss"'):
         runner.evaluate(step, PARAMS, batches(8))
 

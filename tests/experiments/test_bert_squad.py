@@ -18,7 +18,8 @@ from fm_jax.hub import pretrained
 from fm_jax.models.language import decoder, encoder
 from fm_jax.models.language.span import SpanFinder
 from fm_jax.optim import optimizer as optimizers
-from fm_jax.train import start
+from fm_jax.tasks.init import Init
+from fm_jax.train import loop
 from fm_jax.worlds import people
 
 
@@ -61,10 +62,10 @@ def test_predictions_are_in_the_official_format_and_stand_in_their_contexts(tmp_
 
 def test_a_public_checkpoint_keeps_its_trained_head_and_another_gets_a_fresh_one(tmp_path: Path) -> None:
     mesh, cfg = make_mesh(MeshConfig()), bert_squad.debug()
-    whole = bert_squad.open_reader(replace(cfg, init=start.Init(span_folder(tmp_path / "qa"))), [], mesh)
+    whole = bert_squad.open_reader(replace(cfg, init=Init(span_folder(tmp_path / "qa"))), [], mesh)
     assert whole.given.keys() == {"backbone", "head"} and whole.inputs == ("tokens", "length", "types")
     bare = folder(tmp_path / "bert", backbone(), np.zeros((1, 8), np.int32))
-    reader = bert_squad.open_reader(replace(cfg, init=start.Init(bare)), [], mesh)
+    reader = bert_squad.open_reader(replace(cfg, init=Init(bare)), [], mesh)
     assert reader.given.keys() == {"backbone"}
     assert reader.words.vocab_size == 420
 
@@ -72,7 +73,7 @@ def test_a_public_checkpoint_keeps_its_trained_head_and_another_gets_a_fresh_one
 @pytest.mark.slow
 def test_training_starts_from_what_is_given(tmp_path: Path) -> None:
     given = load_whole(span_folder(tmp_path / "qa"))
-    still = replace(bert_squad.debug(), init=start.Init(tmp_path / "qa"), learning_rate=0.0)
+    still = replace(bert_squad.debug(), init=Init(tmp_path / "qa"), learning_rate=0.0)
     bert_squad.run(still, tmp_path / "run")
     found = load_params(tmp_path / "run" / "checkpoints", "last")
     jax.tree.map(np.testing.assert_array_equal, given, found)
@@ -87,7 +88,7 @@ def test_a_pretraining_run_is_gone_on_from(tmp_path: Path) -> None:
     bert_pretrain.run(bert_pretrain.debug(), tmp_path / "pretrain")
     cfg = bert_squad.debug()
     rows = replace(cfg.data, cut=squad.Cut(32, 5, 12))
-    bert_squad.run(replace(cfg, init=start.Init(tmp_path / "pretrain"), data=rows, learning_rate=0.0), tmp_path / "run")
+    bert_squad.run(replace(cfg, init=Init(tmp_path / "pretrain"), data=rows, learning_rate=0.0), tmp_path / "run")
     before, after = (load_params(tmp_path / name / "checkpoints", "last") for name in ("pretrain", "run"))
     jax.tree.map(np.testing.assert_array_equal, before["backbone"], after["backbone"])
 
@@ -101,12 +102,12 @@ CAUSAL = decoder.Decoder(replace(decoder.tiny(), vocab_size=420))
     [(CAUSAL, "is a Decoder; answers are found with an encoder"), (SHORT, "data.cut.length 64 is more than the 32 of")],
 )
 def test_a_checkpoint_that_cannot_read_the_rows_is_refused(module: Any, said: str, tmp_path: Path) -> None:
-    cfg = replace(bert_squad.debug(), init=start.Init(folder(tmp_path / "public", module, np.zeros((1, 8), np.int32))))
+    cfg = replace(bert_squad.debug(), init=Init(folder(tmp_path / "public", module, np.zeros((1, 8), np.int32))))
     with pytest.raises(ConfigError, match=said):
         bert_squad.run(cfg, tmp_path / "run")
 
 
-@pytest.mark.parametrize(("field", "value"), [("epochs", 0.0), ("batch_size", 0), ("warmup", 1.0)])
+@pytest.mark.parametrize(("field", "value"), [("accumulate", 5), ("batch_size", 0), ("warmup", 1.0)])
 def test_numbers_that_cannot_be_followed_are_refused(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=field):
         replace(bert_squad.debug(), **{field: value})
@@ -126,9 +127,7 @@ def test_a_few_questions_are_learnt_by_heart(tmp_path: Path) -> None:
         optimizer=optimizers.Config(),
         learning_rate=5e-3,
         batch_size=16,
-        epochs=100.0,
-        log_every=100,
-        save_every=0,
+        fit=loop.FitConfig(507, log_every=100),  # 100 passes
     )
     measured = bert_squad.run(learnt, tmp_path / "run")
     assert measured["validation"]["this model"]["all"]["exact"] == 1.0

@@ -6,7 +6,9 @@ Adding an experiment is one line here.
 import importlib.util
 import json
 import math
+import runpy
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +38,10 @@ from experiments import (
     vit_imagenet,
 )
 from experiments.benchmarks import hub_load, image_pipeline
+from fm_jax import run as command_line
 from fm_jax.checkpoint.store import load_params
-from fm_jax.train import start
+from fm_jax.tasks.init import Init
+from fm_jax.tasks.text_classifier import METHODS, Method
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -56,7 +60,7 @@ def configs(pretrained: Path) -> dict[str, tuple[Any, Any, str]]:
     """Name -> (module, config, folder of its checkpoints); "" where it keeps none of its own."""
     return {
         "lm_pretrain": (lm_pretrain, lm_pretrain.debug(), "checkpoints"),
-        "text_classify": (text_classify, replace(text_classify.debug(), init=start.Init(pretrained)), "checkpoints"),
+        "text_classify": (text_classify, replace(text_classify.debug(), init=Init(pretrained)), "checkpoints"),
         "harness": (harness, replace(harness.debug(), model=pretrained), ""),
         "quickstart": (quickstart, quickstart.debug(), "pretrain/checkpoints"),
         "t5_translate": (t5_translate, t5_translate.debug(), "checkpoints"),
@@ -67,7 +71,7 @@ def configs(pretrained: Path) -> dict[str, tuple[Any, Any, str]]:
         "linear_probe": (linear_probe, replace(linear_probe.debug(), models=(pretrained / "images",)), ""),
         "resnet_imagenet": (
             resnet_imagenet,
-            replace(resnet_imagenet.debug(), init=start.Init(pretrained / "images")),
+            replace(resnet_imagenet.debug(), init=Init(pretrained / "images")),
             "checkpoints",
         ),
         "efficientnet_imagenet": (efficientnet_imagenet, efficientnet_imagenet.debug(), "checkpoints"),
@@ -75,7 +79,7 @@ def configs(pretrained: Path) -> dict[str, tuple[Any, Any, str]]:
         "mae_pretrain": (mae_pretrain, mae_pretrain.debug(), "checkpoints"),
         "vit_finetune": (
             vit_finetune,
-            replace(vit_finetune.debug(), init=start.Init(pretrained / "masked")),
+            replace(vit_finetune.debug(), init=Init(pretrained / "masked")),
             "checkpoints",
         ),
     }
@@ -122,6 +126,15 @@ def test_the_list_is_complete() -> None:
     for path in files:
         spec = importlib.util.find_spec(".".join(path.relative_to(ROOT).with_suffix("").parts))
         assert spec is not None and spec.origin == str(path)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *ONCE])
+def test_the_first_preset_is_called_default(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    presets: list[str] = []
+    monkeypatch.setattr(command_line, "main", lambda _, configs, **__: presets.extend(configs))
+    monkeypatch.delitem(sys.modules, f"experiments.{name}", raising=False)
+    runpy.run_module(f"experiments.{name}", run_name="__main__")
+    assert presets[0] == "default" and presets[-1] == "debug"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -177,10 +190,9 @@ def test_quickstart_run_again_says_that_it_is_done(tmp_path: Path, capsys: pytes
     assert "already done" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("way", text_classify.WAYS)
-def test_every_way_trains_what_it_says(way: text_classify.Way, pretrained: Path, tmp_path: Path) -> None:
-    base = text_classify.debug()
-    cfg = replace(base, init=start.Init(pretrained), way=way, recipe=replace(base.recipe, frozen_layers=1))
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_what_it_says(method: Method, pretrained: Path, tmp_path: Path) -> None:
+    cfg = replace(text_classify.debug(), init=Init(pretrained), method=method, frozen_layers=1)
     measured = text_classify.run(cfg, tmp_path)
     before = load_params(pretrained / "checkpoints", "best")
     whole = sum(leaf.size for leaf in jax.tree.leaves(before))
@@ -195,5 +207,5 @@ def test_every_way_trains_what_it_says(way: text_classify.Way, pretrained: Path,
         "lora": pair + head,
         "frozen": whole - tables - layer + head,
     }
-    assert measured["trained_parameters"] == wanted[way]
-    assert (tmp_path / "adapter.safetensors").exists() == (way == "lora")
+    assert measured["trained_parameters"] == wanted[method]
+    assert (tmp_path / "adapter.safetensors").exists() == (method == "lora")

@@ -13,7 +13,7 @@ from fm_jax.core.errors import ConfigError
 from fm_jax.data import tokenizer
 from fm_jax.models.language import encoder_decoder
 from fm_jax.models.language.masked_lm import MaskedLM
-from fm_jax.train import pretrained
+from fm_jax.tasks import language
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ def test_a_masked_lm_opens_as_what_it_was_trained(pairs: bool, tmp_path: Path) -
     measured = bert_pretrain.run(cfg, tmp_path)
     assert ("next_accuracy" in measured) == pairs
     assert (tmp_path / "loss.png").stat().st_size > 1000
-    found = pretrained.load(tmp_path)
+    found = language.load(tmp_path)
     assert isinstance(found.module, MaskedLM) and found.module.next_sentence == pairs
     assert found.tokenizer is not None and found.tokenizer.special("mask") == 4
     logits = found.module.apply({"params": found.params}, found.tokenizer.encode_pair("the name").ids[None])

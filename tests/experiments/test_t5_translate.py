@@ -18,7 +18,8 @@ from fm_jax.data import tokenizer
 from fm_jax.data.pairs import Parallel
 from fm_jax.hub import pretrained
 from fm_jax.models.language import decoder, encoder_decoder
-from fm_jax.train import start, state
+from fm_jax.tasks.init import Init
+from fm_jax.train import state
 
 TEXTS = ["The man sees the dog.", "Der Mann sieht den Hund.", "Today we sing.", "Heute singen wir."]
 WORDS = tokenizer.train(TEXTS * 4, 290, sentinels=6)
@@ -29,13 +30,12 @@ MESH = meshes.make_mesh(meshes.MeshConfig())
 def made() -> tuple[encoder_decoder.EncoderDecoder, Params]:
     module = encoder_decoder.EncoderDecoder(replace(encoder_decoder.tiny(), vocab_size=290))
     tokens = np.zeros((1, 4), np.int32)
-    init = lambda key: module.init(key, tokens, tokens, mutable=["params"])["params"]  # noqa: E731
-    return module, state.init_params(init, jax.random.key(5), MESH)
+    return module, state.init_params(module, (tokens, tokens), jax.random.key(5), MESH)
 
 
 def opened(path: Path) -> t5_translate.Opened:
     cfg = t5_translate.debug()
-    cfg = replace(cfg, init=start.Init(path), model=encoder_decoder.with_dropout(cfg.model, 0.1))
+    cfg = replace(cfg, init=Init(path), model=encoder_decoder.with_dropout(cfg.model, 0.1))
     return t5_translate.open_model(cfg, Parallel(TEXTS[::2], TEXTS[1::2]), MESH)
 
 
@@ -70,8 +70,8 @@ def test_a_work_directory_of_pretraining_is_opened(
 
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     module = decoder.Decoder(replace(decoder.gpt(1, 16, 2, vocab_size=290, max_length=8)))
-    init = lambda key: module.init(key, np.zeros((1, 4), np.int32), mutable=["params"])["params"]  # noqa: E731
-    pretrained.save(tmp_path / "gpt", module, state.init_params(init, jax.random.key(0), MESH), WORDS)
+    params = state.init_params(module, [np.zeros((1, 4), np.int32)], jax.random.key(0), MESH)
+    pretrained.save(tmp_path / "gpt", module, params, WORDS)
     with pytest.raises(ConfigError, match="no encoder-decoder"):
         opened(tmp_path / "gpt")
 

@@ -19,7 +19,9 @@ from fm_jax.models.language.decoder import Decoder
 from fm_jax.models.language.encoder import Encoder
 from fm_jax.models.language.masked_lm import MaskedLM
 from fm_jax.peft import lora
-from fm_jax.train import start
+from fm_jax.tasks.init import Init
+from fm_jax.tasks.text_classifier import Method
+from fm_jax.train import loop
 from tests.close import close
 
 pytestmark = pytest.mark.slow
@@ -60,11 +62,10 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config(model: Path, texts: Path, way: text_classify.Way, **more: Any) -> text_classify.Config:
-    recipe = text_classify.Recipe(num_steps=3, batch_size=8, length=24, frozen_layers=1, learning_rate=1e-3)
-    return text_classify.Config(
-        start.Init(model), way, data=labelled.Config(texts, second="other"), recipe=recipe, **more
-    )
+def config(model: Path, texts: Path, method: Method, **more: Any) -> text_classify.Config:
+    given = {"method": method, "batch_size": 8, "length": 24, "frozen_layers": 1, "learning_rate": 1e-3} | more
+    data = labelled.Config(texts, second="other")
+    return text_classify.Config(init=Init(model), data=data, fit=loop.FitConfig(3), **given)
 
 
 def logits(found: public.Pretrained, texts: Path) -> np.ndarray:
@@ -80,9 +81,9 @@ def logits(found: public.Pretrained, texts: Path) -> np.ndarray:
     return np.asarray(out)
 
 
-@pytest.mark.parametrize("way", ["full", "lora", "frozen"])
-def test_a_pair_classifier_is_exported_whole(way: text_classify.Way, bert: Path, texts: Path, tmp_path: Path) -> None:
-    cfg = config(bert, texts, way, export=tmp_path / "mine")
+@pytest.mark.parametrize("method", ["full", "lora", "frozen"])
+def test_a_pair_classifier_is_exported_whole(method: Method, bert: Path, texts: Path, tmp_path: Path) -> None:
+    cfg = config(bert, texts, method, export=tmp_path / "mine")
     measured = text_classify.run(cfg, tmp_path / "work")
     found = public.load(tmp_path / "mine")
     assert found.labels == ("no", "yes")
@@ -90,7 +91,7 @@ def test_a_pair_classifier_is_exported_whole(way: text_classify.Way, bert: Path,
     assert measured["test"]["accuracy"] == np.mean(predicted == [0, 1] * 3)
     before, after = tree.flatten(public.load(bert).params["backbone"]), tree.flatten(found.params["backbone"])
     moved = {path for path, leaf in after.items() if not np.array_equal(leaf, before[path])}
-    if way == "lora":
+    if method == "lora":
         assert moved == {"blocks/attn/q/kernel", "blocks/attn/v/kernel"}
         alone = adapter.load(tmp_path / "mine" / "adapter", found.module)
         trained, options = lora.load(tmp_path / "work" / "adapter.safetensors", found.params)
@@ -99,7 +100,7 @@ def test_a_pair_classifier_is_exported_whole(way: text_classify.Way, bert: Path,
         base = {"backbone": public.load(bert).params["backbone"]}
         whole = tree.flatten(lora.combine(options)(alone.trained, base))
         close(whole["backbone/blocks/attn/q/kernel"], after["blocks/attn/q/kernel"])
-    elif way == "full":
+    elif method == "full":
         assert moved == set(before)
     else:
         assert "embed/tokens" not in moved and "blocks/mlp/up/kernel" in moved
@@ -108,8 +109,7 @@ def test_a_pair_classifier_is_exported_whole(way: text_classify.Way, bert: Path,
 def test_a_classifier_goes_on_where_it_was(bert: Path, texts: Path, tmp_path: Path) -> None:
     text_classify.run(config(bert, texts, "full", export=tmp_path / "one"), tmp_path / "work")
     still = config(tmp_path / "one", texts, "probe", export=tmp_path / "two")
-    again = replace(still, recipe=replace(still.recipe, learning_rate=0.0))
-    text_classify.run(again, tmp_path / "again")
+    text_classify.run(replace(still, learning_rate=0.0), tmp_path / "again")
     one, two = (tree.flatten(public.load(tmp_path / name).params) for name in ("one", "two"))
     assert all(np.array_equal(one[path], two[path]) for path in one)
 

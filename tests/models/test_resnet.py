@@ -134,7 +134,7 @@ def trained_steps(cfg, devices=None):
     image = (rng.normal(size=(16, 8, 8, 3)) * np.arange(1, 17).reshape(16, 1, 1, 1) / 8).astype(np.float32)
     batch = {"image": image, "label": rng.integers(0, 5, 16).astype(np.int32), "weights": np.ones(16, np.float32)}
     batch["weights"][[3, 4, 5]] = 0  # unequally many rows count on each device
-    params = state.init_params(lambda key: model.init(key, image)["params"], jax.random.key(0), mesh)
+    params = state.init_params(model, [image], jax.random.key(0), mesh)
     tx = optax.sgd(0.1, momentum=0.9)
     now = state.place(lambda p, frozen: state.create(p, tx, frozen=frozen, ema=False), *statistics.split(params), mesh)
     layouts = [jax.tree.map(lambda leaf: leaf.sharding, now.frozen)]

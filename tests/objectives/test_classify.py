@@ -23,7 +23,7 @@ def apply(variables, image, rngs=None, mutable=None):
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_the_loss_is_the_textbook_one(label_smoothing):
-    total, weight, metrics = softmax(apply, ("image",), label_smoothing=label_smoothing)(PARAMS, BATCH, None)
+    total, weight, metrics, _ = softmax(apply, ("image",), label_smoothing=label_smoothing)(PARAMS, BATCH, None)
     logits = BATCH["image"] @ PARAMS["kernel"]
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     target = np.eye(C)[BATCH["label"]]
@@ -55,7 +55,7 @@ def test_a_soft_target_is_the_mixture_of_its_hard_ones(label_smoothing):
     share = np.linspace(0.5, 1, B, dtype=np.float32)
     target = share[:, None] * np.eye(C, dtype=np.float32)[BATCH["label"]]
     target = target + (1 - share[:, None]) * np.eye(C, dtype=np.float32)[other]
-    total, weight, metrics = loss(PARAMS, {**BATCH, "target": target}, None)
+    total, weight, metrics, _ = loss(PARAMS, {**BATCH, "target": target}, None)
     parts = [
         loss(PARAMS, {**BATCH, "label": label, "weights": BATCH["weights"] * part}, None)[0]
         for label, part in ((BATCH["label"], share), (other, 1 - share))

@@ -65,7 +65,7 @@ def test_every_number_is_that_of_an_oracle_by_pairs(weights):
     # views that resemble each other, so that the accuracy is neither 0 nor 1
     near = BATCH["image_a"] + 0.7 * BATCH["image_b"]
     batch = {**BATCH, "image_b": near, "weights": np.array(weights, np.float32)}
-    total, weight, metrics = jax.jit(LOSS)(PARAMS, batch)
+    total, weight, metrics, _ = jax.jit(LOSS)(PARAMS, batch)
     want = oracle(batch, PARAMS["kernel"].astype(np.float64))
     assert float(weight) == want["weight"] == 2 * sum(weights)
     close(total, want["loss"])
@@ -84,7 +84,7 @@ def test_what_only_fills_the_batch_does_nothing():
     short = {name: value[weights > 0] for name, value in one.items()}
     for batch in (one | other, short):
         close(gradient(PARAMS, batch), gradient(PARAMS, one))
-    total, weight, _ = LOSS(PARAMS, {**BATCH, "weights": np.zeros(B, np.float32)})
+    total, weight, *_ = LOSS(PARAMS, {**BATCH, "weights": np.zeros(B, np.float32)})
     assert float(total) == float(weight) == 0
 
 
@@ -98,7 +98,7 @@ def test_the_length_of_a_projection_and_the_order_of_the_views_do_not_matter():
 def test_views_that_agree_and_images_that_differ_cost_nothing_when_it_is_cold():
     images = np.eye(B, dtype=np.float32)
     batch = {"image_a": images, "image_b": 2 * images, "weights": np.ones(B, np.float32)}
-    total, weight, metrics = nt_xent(linear, temperature=0.01)({"kernel": images}, batch)
+    total, weight, metrics, _ = nt_xent(linear, temperature=0.01)({"kernel": images}, batch)
     close(total, 0.0, scale=float(weight) / 0.01)  # logits of 1 / 0.01 cancel
     close(metrics["similarity"][0], weight)
     assert float(metrics["accuracy"][0]) == float(weight)
@@ -178,4 +178,4 @@ def test_accumulation_compares_a_view_with_those_of_its_own_part():
     total, weight = (sum(part[k] for part in parts) for k in range(2))
     close(metrics["loss"], total / weight)
     for path, leaf in tree.flatten(running).items():
-        close(leaf, sum(part[2][f"statistics/{path}"][0] for part in parts) / 2)
+        close(leaf, sum(part.updates[path][0] for part in parts) / 2)

@@ -22,7 +22,7 @@ def apply(variables, x, length, rngs=None):
 
 
 def test_the_loss_ranks_the_partner_among_the_rows_that_count():
-    total, weight, metrics = jax.jit(in_batch(apply, scale=7.0))(PARAMS, BATCH)
+    total, weight, metrics, _ = jax.jit(in_batch(apply, scale=7.0))(PARAMS, BATCH)
     one, two = (BATCH[name].astype(np.float64) @ PARAMS["kernel"] for name in ("tokens", "other_tokens"))
     one, two = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (one, two))
     scores = 7.0 * one[:4] @ two[:4].T  # the fifth row is nobody's negative

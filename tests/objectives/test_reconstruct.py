@@ -27,7 +27,7 @@ def rows(**changes):
 def test_the_loss_is_the_mean_square_over_what_was_taken_out(params):
     """Against numpy, from the published definition: per-patch means and unbiased variances."""
     weights = np.array([1, 0, 2, 1, 1, 0], np.float32)
-    total, weight, metrics = LOSS(params, rows(noise=NOISE, weights=weights))
+    total, weight, metrics, _ = LOSS(params, rows(noise=NOISE, weights=weights))
     prediction = np.asarray(MODEL.apply({"params": params}, IMAGE, NOISE))
     cut = IMAGE.reshape(6, 4, 2, 4, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(6, 16, 12)
     target = (cut - cut.mean(-1, keepdims=True)) / np.sqrt(cut.var(-1, ddof=1, keepdims=True) + 1e-6)

@@ -33,7 +33,7 @@ def params():
     "options", [{}, {"z_loss": 0.01, "label_smoothing": 0.1}, {"chunk": 4, "z_loss": 0.01, "label_smoothing": 0.1}]
 )
 def test_the_loss_is_the_textbook_one(params, options):
-    total, weight, metrics = jax.jit(seq2seq(MODEL.apply, **options))(params, BATCH)
+    total, weight, metrics, _ = jax.jit(seq2seq(MODEL.apply, **options))(params, BATCH)
     inputs = (BATCH[name] for name in ("tokens", "source", "source_length"))
     logits = np.asarray(jax.jit(MODEL.apply)({"params": params}, *inputs)).astype(np.float64)
     log_z = np.log(np.exp(logits).sum(-1))

@@ -37,15 +37,16 @@ def test_the_split_takes_the_running_moments_and_nothing_else():
 
 
 def test_a_training_loss_carries_the_next_moments_and_evaluation_none():
-    _, _, metrics = LOSS(PARAMS, BATCH, jax.random.key(1))
-    total, weight = metrics["statistics/norm/mean"]
+    loss = LOSS(PARAMS, BATCH, jax.random.key(1))
+    assert loss.updates.keys() == {"norm/mean", "norm/var"} and loss.metrics.keys() == {"nll", "accuracy"}
+    total, weight = loss.updates["norm/mean"]
     close(total / weight, 0.1 * BATCH["image"].mean(0))
-    assert not any(name.startswith("statistics/") for name in LOSS(PARAMS, BATCH, None)[2])
+    assert LOSS(PARAMS, BATCH, None).updates == {}
 
 
 def test_the_mean_over_parts_is_what_their_sums_give():
     parts = [{name: field[k::2] for name, field in BATCH.items()} for k in range(2)]
-    pairs = [LOSS(PARAMS, part, jax.random.key(1))[2]["statistics/norm/var"] for part in parts]
+    pairs = [LOSS(PARAMS, part, jax.random.key(1)).updates["norm/var"] for part in parts]
     total, weight = (sum(values) for values in zip(*pairs, strict=True))
     wanted = np.mean([0.9 + 0.1 * part["image"].var(0, ddof=1) for part in parts], axis=0)
     close(total / weight, wanted)

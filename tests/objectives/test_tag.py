@@ -26,7 +26,7 @@ def kernel(width):
 
 def test_the_loss_of_labels_is_the_textbook_one():
     params = kernel(C)
-    total, weight, metrics = jax.jit(tag(apply, ("x",)))(params, BATCH)
+    total, weight, metrics, _ = jax.jit(tag(apply, ("x",)))(params, BATCH)
     logits = (BATCH["x"] @ params["kernel"]).astype(np.float64)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     asked = np.argwhere(BATCH["weights"] > 0)
@@ -39,7 +39,7 @@ def test_the_loss_of_labels_is_the_textbook_one():
 
 def test_the_loss_of_replaced_tokens_is_the_textbook_one():
     params, batch = kernel(1), {**BATCH, "labels": BATCH["labels"] % 2}
-    total, weight, metrics = jax.jit(replaced(apply, ("x",)))(params, batch)
+    total, weight, metrics, _ = jax.jit(replaced(apply, ("x",)))(params, batch)
     p = 1 / (1 + np.exp(-(batch["x"] @ params["kernel"]).astype(np.float64)[..., 0]))
     want = -(batch["weights"] * np.where(batch["labels"] == 1, np.log(p), np.log(1 - p))).sum()
     close(total, want)

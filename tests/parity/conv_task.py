@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fm_jax.core import tree
-from fm_jax.core.types import STATISTICS
 from fm_jax.interpret import capture
 from fm_jax.layers.tap import Tap
 from fm_jax.objectives import statistics
@@ -42,11 +41,11 @@ def ours(model: Any, rows: Mapping[str, np.ndarray], *, train: bool = False) -> 
         trained, running = statistics.split(params)
 
         def mean(trained: Any) -> tuple[jax.Array, Any]:
-            total, weight, metrics = loss_fn(tree.merge(trained, running), fields, rng)
-            return total / weight, metrics
+            found = loss_fn(tree.merge(trained, running), fields, rng, None)
+            return found.sum / found.weight, found.updates
 
-        (loss, metrics), gradients = jax.value_and_grad(mean, has_aux=True)(trained)
-        moved = {name.removeprefix(STATISTICS): value for name, (value, _) in metrics.items() if STATISTICS in name}
+        (loss, updates), gradients = jax.value_and_grad(mean, has_aux=True)(trained)
+        moved = {name: value for name, (value, _) in updates.items()}
         if train:
             logits, _ = model.apply({"params": params}, fields["image"], mutable=["statistics"])
             return {"logits": logits, "loss": loss, "gradients": gradients, "statistics": moved}

@@ -78,7 +78,7 @@ def ours(model: Any, rows: Mapping[str, np.ndarray]) -> Any:
         outputs, read = forward(params)
 
         def mean(params: Any) -> jax.Array:
-            total, weight, _ = loss_fn(params, fields, None)
+            total, weight, *_ = loss_fn(params, fields, None)
             return total / weight
 
         loss, gradients = jax.value_and_grad(mean)(params)

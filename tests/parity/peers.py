@@ -135,7 +135,7 @@ def ours(cfg: Any) -> Any:
         logits, read = capture.run(model, params, rows["tokens"], tap=tap)
 
         def mean(params: Any) -> jax.Array:
-            total, weight, _ = loss_fn(params, rows, None)
+            total, weight, *_ = loss_fn(params, rows, None)
             return total / weight
 
         loss, gradients = jax.value_and_grad(mean)(params)

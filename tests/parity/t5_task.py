@@ -46,7 +46,7 @@ def ours(model: EncoderDecoder, rows: Mapping[str, np.ndarray] | None = None) ->
         logits, read = capture.run(model, params, *inputs, tap=tap)
 
         def mean(params: Any) -> jax.Array:
-            total, weight, _ = loss_fn(params, rows, None)
+            total, weight, *_ = loss_fn(params, rows, None)
             return total / weight
 
         loss, gradients = jax.value_and_grad(mean)(params)

@@ -18,7 +18,7 @@ from fm_jax.core import tree  # noqa: E402
 from fm_jax.data import digits, vision  # noqa: E402
 from fm_jax.hub import pretrained  # noqa: E402
 from fm_jax.models.vision import resnet  # noqa: E402
-from fm_jax.train.start import Init  # noqa: E402
+from fm_jax.tasks.init import Init  # noqa: E402
 from tests.close import close  # noqa: E402
 from tests.parity import peers  # noqa: E402
 

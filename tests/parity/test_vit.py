@@ -215,7 +215,7 @@ def test_a_loss_over_all_patches_or_over_plain_pixels_is_seen():
 
     plain = model.clone(cfg=replace(model.cfg, standardise=False))
     for apply, right in ((model.apply, True), (everywhere, False), (plain.apply, False)):
-        total, weight, _ = reconstruct.masked_patches(apply)(params, fields, None)
+        total, weight, *_ = reconstruct.masked_patches(apply)(params, fields, None)
         error = apart(total / weight, peer["loss"])
         if right:
             small(error, TOLERANCE)

@@ -45,7 +45,7 @@ def ours(model: Any, rows: Mapping[str, np.ndarray], *, gradients: bool = True) 
 
     def mean(params: Any) -> jax.Array:
         if isinstance(model, MAE | ImageClassifier):
-            total, weight, _ = loss_fn(params, fields, None)
+            total, weight, *_ = loss_fn(params, fields, None)
             return total / weight
         return (model.apply({"params": params}, image, method="hidden") @ rows["readout"]).mean()
 

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from fm_jax.checkpoint import read
-from fm_jax.core.errors import ConfigError
+from fm_jax.core import sharding
+from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.core.mesh import MeshConfig
+from fm_jax.core.types import Loss
 from fm_jax.data import loader
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.train import log, loop, stage, step
+from tests.close import close
 
 
 class Rows:
@@ -40,27 +43,27 @@ PLAN = stage.Plan(
 )
 
 
-def loss(params: Any, batch: Any, rng: Any) -> Any:
+def loss(params: Any, batch: Any, rng: Any, step: Any) -> Loss:
     error = jnp.square(params["w"] - batch["x"][:, 0]) * batch["weights"]
-    return error.sum(), batch["weights"].sum(), {"error": (error.sum(), batch["weights"].sum())}
+    return Loss(error.sum(), batch["weights"].sum(), {"error": (error.sum(), batch["weights"].sum())})
 
 
 def single() -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), ("data", "fsdp", "sequence", "tensor"))
 
 
-def train(workdir: Path, cfg: stage.Plan = PLAN, **more: Any) -> Any:
-    return stage.train(
-        cfg,
-        workdir,
-        loss=loss,
-        make_params=lambda: ({"w": jnp.zeros(())}, {}),
-        batches=stage.batches(cfg, Rows()),
-        mesh=single(),
-        rates=stage.rates(cfg, "linear"),
-        meta={"config": {}},
-        **more,
-    )
+def begin() -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    return {"w": jnp.zeros(())}, {}
+
+
+def trainer(cfg: stage.Plan = PLAN, **more: Any) -> stage.Trainer:
+    return stage.make_trainer(cfg, loss, stage.rates(cfg, "linear"), begin, **more)
+
+
+def train(workdir: Path, cfg: stage.Plan = PLAN, ema_decay: float | None = None, **more: Any) -> Any:
+    given = {"make_params": begin, "trainer": trainer(cfg, ema_decay=ema_decay)} | more
+    batches = stage.batches(cfg, Rows())
+    return stage.train(cfg, workdir, batches=batches, mesh=single(), meta={"config": {}}, **given)
 
 
 @pytest.mark.parametrize(
@@ -125,17 +128,80 @@ def test_a_run_that_was_cut_off_ends_where_it_would_have(tmp_path: Path) -> None
 
     def validate(step: int, now: Any) -> dict[str, float]:
         seen.append(step)
-        return {"validation/w": float(now.params["w"])}
+        return {"w": float(now.params["w"])}
 
-    whole = train(tmp_path / "whole", validate=validate, metric="validation/w", ema_decay=0.5)
+    whole = train(tmp_path / "whole", validate=validate, metric="w", ema_decay=0.5)
     assert seen == [3, 6] and float(whole.params["w"]) > 0.1
+    assert [row["step"] for row in log.read(tmp_path / "whole" / "metrics.jsonl") if "validation/w" in row] == seen
     assert read.ranked(tmp_path / "whole" / "checkpoints")
     assert [row["step"] for row in log.read(tmp_path / "whole" / "metrics.jsonl") if "train/error" in row] == [
         *range(1, 7)
     ]
     shutil.rmtree(tmp_path / "whole" / "checkpoints" / "6")
-    again = train(tmp_path / "whole", validate=validate, metric="validation/w", ema_decay=0.5)
+    again = train(tmp_path / "whole", validate=validate, metric="w", ema_decay=0.5)
     assert seen == [3, 6, 6]
     np.testing.assert_array_equal(again.params["w"], whole.params["w"])
     np.testing.assert_array_equal(again.ema["w"], whole.ema["w"])
     assert float(whole.ema["w"]) != float(whole.params["w"])
+
+
+def test_a_run_that_goes_on_makes_no_parameters(tmp_path: Path) -> None:
+    """They would be read from a hub, or drawn, only to be dropped; with a layout their shapes are enough."""
+    whole = train(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    made: list[str] = []
+
+    def counted() -> Any:
+        made.append("traced" if isinstance(jnp.zeros(()) + 0, jax.core.Tracer) else "made")
+        return begin()
+
+    layout = {"w": jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(single()))}
+    again = train(tmp_path, make_params=counted, layout=layout)
+    assert made == ["traced"]
+    np.testing.assert_array_equal(again.params["w"], whole.params["w"])
+
+
+def test_a_fit_of_seconds_leaves_nothing_and_shares_what_is_compiled(tmp_path: Path) -> None:
+    compiled = 0
+
+    def counted(*args: Any) -> Loss:
+        nonlocal compiled
+        compiled += 1
+        return loss(*args)
+
+    shared = stage.make_trainer(PLAN, counted, stage.rates(PLAN, "linear"), begin)
+    quiet = {"trainer": shared, "store": False, "writer": log.Tee([])}
+    first = train(tmp_path / "none", **quiet)
+    again = train(tmp_path / "none", make_params=lambda: ({"w": jnp.ones(())}, {}), **quiet)
+    assert not (tmp_path / "none").exists() and compiled == 1
+    assert int(again.step) == int(first.step) == 6 and float(again.params["w"]) != float(first.params["w"])
+    assert float(first.params["w"]) == float(train(tmp_path / "kept").params["w"])
+
+
+def test_trained_and_frozen_leaves_combine_as_the_stage_says(tmp_path: Path) -> None:
+    parts = lambda: ({"delta": jnp.zeros(())}, {"w": jnp.zeros(())})  # noqa: E731
+    combine = lambda trained, frozen: {"w": frozen["w"] + trained["delta"]}  # noqa: E731
+    moved = stage.make_trainer(PLAN, loss, stage.rates(PLAN, "linear"), parts, combine=combine)
+    done = train(tmp_path / "parts", trainer=moved, make_params=parts)
+    close(done.params["delta"], train(tmp_path / "whole").params["w"])
+    assert float(done.frozen["w"]) == 0
+
+
+def test_few_rows_make_a_small_batch_in_whole_shares_of_the_mesh() -> None:
+    wide = replace(PLAN, mesh=MeshConfig(data=4, fsdp=2), batch_size=64, accumulate=2)
+    mesh = stage.open_mesh(wide)
+    assert [stage.at_most(wide, rows, mesh).batch_size for rows in (100, 64, 63, 40, 16)] == [64, 64, 48, 32, 16]
+    assert stage.at_most(PLAN, 5, single()).batch_size == 5
+    with pytest.raises(DataError, match="15 rows are fewer than one for each of 16 shards and parts"):
+        stage.at_most(wide, 15, mesh)
+
+
+def test_an_evaluation_may_take_more_rows_at_once() -> None:
+    mesh = stage.open_mesh(replace(PLAN, mesh=MeshConfig(data=4, fsdp=2)))
+    sizes = {rows: [len(batch["x"]) for batch in stage.once(PLAN, Rows(), mesh, rows=rows)] for rows in (1, 8, 17)}
+    assert sizes == {1: [8, 8], 8: [8, 8], 17: [16]}
+
+
+def test_passes_are_rounded_once_over_the_whole_run() -> None:
+    plan = stage.epochs(1000, 1_268_355, 4096)
+    assert (plan.num_steps, plan.eval_every, plan.save_every) == (309_656, 15_482, 3_096)

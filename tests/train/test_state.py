@@ -16,10 +16,7 @@ from tests.close import close
 
 MODEL = decoder.Decoder(decoder.tiny())
 ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
-
-
-def init(key):
-    return MODEL.init(key, jnp.zeros((1, 4), jnp.int32))["params"]
+INPUTS = (np.zeros((1, 4), np.int32),)
 
 
 def create(params, frozen):
@@ -33,7 +30,7 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def params(mesh):
-    return state.init_params(init, jax.random.key(0), mesh)
+    return state.init_params(MODEL, INPUTS, jax.random.key(0), mesh)
 
 
 def test_a_fresh_state_holds_the_parameters_twice_and_starts_at_zero():
@@ -48,7 +45,7 @@ def test_a_fresh_state_holds_the_parameters_twice_and_starts_at_zero():
 
 
 def test_parameters_are_made_in_their_shards_and_do_not_depend_on_the_mesh(params):
-    alone = state.init_params(init, jax.random.key(0), make_mesh(MeshConfig(), jax.devices()[:1]))
+    alone = state.init_params(MODEL, INPUTS, jax.random.key(0), make_mesh(MeshConfig(), jax.devices()[:1]))
     close(tree.flatten(params), tree.flatten(alone))
     kernel = params["blocks"]["mlp"]["up"]["kernel"]
     assert kernel.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
@@ -74,9 +71,7 @@ def test_moments_and_means_are_laid_out_as_their_parameters(mesh, params):
 def test_a_stack_frozen_in_part_keeps_both_its_layouts(mesh):
     """One layer of three is trained: the same path stands in both trees with another number of layers."""
     deep = decoder.Decoder(decoder.gpt(3, 32, 4, vocab_size=96, max_length=32))
-    params = state.init_params(
-        lambda key: deep.init(key, jnp.zeros((1, 4), jnp.int32))["params"], jax.random.key(0), mesh
-    )
+    params = state.init_params(deep, INPUTS, jax.random.key(0), mesh)
     trained, frozen = freeze.below(params, 2)
     placed = state.place(create, trained, frozen, mesh)
     adam = placed.opt_state[1][0]
@@ -107,3 +102,33 @@ def test_loaded_parameters_are_seen_by_the_optimiser():
     loaded = {"a": jnp.full(3, 7.0)}
     begun = jax.jit(partial(state.create, tx=remember, ema=False))(loaded)
     np.testing.assert_array_equal(begun.opt_state["start"]["a"], loaded["a"])
+
+
+def test_a_layout_is_what_is_made_without_its_numbers_and_slices_lie_as_their_stack(mesh):
+    deep = decoder.Decoder(decoder.gpt(3, 32, 4, vocab_size=96, max_length=32))
+    params, layout = state.init_params(deep, INPUTS, jax.random.key(0), mesh), state.layout(deep, INPUTS, mesh)
+    for path, leaf in tree.flatten(params).items():
+        shaped = tree.flatten(layout)[path]
+        assert (shaped.shape, shaped.dtype) == (leaf.shape, leaf.dtype), path
+        assert shaped.sharding.is_equivalent_to(leaf.sharding, leaf.ndim), path
+    made = freeze.below(params, 2)
+    traced = state.traced(
+        lambda: freeze.below(state.init_params(deep, INPUTS, jax.random.key(0), mesh), 2), layout, mesh
+    )
+    placed, shaped = state.place(create, *made, mesh), state.abstract(create, *traced, mesh)
+    for one, two in zip(jax.tree.leaves(placed), jax.tree.leaves(shaped), strict=True):
+        assert (one.shape, one.dtype) == (two.shape, two.dtype)
+        assert two.sharding.is_equivalent_to(one.sharding, one.ndim)
+
+
+def test_draws_of_one_model_compile_once(mesh):
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    keys, counts, drawn = jax.random.split(jax.random.key(0), 3), [], []
+    for key in [keys[0], keys[1], keys[2]]:
+        drawn.append(state.init_params(decoder.Decoder(decoder.tiny()), [np.zeros((2, 5), np.int32)], key, mesh))
+        counts.append(len(compiled))
+    assert 0 < counts[0] == counts[1] == counts[2]
+    assert np.abs(drawn[0]["embed"]["tokens"] - drawn[1]["embed"]["tokens"]).max() > 0

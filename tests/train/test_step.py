@@ -12,6 +12,7 @@ from flax.core import meta
 from fm_jax.core import sharding
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.mesh import MeshConfig, make_mesh
+from fm_jax.core.types import Loss
 from fm_jax.layers.batch_norm import BatchNorm
 from fm_jax.models.language import decoder
 from fm_jax.objectives import statistics
@@ -40,7 +41,7 @@ def test_a_step_is_the_weighted_mean_gradient_given_to_the_optimiser():
     batch, begun = toy.batch(), begin(optax.sgd(0.5))
 
     def mean(params):
-        total, weight, _ = toy.quiet(params, batch, None)
+        total, weight, *_ = toy.quiet(params, batch, None)
         return total / weight
 
     loss, gradient = jax.value_and_grad(mean)(begun.params)
@@ -68,7 +69,7 @@ def test_a_mean_of_means_is_not_the_mean():
     pieces = [{name: field[part::4] for name, field in batch.items()} for part in range(4)]
 
     def mean(params, batch):
-        total, weight, _ = toy.quiet(params, batch, None)
+        total, weight, *_ = toy.quiet(params, batch, None)
         return total / weight
 
     exact = jax.grad(mean)(begun.params, batch)
@@ -115,8 +116,8 @@ def test_a_bad_number_changes_nothing_but_the_counters(bad, accumulate):
 
 
 def test_an_infinite_gradient_of_a_finite_loss_is_skipped_too():
-    def steep(params, batch, rng):
-        return jnp.sqrt(jnp.abs(params["embed"] - toy.params()["embed"])).sum(), jnp.ones(()), {}
+    def steep(params, batch, rng, step):
+        return Loss(jnp.sqrt(jnp.abs(params["embed"] - toy.params()["embed"])).sum(), jnp.ones(()), {})
 
     done, metrics = stepper(steep)(begin(), toy.batch())
     assert float(metrics["loss"]) == 0 and metrics["skip"]
@@ -171,7 +172,7 @@ def test_noise_is_a_function_of_the_key_and_the_step():
     toy.equal(one[0], again[0])
     later = step(begun.replace(step=jnp.asarray(5)), batch)
     assert abs(float(one[1]["loss"] - later[1]["loss"])) > 1e-3
-    total, weight, _ = toy.noisy(begun.params, batch, jax.random.fold_in(KEY, 5))
+    total, weight, *_ = toy.noisy(begun.params, batch, jax.random.fold_in(KEY, 5))
     close(later[1]["loss"], total / weight)
 
 
@@ -183,7 +184,7 @@ def test_each_part_of_an_accumulated_step_has_its_own_noise():
     rngs = [jax.random.fold_in(jax.random.fold_in(KEY, 0), part) for part in range(2)]
     sums = [toy.noisy(toy.params(), rows, rng) for rng in rngs]
     assert abs(float(sums[0][0] - sums[1][0])) > 1e-2
-    want = sum(total for total, _, _ in sums) / sum(weight for _, weight, _ in sums)
+    want = sum(one.sum for one in sums) / sum(one.weight for one in sums)
     close(metrics["loss"], want)
 
 
@@ -217,7 +218,7 @@ def train(cfg, devices=None):
     tokens = rng.integers(0, 96, (16, 17), dtype=np.int32)
     weights = (np.arange(16) < rng.integers(1, 17, 16)[:, None]).astype(np.float32)
     batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
-    params = state.init_params(lambda key: model.init(key, batch["tokens"])["params"], jax.random.key(0), mesh)
+    params = state.init_params(model, [batch["tokens"]], jax.random.key(0), mesh)
     plan = schedule.make(schedule.Config(kind="constant", peak=1e-3, num_steps=10, warmup_steps=0))
     # with AdamW's own eps a gradient that is rounding alone would move its leaf as far as any other
     tx = optimizer.make(optimizer.Config(eps=1e-3), plan, params)
@@ -276,7 +277,46 @@ def test_a_step_with_bad_numbers_leaves_running_statistics_alone():
     toy.equal(done.frozen, running)
 
 
-def test_running_statistics_among_the_trained_leaves_are_refused():
+def test_updates_of_trained_leaves_and_of_none_are_refused_by_name():
     batch = labelled()
-    with pytest.raises(ConfigError, match="split them off"):
+    with pytest.raises(ConfigError, match=r"updates \['norm/mean', 'norm/var'\].* trained leaves: split them off"):
         stepper(NORMED)(begin(params=normed(batch)), batch)
+
+    def astray(params, batch, rng, step):
+        return toy.noisy(params, batch, None)._replace(updates={"codebook/usage": (jnp.ones(3), jnp.ones(()))})
+
+    with pytest.raises(ConfigError, match=r"\['codebook/usage'\].* no leaves of the state; the frozen ones are other"):
+        stepper(astray, combine=lambda trained, _: trained)(begin(frozen={"other": jnp.zeros(3)}), toy.batch())
+
+
+def test_a_loss_sees_the_number_of_its_step_in_every_part():
+    """As a temperature that follows a schedule; the whole step has one number, however many parts it has."""
+
+    def scheduled(params, batch, rng, step):
+        loss = toy.noisy(params, batch, None)
+        return loss._replace(metrics={"temperature": (loss.weight * 2.0 / (1 + step), loss.weight)})
+
+    for parts in (1, 4):
+        step = stepper(scheduled, accumulate=parts)
+        first, metrics = step(begin(), toy.batch())
+        close(metrics["temperature"], 2.0)
+        close(step(first, toy.batch(1))[1]["temperature"], 1.0)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_updates_are_means_by_their_own_weights(parts):
+    """As the use of a codebook: each part's sum and weight add up, and one division makes the leaf's next value."""
+
+    def counting(params, batch, rng, step):
+        loss = toy.noisy(params, batch, None)
+        used = jax.nn.one_hot(batch["tokens"], toy.V) * batch["weights"][..., None]
+        return loss._replace(updates={"usage": (used.sum((0, 1)), batch["weights"].sum())})
+
+    batch = toy.batch()
+    combine = lambda trained, frozen: trained  # noqa: E731
+    done, metrics = stepper(counting, accumulate=parts, combine=combine)(
+        begin(frozen={"usage": jnp.zeros(toy.V), "other": jnp.ones(2)}), batch
+    )
+    counts = np.bincount(batch["tokens"][batch["weights"] > 0], minlength=toy.V)
+    close(done.frozen, {"usage": jnp.asarray(counts / counts.sum(), jnp.float32), "other": jnp.ones(2)})
+    assert "usage" not in metrics

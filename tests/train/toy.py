@@ -20,7 +20,7 @@ def apply(variables, x, *, method, rngs=None):
 noisy = next_token(apply)
 
 
-def quiet(params, batch, rng):
+def quiet(params, batch, rng, step=None):
     """The same loss without noise, whatever the key."""
     return noisy(params, batch, None)
 

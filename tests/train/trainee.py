@@ -75,12 +75,12 @@ class Print:
 def train(workdir: Path, cfg: loop.FitConfig, mesh_cfg: MeshConfig, batches: Made) -> str:
     """Run (or go on with) the training and return a digest of the final state."""
     mesh, model = make_mesh(mesh_cfg), decoder.Decoder(decoder.tiny())
-    tokens = np.zeros((ROWS, TIME), np.int32)
+    inputs = (np.zeros((ROWS, TIME), np.int32),)
     plan = schedule.make(schedule.Config(peak=1e-2, num_steps=100, warmup_steps=2))
     key = jax.random.key(3)
 
     def make_params() -> tuple[dict, dict]:
-        return state.init_params(lambda key: model.init(key, tokens, mutable=["params"])["params"], key, mesh), {}
+        return state.init_params(model, inputs, key, mesh), {}
 
     tx = optimizer.make(optimizer.Config(), plan, jax.eval_shape(make_params)[0])
     store = Store(workdir / "checkpoints", keep_last=2, meta={"config": {}})
@@ -88,7 +88,8 @@ def train(workdir: Path, cfg: loop.FitConfig, mesh_cfg: MeshConfig, batches: Mad
     def create(params: dict, frozen: dict) -> state.TrainState:
         return state.create(params, tx, frozen=frozen, ema=True)
 
-    begun = loop.start(create, make_params, mesh, store=store, batches=batches)
+    layout = state.layout(model, inputs, mesh)
+    begun = loop.start(create, make_params, mesh, store=store, batches=batches, layout=layout)
     step = make_train_step(next_token(model.apply), tx, key=key, ema_decay=0.9)
     print("start", int(begun.step), flush=True)
     done = loop.fit(cfg, step, begun, batches, mesh=mesh, store=store, writer=Print())

@@ -7,7 +7,7 @@ import pytest
 
 from fm_jax.checkpoint.store import Store
 from fm_jax.core.errors import CheckpointError, ConfigError
-from fm_jax.train import start
+from fm_jax.tasks.init import Init, open_run
 
 
 def leave(workdir: Path, *losses: float) -> Path:
@@ -25,7 +25,7 @@ def leave(workdir: Path, *losses: float) -> Path:
 def test_the_step_that_was_asked_for_is_opened(
     losses: tuple[float, ...], step: str, wanted: int, tmp_path: Path
 ) -> None:
-    run = start.run(leave(tmp_path, *losses), step=step)
+    run = open_run(leave(tmp_path, *losses), step=step)
     assert run is not None and run.config == {"seed": 3} and run.workdir == tmp_path
     params = run.params()
     assert params["a"].tolist() == [wanted] * 2 and params["b"].tolist() == [10 * wanted]
@@ -37,37 +37,37 @@ def test_a_running_mean_is_what_was_evaluated(tmp_path: Path) -> None:
     state = {"params": {"a": np.zeros(2)}, "frozen": {"b": np.ones(1)}, "ema": {"a": np.full(2, 7.0)}}
     with Store(tmp_path / "checkpoints", meta={"config": {"ema_decay": 0.9}}) as store:
         store.save(1, state, {})
-    run = start.run(tmp_path)
+    run = open_run(tmp_path)
     assert run is not None
     assert {name: leaf.tolist() for name, leaf in run.params().items()} == {"a": [7.0, 7.0], "b": [1.0]}
 
 
 def test_a_folder_and_a_public_name_are_no_runs(tmp_path: Path) -> None:
-    assert start.run(tmp_path) is None
-    assert start.run("google-bert/bert-base-uncased", "main") is None
+    assert open_run(tmp_path) is None
+    assert open_run("google-bert/bert-base-uncased", "main") is None
 
 
 @pytest.mark.parametrize("name", ["runs/never_made", "{}/nowhere"])
 def test_a_path_that_is_not_there_is_not_taken_for_a_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist; give a run's work directory"):
-        start.run(name.format(tmp_path))
+        open_run(name.format(tmp_path))
 
 
 def test_what_a_run_has_not_is_refused(tmp_path: Path) -> None:
     leave(tmp_path)
     with pytest.raises(CheckpointError, match="is a run and has no revision 'main'"):
-        start.run(tmp_path, "main")
+        open_run(tmp_path, "main")
     with pytest.raises(CheckpointError, match="7"):
-        start.run(tmp_path, step="7")
+        open_run(tmp_path, step="7")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "run.json").write_text("{}")
     with pytest.raises(CheckpointError, match="begun"):
-        start.run(tmp_path / "begun")
+        open_run(tmp_path / "begun")
 
 
 def test_a_start_that_is_none_is_refused_where_one_is_needed() -> None:
-    assert start.Init(Path("a"), "main").source == Path("a")
+    assert Init(Path("a"), "main").source == Path("a")
     with pytest.raises(ConfigError, match=r"init\.from names no model"):
-        _ = start.Init().source
+        _ = Init().source
     with pytest.raises(ConfigError, match="revision main is of nothing"):
-        start.Init(revision="main")
+        Init(revision="main")

@@ -22,7 +22,7 @@ from fm_jax.models.language.classifier import Classifier
 from fm_jax.models.language.decoder import Decoder
 from fm_jax.models.language.encoder import Encoder
 from fm_jax.models.language.masked_lm import MaskedLM
-from fm_jax.train import pretrained
+from fm_jax.tasks import language
 
 TEXTS = ["the cat sat on the mat and the dog ran after it"] * 3
 TINY = replace(decoder.tiny(), vocab_size=258)
@@ -52,11 +52,11 @@ def same(one: Any, other: Any) -> bool:
 def test_a_decoders_run_gives_its_best_or_else_its_last_checkpoint(judged: bool, tmp_path: Path) -> None:
     params = drawn(Decoder(TINY))
     leave_run(tmp_path, {"model": to_dict(TINY), "seed": 0}, params, **({"validation/nll": 2.0} if judged else {}))
-    found = pretrained.load(tmp_path)
+    found = language.load(tmp_path)
     assert found.module == Decoder(TINY)
     assert found.tokenizer is not None and found.tokenizer.vocab_size == 258
     assert same(found.params, params) == judged
-    assert pretrained.load(tmp_path, dtype="bfloat16").module == Decoder(replace(TINY, dtype="bfloat16"))
+    assert language.load(tmp_path, dtype="bfloat16").module == Decoder(replace(TINY, dtype="bfloat16"))
 
 
 @pytest.mark.parametrize("pairs", [True, False])
@@ -64,7 +64,7 @@ def test_an_encoders_run_gives_its_masked_language_model(pairs: bool, tmp_path: 
     module = MaskedLM(Encoder(replace(encoder.tiny(), vocab_size=258)), next_sentence=pairs)
     params = drawn(module)
     leave_run(tmp_path, {"model": to_dict(module.backbone.cfg)}, params)
-    found = pretrained.load(tmp_path)
+    found = language.load(tmp_path)
     assert found.module == module
     assert found.backbone()[0] == module.backbone and "blocks" in found.backbone()[1]
 
@@ -72,28 +72,28 @@ def test_an_encoders_run_gives_its_masked_language_model(pairs: bool, tmp_path: 
 def test_a_run_that_trained_something_else_is_refused(tmp_path: Path) -> None:
     leave_run(tmp_path / "other", {"recipe": {}}, {"backbone": {"x": np.ones(2)}})
     with pytest.raises(CheckpointError, match="other is no run of lm_, bert_ or t5_pretrain"):
-        pretrained.load(tmp_path / "other")
+        language.load(tmp_path / "other")
     leave_run(tmp_path / "small", {"model": to_dict(decoder.tiny())}, drawn(Decoder(decoder.tiny())))
     with pytest.raises(CheckpointError, match="the tokenizer has 258 tokens, but the model's embedding 96"):
-        pretrained.load(tmp_path / "small")
+        language.load(tmp_path / "small")
 
 
 @pytest.mark.parametrize("name", ["runs/never_made", "{}/nowhere"])
 def test_what_is_not_there_is_not_looked_for_elsewhere(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist; give a run"):
-        pretrained.load(name.format(tmp_path))
+        language.load(name.format(tmp_path))
 
 
 def test_a_folder_is_opened_with_its_labels(tmp_path: Path) -> None:
     module = Classifier(Decoder(TINY), 2, "last", bias=False)
     params = drawn(module)
     public.save(tmp_path / "model", module, params, tokenizers.train(TEXTS, 258), labels=("bad", "good"))
-    found = pretrained.load(tmp_path / "model")
+    found = language.load(tmp_path / "model")
     assert isinstance(found.module, Classifier) and (found.module.pool, found.module.bias) == ("last", False)
     assert found.labels == ("bad", "good") and same(found.params, params)
     (tmp_path / "model" / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no tokenizer.json"):
-        pretrained.load(tmp_path / "model")
+        language.load(tmp_path / "model")
 
 
 @pytest.mark.parametrize(
@@ -111,25 +111,25 @@ def test_a_folder_is_opened_with_its_labels(tmp_path: Path) -> None:
 )
 def test_each_family_has_its_head(module: Any, head: Any, pool: str, hidden: str, bias: bool) -> None:
     params = drawn(module)
-    model, given = pretrained.classifier(Pretrained(module, params, None), ("a", "b", "c"), head)
+    model, given = language.classifier(Pretrained(module, params, None), ("a", "b", "c"), head)
     assert (model.pool, model.hidden, model.bias, model.num_classes) == (pool, hidden, bias, 3)
     assert given.keys() == {"backbone"} and same(given["backbone"], params)
 
 
 def test_a_head_of_its_own_stays_behind() -> None:
     module = Decoder(replace(TINY, tied=False))
-    _, given = pretrained.classifier(Pretrained(module, drawn(module), None), ("a", "b"))
+    _, given = language.classifier(Pretrained(module, drawn(module), None), ("a", "b"))
     assert "head" not in given["backbone"]
 
 
 def test_a_pooler_trained_on_pairs_is_kept() -> None:
     module = MaskedLM(BERT, next_sentence=True)
     params = drawn(module)
-    model, given = pretrained.classifier(Pretrained(module, params, None), ("a", "b"))
+    model, given = language.classifier(Pretrained(module, params, None), ("a", "b"))
     assert same(given, {"backbone": params["backbone"], "head": {"hidden": params["next"]["hidden"]}})
     wanted = families.abstract(model)["head"]["hidden"]
     assert jax.tree.map(np.shape, given["head"]["hidden"]) == jax.tree.map(np.shape, wanted)
-    _, without = pretrained.classifier(Pretrained(module, params, None), ("a", "b"), "mean")
+    _, without = language.classifier(Pretrained(module, params, None), ("a", "b"), "mean")
     assert "head" not in without
 
 
@@ -147,7 +147,7 @@ def test_a_published_head_is_kept_for_the_same_classes_only(
     labels: tuple[str, ...], classes: tuple[str, ...], kept: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = Classifier(BERT, 2, "first", hidden="tanh")
-    model, given = pretrained.classifier(Pretrained(module, drawn(module), None, labels), classes)
+    model, given = language.classifier(Pretrained(module, drawn(module), None, labels), classes)
     assert ("head" in given) == kept and model.num_classes == len(classes) and model.hidden == "tanh"
     assert ("starts afresh" in capsys.readouterr().out) == (not kept)
 
@@ -162,10 +162,10 @@ def test_a_published_head_is_kept_for_the_same_classes_only(
 )
 def test_heads_that_cannot_classify_are_refused(module: Any, head: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        pretrained.classifier(Pretrained(module, {}, None), ("a", "b"), head)
+        language.classifier(Pretrained(module, {}, None), ("a", "b"), head)
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"experiment": "experiments.lm_pretrain"}))
     with pytest.raises(CheckpointError, match="no sealed one"):
-        pretrained.load(tmp_path)
+        language.load(tmp_path)

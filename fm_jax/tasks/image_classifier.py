@@ -1,22 +1,24 @@
-"""Training an image classifier on any backbone: its data, its model, its optimiser, and where it starts from."""
+"""Training an image classifier on any backbone: its data, its model, where it starts from, and its evaluation."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import numpy as np
-from flax.core import meta
 
-from fm_jax.checkpoint import surgery
+from fm_jax.checkpoint import seal, surgery
 from fm_jax.core import tree
+from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.core.types import Batch, Params
 from fm_jax.data import vision
 from fm_jax.data.mixing import Mix, Mixed
 from fm_jax.data.rows import spread
+from fm_jax.evals import image_classification
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.layers.patch_embed import regrid
 from fm_jax.models.vision.classifier import ImageClassifier
@@ -24,7 +26,9 @@ from fm_jax.models.vision.vit import ViT
 from fm_jax.objectives import statistics
 from fm_jax.objectives.classify import softmax
 from fm_jax.optim import schedule
-from fm_jax.train import loop, pretrained_vision, stage, start, state
+from fm_jax.tasks import vision as vision_models
+from fm_jax.tasks.init import Init
+from fm_jax.train import loop, stage, state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,7 @@ class Config(stage.Plan):
     mix: Mix | None = None
     repeats: int = 1  # views of each image in a batch (Hoffer et al. 2020)
     ema_decay: float | None = None  # keep a running mean of the trained leaves, and evaluate that
-    init: start.Init = start.Init()  # whose backbone this one starts from
+    init: Init = Init()  # whose backbone this one starts from
     measured: int = 5000  # training images, at most, that the last evaluation sees as well
 
     def __post_init__(self) -> None:
@@ -70,13 +74,7 @@ def rates(cfg: Config) -> schedule.Config:
     return stage.rates(cfg, cfg.schedule, drop=cfg.drop, drop_at=at, drop_every=every)
 
 
-def epochs(count: int, images: int, batch_size: int) -> loop.FitConfig:
-    """Return the plan of so many passes, evaluated at every twentieth and saved at every hundredth of the way."""
-    steps = count * images // batch_size
-    return loop.FitConfig(steps, log_every=50, eval_every=steps // 20, save_every=steps // 100)
-
-
-class Bench:
+class Setup:
     """A run made ready: everything that can be refused is refused here, before anything is compiled."""
 
     def __init__(self, backbone: nn.Module, cfg: Config, workdir: Path, found: Pretrained | None = None) -> None:
@@ -103,13 +101,15 @@ class Bench:
             raise DataError(f"{self.train.name} has one class, {names[0]!r}: is it the folder of the classes' folders?")
         self.classes = (*names, *(f"class {number}" for number in range(len(names), count)))
         self.model = ImageClassifier(backbone, count, cfg.dropout)
-        if found is None and cfg.init.from_ is not None:
-            found = pretrained_vision.load(cfg.init.from_, revision=cfg.init.revision)
+        # a run that goes on has all of it in its own checkpoint
+        if found is None and cfg.init.from_ is not None and not seal.steps(workdir / "checkpoints"):
+            found = vision_models.load(cfg.init.from_, revision=cfg.init.revision)
         if found is not None:
-            pretrained_vision.remind(found, cfg.data)
+            vision_models.remind(found, cfg.data)
         self.found = found
         self.loss = softmax(self.model.apply, ("image",), label_smoothing=cfg.label_smoothing)
-        jax.eval_shape(lambda: self._loaded(meta.unbox(self._init(jax.random.key(cfg.seed)))))
+        self.inputs = (np.zeros((2, cfg.data.size, cfg.data.size, 3), np.float32),)
+        jax.eval_shape(self.start)  # for what it refuses
 
     def batches(self, split: str) -> Iterator[Batch]:
         """Yield a split once, on the devices; of the training split at most `measured` images."""
@@ -123,37 +123,33 @@ class Bench:
 
     def start(self) -> tuple[Params, Params]:
         """Return (trained, running statistics) before the first step."""
-        return statistics.split(self._loaded(state.init_params(self._init, jax.random.key(self.cfg.seed), self.mesh)))
+        fresh = state.init_params(self.model, self.inputs, jax.random.key(self.cfg.seed), self.mesh)
+        return statistics.split(self._loaded(fresh))
 
     def fit(self, workdir: Path, validate: Callable[[int, Params], Mapping[str, float]], saved: Any) -> Params:
         """Train, and return the parameters that are evaluated: running statistics of batches, and the mean if kept.
 
         Args:
             workdir: of the run.
-            validate: (step, whole parameters) -> metrics, of which "validation/nll" decides which step is best.
-            saved: the whole config as JSON data; `pretrained_vision` reads its section "backbone".
+            validate: (step, whole parameters) -> metrics, of which "nll" decides which step is best.
+            saved: the whole config as JSON data; `tasks/vision.py` reads its section "backbone".
         """
         cfg = self.cfg
         drawn = stage.batches(cfg, self.train, repeats=cfg.repeats)
         done = stage.train(
             cfg,
             workdir,
-            loss=self.loss,
+            stage.make_trainer(cfg, self.loss, self.rates, self.start, ema_decay=cfg.ema_decay),
             make_params=self.start,
             batches=Mixed(drawn, cfg.mix, len(self.classes)) if cfg.mix else drawn,
             mesh=self.mesh,
-            rates=self.rates,
             meta={"config": saved, "classes": list(self.classes)},
+            layout=state.layout(self.model, self.inputs, self.mesh),
             validate=lambda step, now: validate(step, whole(now)),
-            metric="validation/nll",
-            ema_decay=cfg.ema_decay,
+            metric="nll",
             work=loop.Work(cfg.batch_size, "images"),
         )
         return whole(done)
-
-    def _init(self, key: jax.Array) -> Any:
-        image = np.zeros((2, self.cfg.data.size, self.cfg.data.size, 3), np.float32)
-        return self.model.init(key, image, mutable=["params"])["params"]
 
     def _loaded(self, fresh: Params) -> Params:
         """Return drawn parameters with the pretrained backbone's in their place; the head stays as drawn."""
@@ -174,3 +170,28 @@ class Bench:
 def whole(now: state.TrainState) -> Params:
     """Return the parameters that are evaluated: the running mean of the trained leaves if there is one."""
     return tree.merge(now.params if now.ema is None else now.ema, now.frozen)
+
+
+def run(
+    backbone: nn.Module,
+    cfg: Config,
+    workdir: Path,
+    found: Pretrained | None = None,
+    *,
+    saved: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train, and return (and write to results.json) what was measured.
+
+    Args:
+        backbone: see `Setup`.
+        cfg: of the run.
+        workdir: of the run.
+        found: see `Setup`.
+        saved: see `Setup.fit`; `cfg` by default.
+    """
+    setup = Setup(backbone, cfg, workdir, found)
+    validate = image_classification.validation(setup.loss, partial(setup.batches, "validation"))
+    params = setup.fit(workdir, validate, to_dict(cfg) if saved is None else saved)
+    with jax.set_mesh(setup.mesh):
+        splits = {split: setup.batches(split) for split in vision.SPLITS}
+        return image_classification.write(workdir, setup.logits, params, splits, setup.classes)

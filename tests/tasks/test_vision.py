@@ -22,7 +22,7 @@ from fm_jax.models.vision import efficientnet, resnet, vit
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.simclr import SimCLR
 from fm_jax.objectives import statistics
-from fm_jax.train import pretrained_vision
+from fm_jax.tasks import vision as vision_models
 
 DATA = vision.Config(size=12, recipe=views.digits(2))
 NETS: list[Any] = [
@@ -55,11 +55,11 @@ def leave_run(workdir: Path, params: Any, section: str, cfg: Any, **metrics: flo
 
 
 @pytest.mark.parametrize("net", NETS, ids=lambda net: type(net).__name__)
-@pytest.mark.parametrize("section", pretrained_vision.SECTIONS)
+@pytest.mark.parametrize("section", vision_models.SECTIONS)
 def test_a_run_gives_its_backbone_with_running_statistics_and_no_head(net: Any, section: str, tmp_path: Path) -> None:
     params = drawn(SimCLR(net, 8) if section == "backbone" else ImageClassifier(net, 5))
     leave_run(tmp_path, params, section, net.cfg, **{"validation/loss": 1.0})
-    found = pretrained_vision.load(tmp_path)
+    found = vision_models.load(tmp_path)
     assert found.module == net
     have, want = tree.flatten(found.params), tree.flatten(params["backbone"])  # of step 1, the best
     assert have.keys() == want.keys()
@@ -71,16 +71,16 @@ def test_a_run_gives_its_backbone_with_running_statistics_and_no_head(net: Any, 
 def test_without_a_metric_it_is_the_last_checkpoint_and_the_dtype_is_ones_own(tmp_path: Path) -> None:
     params = drawn(SimCLR(NETS[0], 8))
     leave_run(tmp_path, params, "backbone", NETS[0].cfg)
-    found = pretrained_vision.load(tmp_path, dtype="bfloat16")
+    found = vision_models.load(tmp_path, dtype="bfloat16")
     np.testing.assert_array_equal(found.params["stem"]["kernel"], 2 * params["backbone"]["stem"]["kernel"])
     assert found.module == resnet.ResNet(replace(resnet.tiny(), dtype="bfloat16"))
 
 
 def test_a_run_says_how_it_saw_its_images_and_a_folder_does_not(tmp_path: Path) -> None:
     leave_run(tmp_path / "run", drawn(SimCLR(NETS[0], 8)), "backbone", NETS[0].cfg)
-    assert pretrained_vision.images(tmp_path / "run") == DATA
+    assert vision_models.images(tmp_path / "run") == DATA
     (tmp_path / "folder").mkdir()
-    assert pretrained_vision.images(tmp_path / "folder") is None
+    assert vision_models.images(tmp_path / "folder") is None
 
 
 def test_a_public_folder_gives_its_backbone_without_the_head(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_public_folder_gives_its_backbone_without_the_head(tmp_path: Path) -> 
     model = ImageClassifier(net, 3)
     params = drawn(model, 32)
     public.save(tmp_path / "net", model, params)
-    found = pretrained_vision.load(tmp_path / "net")
+    found = vision_models.load(tmp_path / "net")
     assert found.module == net
     have = tree.flatten(found.params)
     assert all(np.array_equal(have[path], leaf) for path, leaf in tree.flatten(params["backbone"]).items())
@@ -100,9 +100,9 @@ def test_images_that_are_shown_otherwise_than_they_were_are_told_of(
     net = resnet.ResNet(resnet.Config((1, 1), (8, 16), "basic", stem_width=8))
     seen = Preprocessing(28, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.875, "bicubic", stretch=True)
     public.save(tmp_path / "net", net, drawn(net, 32), preprocessing=seen)
-    found = pretrained_vision.load(tmp_path / "net")
+    found = vision_models.load(tmp_path / "net")
     assert found.preprocessing == seen
-    text = pretrained_vision.remind(found, vision.Config(size=64))
+    text = vision_models.remind(found, vision.Config(size=64))
     assert text.endswith(
         "--data.mean 0.1,0.2,0.3 --data.std 0.4,0.5,0.6 --data.recipe.interpolation bicubic --data.middle 0.875 "
         "--data.stretch true"
@@ -110,29 +110,29 @@ def test_images_that_are_shown_otherwise_than_they_were_are_told_of(
     assert text in caplog.text
     options = text.partition("alike: ")[2].split()
     alike = apply_overrides(Shown(vision.Config(size=64)), options).data
-    assert pretrained_vision.remind(found, alike) == ""
-    assert pretrained_vision.as_trained(found, vision.Config()) == replace(alike, size=28)
+    assert vision_models.remind(found, alike) == ""
+    assert vision_models.as_trained(found, vision.Config()) == replace(alike, size=28)
     chosen = vision.Config(size=64, std=(0.1,) * 3)
-    assert pretrained_vision.as_trained(found, chosen) == replace(alike, std=(0.1,) * 3)
+    assert vision_models.as_trained(found, chosen) == replace(alike, std=(0.1,) * 3)
     leave_run(tmp_path / "run", drawn(SimCLR(NETS[0], 8)), "backbone", NETS[0].cfg)
-    assert pretrained_vision.remind(pretrained_vision.load(tmp_path / "run"), DATA) == ""
+    assert vision_models.remind(vision_models.load(tmp_path / "run"), DATA) == ""
 
 
 def test_a_share_that_a_folder_holds_in_whole_pixels_is_no_difference(tmp_path: Path) -> None:
     net, shown = resnet.ResNet(resnet.Config((1, 1), (8, 16), "basic", stem_width=8)), vision.Config(size=240)
     shown = replace(shown, middle=0.875)
     public.save(tmp_path / "net", net, drawn(net, 32), preprocessing=preprocessing.of(shown))
-    found = pretrained_vision.load(tmp_path / "net")
-    assert pretrained_vision.remind(found, shown) == ""
-    assert "--data.middle 0.8759" in pretrained_vision.remind(found, replace(shown, middle=0.9))
+    found = vision_models.load(tmp_path / "net")
+    assert vision_models.remind(found, shown) == ""
+    assert "--data.middle 0.8759" in vision_models.remind(found, replace(shown, middle=0.9))
 
 
 def test_what_is_not_there_or_reads_no_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
-        pretrained_vision.load(tmp_path / "nothing")
+        vision_models.load(tmp_path / "nothing")
     leave_run(tmp_path / "text", {"embed": np.ones((2, 2), np.float32)}, "model", decoder.tiny())
     with pytest.raises(CheckpointError, match=r"text is no run of a vision backbone.*ResNet.*EfficientNet.*ViT"):
-        pretrained_vision.load(tmp_path / "text")
+        vision_models.load(tmp_path / "text")
     leave_run(tmp_path / "bare", drawn(NETS[0]), "model", NETS[0].cfg)
     with pytest.raises(CheckpointError, match="no parameters named backbone"):
-        pretrained_vision.load(tmp_path / "bare")
+        vision_models.load(tmp_path / "bare")

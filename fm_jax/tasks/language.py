@@ -21,7 +21,7 @@ from fm_jax.models.language.decoder import Decoder
 from fm_jax.models.language.encoder import Encoder
 from fm_jax.models.language.encoder_decoder import EncoderDecoder
 from fm_jax.models.language.masked_lm import MaskedLM
-from fm_jax.train import start
+from fm_jax.tasks.init import EarlierRun, open_run
 
 Head = Literal["default", "mean", "last", "first"]
 
@@ -41,7 +41,7 @@ def load(
     Raises:
         CheckpointError: nothing there, something damaged, a run that trained no language model, or no tokenizer.
     """
-    if (run := start.run(source, revision)) is None:
+    if (run := open_run(source, revision)) is None:
         found = public.load(source, dtype=dtype or "float32", mesh=mesh, revision=revision)
         if found.tokenizer is None:
             raise CheckpointError(f"{source} has no tokenizer.json, so no text can be read; put the model's own there")
@@ -50,7 +50,7 @@ def load(
     return replace(found, module=public.computing(found.module, dtype)) if dtype else found
 
 
-def of_run(run: start.Run) -> Pretrained:
+def of_run(run: EarlierRun) -> Pretrained:
     """Return the language model that a run of lm_, bert_, t5_pretrain or t5_translate trained.
 
     Raises:
@@ -66,7 +66,7 @@ def of_run(run: start.Run) -> Pretrained:
     return Pretrained(module, params, tokenizer)
 
 
-def _module(run: start.Run, params: Params) -> nn.Module:
+def _module(run: EarlierRun, params: Params) -> nn.Module:
     """Return the model that a run's config and parameters are of."""
     config: Any = run.config.get("model")
     try:

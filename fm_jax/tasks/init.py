@@ -36,7 +36,7 @@ class Init:
 
 
 @dataclass(frozen=True)
-class Run:
+class EarlierRun:
     """What an earlier stage left in its work directory."""
 
     workdir: Path
@@ -58,7 +58,7 @@ class Run:
         return read.load_params(self.workdir / "checkpoints", self.step, part=part, combine=combine)
 
 
-def run(source: str | Path, revision: str | None = None, step: str = "best") -> Run | None:
+def open_run(source: str | Path, revision: str | None = None, step: str = "best") -> EarlierRun | None:
     """Open what is the work directory of a run; None for what is a folder or a public name.
 
     Args:
@@ -79,4 +79,4 @@ def run(source: str | Path, revision: str | None = None, step: str = "best") -> 
     if revision is not None:
         raise CheckpointError(f"{workdir} is a run and has no revision {revision!r}; leave the revision out")
     step = "last" if step == "best" and not read.ranked(checkpoints) else step
-    return Run(workdir, step, read.load_meta(checkpoints, step))
+    return EarlierRun(workdir, step, read.load_meta(checkpoints, step))

@@ -16,7 +16,7 @@ from fm_jax.hub import pretrained as public
 from fm_jax.hub.pretrained import Dtype, Pretrained
 from fm_jax.models.vision import efficientnet, mae, resnet, vit
 from fm_jax.models.vision.classifier import ImageClassifier
-from fm_jax.train import start
+from fm_jax.tasks.init import EarlierRun, open_run
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def load(
     Raises:
         CheckpointError: nothing there, something damaged, or a model that reads no images.
     """
-    run = start.run(source, revision)
+    run = open_run(source, revision)
     found = of_run(run) if run else public.load(source, dtype=dtype, mesh=mesh, revision=revision)
     module, params = found.backbone()
     if not hasattr(module, "features"):
@@ -59,7 +59,7 @@ def load(
     return Pretrained(public.computing(module, dtype), params, None, preprocessing=found.preprocessing)
 
 
-def of_run(run: start.Run) -> Pretrained:
+def of_run(run: EarlierRun) -> Pretrained:
     """Return what a run trained, in the form in which it is published.
 
     That is a classifier with its classes' names, a masked autoencoder, or of what was trained by contrast the backbone.
@@ -86,7 +86,7 @@ def images(source: str | Path) -> vision.Config | None:
     Raises:
         CheckpointError: nothing there, or a run on something else than images.
     """
-    return _data(run) if (run := start.run(source)) else None
+    return _data(run) if (run := open_run(source)) else None
 
 
 def as_trained(found: Pretrained, data: vision.Config) -> vision.Config:
@@ -118,7 +118,7 @@ def remind(found: Pretrained, data: vision.Config) -> str:
     return text
 
 
-def _data(run: start.Run) -> vision.Config:
+def _data(run: EarlierRun) -> vision.Config:
     try:
         return from_dict(vision.Config, run.config["data"])
     except (ConfigError, KeyError, TypeError) as error:
@@ -130,7 +130,7 @@ def build(cfg: Backbone) -> nn.Module:
     return next(module(cfg) for kind, module in BACKBONES if isinstance(cfg, kind))
 
 
-def _backbone(run: start.Run) -> nn.Module:
+def _backbone(run: EarlierRun) -> nn.Module:
     """Return the backbone that a run's config is of."""
     found = next((run.config[name] for name in SECTIONS if isinstance(run.config.get(name), Mapping)), None)
     # a run that takes several kinds says which, by the name of a class

@@ -1,0 +1,180 @@
+"""Training a text classifier on a pretrained encoder or decoder, by one of five methods, and its scores.
+
+    scratch   nothing is reused: the same model, randomly initialised, all of it trained
+    probe     only the new head is trained
+    lora      the head, and low-rank updates of the matrices that `lora.targets` names
+    full      everything is trained
+    frozen    the embeddings and the first `frozen_layers` layers stay, the rest is trained
+
+Legend: N texts, C classes.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fm_jax.checkpoint import surgery
+from fm_jax.core import tree
+from fm_jax.core.types import Params
+from fm_jax.data import docstring_task, text
+from fm_jax.evals import metrics, runner
+from fm_jax.hub.pretrained import Pretrained
+from fm_jax.models.language.encoder import Encoder
+from fm_jax.objectives.classify import softmax
+from fm_jax.peft import freeze
+from fm_jax.peft import lora as adapters
+from fm_jax.tasks import language
+from fm_jax.train import log, loop, stage, state
+
+Method = Literal["scratch", "probe", "lora", "full", "frozen"]
+METHODS: tuple[Method, ...] = ("scratch", "probe", "lora", "full", "frozen")
+_ROWS = 64  # texts that are classified at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(stage.Plan):
+    """How a classifier is trained."""
+
+    fit: loop.FitConfig = loop.FitConfig(300)
+    learning_rate: float = 3e-4
+    batch_size: int = 32  # texts a step, over all devices; all of them where there are fewer
+    warmup: float = 0.1  # share of the steps; a straight line down to 0 follows
+    method: Method = "full"
+    head: language.Head = "default"  # what is read: a decoder's mean (or last) state, an encoder's first (or mean)
+    length: int = 128  # tokens of a text (or of a pair together) that are read
+    lora: adapters.Config = adapters.Config(rank=8, alpha=16.0, trainable=("head/.*",))
+    frozen_layers: int = 2
+
+
+class Setup:
+    """What several runs share: model, mesh and, for each method and learning rate, one compiled step."""
+
+    def __init__(self, found: Pretrained, classes: tuple[str, ...], cfg: Config, mesh: Mesh) -> None:
+        """Make the model; nothing is drawn yet.
+
+        Args:
+            found: what `language.load` gives.
+            classes: names of the classes, in order.
+            cfg: of the runs; each brings its own method, learning rate and seed (of its head and its batches), and
+                `cfg.seed` is of the dropout.
+            mesh: what `stage.open_mesh` gave.
+        """
+        assert found.tokenizer is not None  # `load` refuses a model without one
+        self.tokenizer = found.tokenizer
+        self.classes, self.cfg, self.mesh = classes, cfg, mesh
+        self.model, self.given = language.classifier(found, classes, cfg.head)
+        backbone = self.model.backbone
+        paired = isinstance(backbone, Encoder) and backbone.cfg.num_types > 1  # it tells the texts of a pair apart
+        self.fields = ("tokens", "length", *(("types",) if paired else ()))
+        self.inputs = (np.zeros((1, cfg.length), np.int32), np.ones(1, np.int32))
+        self.layout = state.layout(self.model, self.inputs, mesh)
+        self.trainer = cache(self._trainer)  # so that no run compiles again what another has compiled
+        self.logits = jax.jit(
+            lambda params, batch: self.model.apply({"params": params}, *(batch[name] for name in self.fields))
+        )
+
+    def rows(self, examples: docstring_task.Examples, name: str) -> text.Labelled:
+        """Tokenise texts and cut or pad them to the configured length."""
+        return text.Labelled(
+            examples.texts,
+            examples.labels,
+            self.tokenizer,
+            second=examples.second or None,
+            length=self.cfg.length,
+            num_classes=len(self.classes),
+            name=name,
+        )
+
+    def check(self, method: Method) -> None:
+        """Raise, before anything is compiled, what a run of this method would raise about its parameters."""
+        jax.eval_shape(lambda: self.params(method, 0))
+
+    def params(self, method: Method, seed: int) -> tuple[Params, Params]:
+        """Return (trained, frozen) parameters before the first step; the head is drawn from `seed`."""
+        fresh = state.init_params(self.model, self.inputs, jax.random.key(seed), self.mesh)
+        if method == "scratch":
+            return fresh, {}
+        drawn = sorted(set(tree.flatten(fresh)) - set(tree.flatten(self.given)))
+        params = surgery.load(fresh, self.given, fresh=[re.escape(path) for path in drawn if path.startswith("head/")])
+        if method == "probe":
+            return freeze.by_pattern(params, ("head/.*",))
+        if method == "lora":
+            return adapters.split(jax.random.key(seed + 1), params, self.cfg.lora)
+        if method == "frozen":
+            return freeze.below(params, self.cfg.frozen_layers, stacked="backbone/blocks")
+        return params, {}
+
+    def fit(
+        self,
+        method: Method,
+        learning_rate: float,
+        rows: text.Labelled,
+        seed: int,
+        workdir: Path,
+        *,
+        meta: Mapping[str, Any],
+        store: bool = True,
+        writer: log.Writer | None = None,
+    ) -> tuple[Params, Params]:
+        """Train one classifier; return the whole model's parameters, and the trained ones alone.
+
+        Args:
+            method: what is trained.
+            learning_rate: the highest.
+            rows: of training.
+            seed: of the head and of the order of the rows.
+            workdir: see `stage.train`, as for `meta`, `store` and `writer`.
+            meta: see there.
+            store: see there.
+            writer: see there.
+        """
+        cfg = stage.at_most(replace(self.cfg, seed=seed), len(rows), self.mesh)
+        done = stage.train(
+            cfg,
+            workdir,
+            self.trainer(method, learning_rate),
+            make_params=lambda: self.params(method, seed),
+            batches=stage.batches(cfg, rows),
+            mesh=self.mesh,
+            meta=meta,
+            layout=self.layout,
+            work=loop.Work(cfg.batch_size, "rows"),
+            store=store,
+            writer=writer,
+        )
+        return combine(method, self.cfg.lora)(done.params, done.frozen), done.params
+
+    def probabilities(self, params: Params, rows: text.Labelled) -> np.ndarray:
+        """Return the class probabilities [N, C] of all rows."""
+        with jax.set_mesh(self.mesh):
+            logits, _ = runner.predict(self.logits, params, stage.once(self.cfg, rows, self.mesh, rows=_ROWS))
+        return np.asarray(jax.nn.softmax(logits))
+
+    def _trainer(self, method: Method, learning_rate: float) -> stage.Trainer:
+        cfg = replace(self.cfg, learning_rate=learning_rate)
+        loss, rates = softmax(self.model.apply, self.fields), stage.rates(cfg, "linear")
+        how = combine(method, cfg.lora)
+        return stage.make_trainer(cfg, loss, rates, lambda: self.params(method, 0), combine=how)
+
+
+def combine(method: Method, lora: adapters.Config) -> Callable[[Params, Params], Params]:
+    """Return how (trained, frozen) make the model's parameters."""
+    return {"lora": adapters.combine(lora), "frozen": freeze.combine}.get(method, tree.merge)
+
+
+def scores(probabilities: np.ndarray, rows: text.Labelled) -> dict[str, float]:
+    """Return accuracy, macro-F1 and expected calibration error of predicted probabilities [N, C]."""
+    labels = np.array([int(rows[index]["label"]) for index in range(len(rows))])
+    predicted = probabilities.argmax(axis=1)
+    return {
+        "accuracy": metrics.accuracy(labels, predicted),
+        "macro_f1": metrics.macro_f1(labels, predicted),
+        "calibration_error": metrics.expected_calibration_error(probabilities, labels),
+    }
