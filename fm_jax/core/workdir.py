@@ -173,11 +173,13 @@ def _allowed_changes(
     path: Path, previous: Mapping[str, Any], experiment: str, config: Mapping[str, Any], resumable: Sequence[str]
 ) -> list[str]:
     """Return the differences to the earlier start; ConfigError if one is not allowed."""
+    # A module may have moved to another folder since; its name, which is also that of runs/NAME, is its own.
+    same = str(previous["experiment"]).rpartition(".")[2] == experiment.rpartition(".")[2]
     if not set(_kept(entry.name for entry in path.iterdir())) - {"run.json", "owner.json"}:  # it made nothing
-        if previous["experiment"] != experiment:
+        if not same:
             return []
         resumable = ("*",)
-    if previous["experiment"] != experiment:
+    if not same:
         raise ConfigError(f"workdir {path} holds {previous['experiment']}, not {experiment}; give another --workdir")
     different = changes(previous["config"], config)
     lines = {key: f"{key}: {old} -> {new}" for key, (old, new) in different.items()}

@@ -118,11 +118,11 @@ def test_decoding_from_a_cache_is_the_full_forward_pass(form):
     places = np.broadcast_to(np.arange(8), (ROWS, 8))
     logits, kept = cached(params, init_cache(model, params, ROWS, T), prompt, places)
     for row, length in enumerate(lengths):
-        close(logits[row, :length], full[row, :length], 2e-5)
+        close(logits[row, :length], full[row, :length], 5e-5)
     for width in (1, 1, 1, 1, 8):
         places = lengths[:, None] + np.arange(width)
         logits, kept = cached(params, kept["cache"], np.take_along_axis(rows, places, axis=1), places)
-        close(logits, np.take_along_axis(full, places[..., None], axis=1), 2e-5)
+        close(logits, np.take_along_axis(full, places[..., None], axis=1), 5e-5)
         lengths = lengths + width
 
 

@@ -197,7 +197,7 @@ def test_a_step_on_a_mesh_keeps_every_layout_and_computes_the_same(cfg, whole_ru
     states, losses = train(cfg)
     close(losses, whole_run[1], 5e-5)
     for one, two in zip(jax.tree.leaves(states[-1].params), jax.tree.leaves(whole_run[0][-1].params), strict=True):
-        close(one, two, 2e-4, scale=1.0)
+        close(one, two, 1e-5, scale=1.0)
     for after in states[1:]:
         leaves = zip(jax.tree_util.tree_leaves_with_path(states[0]), jax.tree.leaves(after), strict=True)
         for (path, old), new in leaves:
@@ -220,7 +220,8 @@ def train(cfg, devices=None):
     batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
     params = state.init_params(model, [batch["tokens"]], jax.random.key(0), mesh)
     plan = schedule.make(schedule.Config(kind="constant", peak=1e-3, num_steps=10, warmup_steps=0))
-    tx = optimizer.make(optimizer.Config(), plan, params)
+    # with AdamW's own eps a gradient that is rounding alone would move its leaf as far as any other
+    tx = optimizer.make(optimizer.Config(eps=1e-3), plan, params)
     now = state.place(partial(_create, tx), params, {}, mesh)
     step = make_train_step(next_token(model.apply, chunk=64), tx, key=KEY, accumulate=2, ema_decay=0.9)
     with jax.set_mesh(mesh):
@@ -284,9 +285,7 @@ def test_updates_of_trained_leaves_and_of_none_are_refused_by_name():
     def astray(params, batch, rng, step):
         return toy.noisy(params, batch, None)._replace(updates={"codebook/usage": (jnp.ones(3), jnp.ones(()))})
 
-    with pytest.raises(
-        ConfigError, match=r"updates \['codebook/usage'\].* no leaves of the state; the frozen ones are other"
-    ):
+    with pytest.raises(ConfigError, match=r"\['codebook/usage'\].* no leaves of the state; the frozen ones are other"):
         stepper(astray, combine=lambda trained, _: trained)(begin(frozen={"other": jnp.zeros(3)}), toy.batch())
 
 
@@ -300,8 +299,8 @@ def test_a_loss_sees_the_number_of_its_step_in_every_part():
     for parts in (1, 4):
         step = stepper(scheduled, accumulate=parts)
         first, metrics = step(begin(), toy.batch())
-        assert float(metrics["temperature"]) == pytest.approx(2.0)
-        assert float(step(first, toy.batch(1))[1]["temperature"]) == pytest.approx(1.0)
+        close(metrics["temperature"], 2.0)
+        close(step(first, toy.batch(1))[1]["temperature"], 1.0)
 
 
 @pytest.mark.parametrize("parts", [1, 4])
@@ -319,5 +318,5 @@ def test_updates_are_means_by_their_own_weights(parts):
         begin(frozen={"usage": jnp.zeros(toy.V), "other": jnp.ones(2)}), batch
     )
     counts = np.bincount(batch["tokens"][batch["weights"] > 0], minlength=toy.V)
-    toy.close(done.frozen, {"usage": jnp.asarray(counts / counts.sum(), jnp.float32), "other": jnp.ones(2)})
+    close(done.frozen, {"usage": jnp.asarray(counts / counts.sum(), jnp.float32), "other": jnp.ones(2)})
     assert "usage" not in metrics
