@@ -13,7 +13,7 @@ from fm_jax.data import scenes, views, vision
 from fm_jax.data.loader import Batches, Epoch, HostBatch
 from fm_jax.data.mixture import Drawn
 from fm_jax.data.views import Recipe
-from fm_jax.data.vision import Config, Evaluation, Sound, Training
+from fm_jax.data.vision import Config, Decodable, Evaluation, Training
 
 
 class Few:
@@ -113,7 +113,7 @@ def test_in_evaluation_a_bad_image_counts_for_nothing() -> None:
 
 
 def test_too_many_bad_images_end_the_run_with_the_first_names() -> None:
-    found = Sound(Few((1, 3, 5)), 0.2)
+    found = Decodable(Few((1, 3, 5)), 0.2)
     assert [found.read(i)[2] for i in (1, 3)] == [False, False]
     with pytest.raises(
         DataError, match=r"3 of 10 images cannot be decoded, more than max_bad 0\.2 allows: image 1: tr"

@@ -181,7 +181,7 @@ def test_texts_go_on_to_their_stop_string_and_no_further(tokenizer: Tokenizer) -
     write = Writer([*tokenizer.encode(" sat on\nthe").tolist(), tokenizer.end_id])
     short, wide = Options(("\n",), 20), Options((), 22)
     asked = [("the cat", short), ("the rat saw the cat", wide), ("the", short)]
-    assert harness.go_on(write, tokenizer, asked, 64, batch_size=4) == [" sat on", " sat on\nthe", " sat on"]
+    assert harness.generate(write, tokenizer, asked, 64, batch_size=4) == [" sat on", " sat on\nthe", " sat on"]
     first = write.seen[0]
     assert first.stop == (tuple(tokenizer.encode("\n").tolist()),) and first.seeds.tolist() == [0, 2]
     ids = tokenizer.encode("the cat")
@@ -190,14 +190,14 @@ def test_texts_go_on_to_their_stop_string_and_no_further(tokenizer: Tokenizer) -
 
 def test_a_context_makes_room_for_the_new_tokens(tokenizer: Tokenizer) -> None:
     write, ids = Writer([5]), tokenizer.encode(TEXT[:200]).tolist()
-    harness.go_on(write, tokenizer, [(TEXT[:200], Options((), 20))], 32)
+    harness.generate(write, tokenizer, [(TEXT[:200], Options((), 20))], 32)
     assert write.seen[0].tokens.shape == (1, 12) and write.seen[0].tokens[0].tolist() == ids[-12:]
 
 
 @pytest.mark.parametrize(("context", "count"), [("the", 32), ("the", 0), ("", 4)])
 def test_what_cannot_go_on_is_refused(context: str, count: int, tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match=r"max_gen_toks .* from 1 to 31|no tokens"):
-        harness.go_on(Writer([5]), tokenizer, [(context, Options((), count))], 32)
+        harness.generate(Writer([5]), tokenizer, [(context, Options((), count))], 32)
 
 
 def test_few_shapes_are_compiled(model: decoder.Decoder, params: Any) -> None:
