@@ -50,7 +50,7 @@ def mixed(batch: HostBatch, mix: Mix, num_classes: int, *, seed: int, first: int
     if len(labels) % 2 or first % 2:
         raise DataError(f"images are mixed in pairs: {len(labels)} rows from row {first} must both be even")
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise DataError(f"labels are {labels.min()} to {labels.max()}, but there are {num_classes} classes (from 0)")
+        raise DataError(f"labels are {labels.min()} to {labels.max()}, outside 0 … {num_classes - 1}")
     target = np.eye(num_classes, dtype=np.float32)[labels]
     for row in range(0, len(labels), 2):
         rng = np.random.default_rng((seed % 2**32, 1, (first + row) // 2))

@@ -31,7 +31,7 @@ def test_a_draw_has_as_many_of_each_class_and_the_larger_contains_the_smaller() 
 
 
 def test_more_labels_than_there_are_is_refused() -> None:
-    with pytest.raises(DataError, match="6 labels a class asked for, but asyncio has only 5"):
+    with pytest.raises(DataError, match="cannot draw 6 examples per class: asyncio has only 5"):
         docstring_task.few(_examples(), 6, seed=0)
 
 

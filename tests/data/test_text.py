@@ -140,9 +140,9 @@ def test_of_a_pair_the_longer_text_is_cut_first(first: int, second: int, kept: t
 
 
 def test_a_frame_that_fills_the_row_is_refused(framed: Tokenizer) -> None:
-    with pytest.raises(DataError, match="2 tokens have no room for text beside 2 special ones"):
+    with pytest.raises(DataError, match="length 2 leaves no room for text beside 2 special tokens"):
         text.Labelled(["one"], [0], framed, length=2, num_classes=1)
-    with pytest.raises(DataError, match="4 tokens have no room for text beside 3 special ones"):
+    with pytest.raises(DataError, match="length 4 leaves no room for text beside 3 special tokens"):
         text.Labelled(["one"], [0], framed, second=["two"], length=4, num_classes=1)
 
 

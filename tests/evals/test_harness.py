@@ -81,9 +81,9 @@ def test_what_is_too_long_loses_its_beginning(model: decoder.Decoder, params: An
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        (Pair([], [1]), "a context of no tokens"),
-        (Pair([1], []), "a continuation of no tokens"),
-        (Pair([1], [2] * 25), "a continuation has 25 tokens, and the model reads 24"),
+        (Pair([], [1]), "an empty context"),
+        (Pair([1], []), "an empty continuation"),
+        (Pair([1], [2] * 25), "a continuation has 25 tokens, but the model reads at most 24"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(pair: Pair, message: str, model: decoder.Decoder, params: Any) -> None:
@@ -93,7 +93,7 @@ def test_what_cannot_be_scored_is_refused(pair: Pair, message: str, model: decod
 
 def test_a_score_that_is_no_number_is_refused(model: decoder.Decoder, params: Any) -> None:
     broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), params)
-    with pytest.raises(NumericError, match="nan to request 0"):
+    with pytest.raises(NumericError, match="request 0 is nan"):
         harness.score(model, broken, [Pair([1], [2])])
 
 
@@ -196,7 +196,7 @@ def test_a_context_makes_room_for_the_new_tokens(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize(("context", "count"), [("the", 32), ("the", 0), ("", 4)])
 def test_what_cannot_go_on_is_refused(context: str, count: int, tokenizer: Tokenizer) -> None:
-    with pytest.raises(DataError, match=r"max_gen_toks .* from 1 to 31|no tokens"):
+    with pytest.raises(DataError, match=r"max_gen_toks .* to 1 … 31|an empty context"):
         harness.generate(Writer([5]), tokenizer, [(context, Options((), count))], 32)
 
 

@@ -43,7 +43,7 @@ def test_c_is_chosen_on_validation_and_the_smaller_of_equals() -> None:
 
 def test_what_cannot_be_probed_is_refused() -> None:
     train, other = blobs(0), blobs(1)
-    with pytest.raises(ConfigError, match="the grid of C must hold positive numbers"):
+    with pytest.raises(ConfigError, match="the grid of C must contain positive numbers"):
         linear_probe(train, other, other, grid=(0.0,))
     with pytest.raises(DataError, match="features of 2 and of 1 numbers"):
         linear_probe(train, other, Embeddings(other.features[:, :1], other.labels))

@@ -149,7 +149,7 @@ def test_a_sweep_by_vmap_is_the_loop():
 def test_a_name_that_no_site_has_is_refused_with_the_list():
     for tap in (Tap(("block.attn.pettern",)), Tap(add={"block.attn.pettern": jnp.zeros(1)})):
         with pytest.raises(
-            ConfigError, match=r"no site block.attn.pettern; this model has embed, block.resid_pre, .*final"
+            ConfigError, match=r"unknown sites block.attn.pettern; this model has embed, block.resid_pre, .*final"
         ):
             capture.run(decoder.Decoder(GPT), params(), CLEAN, tap=tap)
 

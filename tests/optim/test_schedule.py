@@ -85,12 +85,12 @@ def test_start_ratio_is_where_the_rise_begins():
         ({"num_steps": 10.5}, "num_steps"),
         ({"warmup_steps": -1}, "warmup_steps"),
         ({"warmup_steps": 1001}, "warmup_steps 1001 is more than num_steps 1000"),
-        ({"warmup_steps": 1000}, "leaves the cosine decay no step"),
+        ({"warmup_steps": 1000}, "leaves no step for the cosine decay"),
         ({"final_ratio": math.nan}, "final_ratio"),
         ({"final_ratio": -0.1}, "final_ratio"),
         ({"final_ratio": 1.1}, "final_ratio"),
         ({"start_ratio": 2.0}, "start_ratio"),
-        ({"decay_steps": 10}, "belongs to wsd"),
+        ({"decay_steps": 10}, "is for wsd only"),
         ({"kind": "wsd"}, "decay_steps"),
         ({"kind": "wsd", "warmup_steps": 900, "decay_steps": 101}, "not 101"),
         ({"kind": "rsqrt"}, "time scale"),
@@ -99,7 +99,7 @@ def test_start_ratio_is_where_the_rise_begins():
         ({"kind": "steps", "drop_at": (3,), "drop_every": 3}, "not both"),
         ({"kind": "steps", "drop_at": (3,), "drop": 0.0}, "schedule.drop must"),
         ({"kind": "steps", "drop_at": (-3,)}, "drop_at"),
-        ({"drop_every": 3}, "belong to steps"),
+        ({"drop_every": 3}, "are for steps only"),
     ],
 )
 def test_a_schedule_that_cannot_be_followed_is_refused_by_name(options, named):
