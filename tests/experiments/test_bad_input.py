@@ -143,7 +143,7 @@ FINETUNE: dict[str, tuple[tuple[str, ...], int, str, Callable[[Path], None]]] = 
     "labels": (("--labels", "5"), 3, r"cannot draw 5 examples per class: bad has only 4", saved_model),
     "label": (("--data.label", "odd"), 3, r"test has the label 'rare', which no training text has", saved_model),
     "second text": (("--data.second", "other"), 3, r"no field 'other'", saved_model),
-    "length": (("--recipe.length", "64"), 2, r"64 tokens are longer than the model's max_length 32", saved_model),
+    "length": (("--recipe.length", "64"), 2, r"64 tokens exceed the model's max_length 32", saved_model),
     "lora": (("--way", "lora", "--recipe.lora.targets", "attn/z"), 2, r"'attn/z' matches no parameter", saved_model),
     "layers": (("--way", "frozen", "--recipe.frozen_layers", "3"), 2, r"between 0 and 2 .*not 3", saved_model),
     "export": (("--export", "model"), 4, r"--export model exists already", saved_model),

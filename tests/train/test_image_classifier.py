@@ -62,7 +62,7 @@ def test_another_number_of_channels_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_folder_and_a_split_with_an_unknown_class_are_refused(tmp_path: Path) -> None:
     data = vision.Config(kind="folder", path=tmp_path / "none")
-    with pytest.raises(DataError, match="cannot read .*none/train"):
+    with pytest.raises(DataError, match=r"cannot read .*none/train"):
         Bench(resnet.ResNet(resnet.tiny()), config(data=data), tmp_path)
     root = folder(tmp_path / "found", ALL | {"test": ("cat", "horse")})
     with pytest.raises(DataError, match="'horse'"):
