@@ -118,7 +118,7 @@ def test_pictures_neither_read_nor_change_the_users_matplotlib(tmp_path):
         (lambda png: report.accuracy_over_labels(png, {"a": {}}), "no label budgets"),
         (lambda png: report.accuracy_over_labels(png, {"a": {8: [80.0]}}), r"in \[0, 1\]"),
         (lambda png: report.accuracy_over_labels(png, {"a": {0: [0.8]}}), "at least 1"),
-        (lambda png: report.confusion_matrix(png, [[1, 2]], ["a"]), "square"),
+        (lambda png: report.confusion_matrix(png, [[1, 2]], ["a"]), "counts >= 0 of shape"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(tmp_path, call, said):
