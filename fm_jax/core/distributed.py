@@ -171,7 +171,7 @@ def _place(env: Mapping[str, str], address: str, number: str, index: str, source
 
 
 def _own_device(env: Mapping[str, str], name: str, several: bool) -> tuple[int, ...] | None:
-    """Return this process's accelerator where a machine runs several processes, None where it sees only its own."""
+    """Return this process's accelerator if its machine runs several processes; None if it sees only its own."""
     # JAX itself takes the local rank even for one process a machine, which then leaves all but one GPU idle.
     bound = len(env.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")) == 1 or env.get("JAX_LOCAL_DEVICE_IDS")
     return (_number(env, name, None, "the launcher"),) if several and not bound else None

@@ -43,7 +43,7 @@ def spec(names: tuple[str | None, ...]) -> PartitionSpec:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Ask the partitioner for a layout of `x`; does nothing without a mesh, or inside `pmap` and `shard_map`.
+    """Constrain the layout of `x` (same shape); does nothing without a mesh, or inside `pmap` and `shard_map`.
 
     A dimension that its mesh axes do not divide (a last short batch, one decoded token) is not split.
     """

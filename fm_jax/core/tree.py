@@ -47,7 +47,7 @@ def partition(tree: Params, patterns: Iterable[str]) -> tuple[Params, Params]:
 
 
 def merge(first: Params, second: Params) -> Params:
-    """Unite two trees that share no leaf: the inverse of `partition`."""
+    """Merge two trees without common leaves: the inverse of `partition`."""
     flat, more = flatten(first), flatten(second)
     if shared := flat.keys() & more.keys():
         raise ValueError(f"both trees contain {sorted(shared)[:5]}")

@@ -64,7 +64,7 @@ class Claim:
 
 
 def claim(path: Path, *, experiment: str, config: Mapping[str, Any], resumable: Sequence[str] = ()) -> Claim:
-    """Take a new directory, or one where the same experiment ran with the same config.
+    """Claim a new directory, or one where the same experiment ran with the same config.
 
     `resumable`: patterns (`fit.num_steps`, `log.*`) of keys that may differ from the earlier start. If that start
     left only its record (its data was refused, say), every key may differ. A refused directory is not changed.

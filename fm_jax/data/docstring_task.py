@@ -33,7 +33,7 @@ class Examples:
         return len(self.texts)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Examples":
-        """Return the examples of these rows, in this order."""
+        """Return the examples of these rows [n], in this order."""
         return replace(
             self,
             texts=tuple(self.texts[i] for i in rows),

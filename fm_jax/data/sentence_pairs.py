@@ -208,15 +208,15 @@ class FullSentences(_Stream):
         return self._row(parts)
 
 
-def truncate(one: np.ndarray, two: np.ndarray, room: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def truncate(a: np.ndarray, b: np.ndarray, room: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Remove tokens from the longer text, at a random end each time, until both texts [n], [m] fit into `room`."""
-    sizes = [len(one), len(two)]
+    sizes = [len(a), len(b)]
     fronts = [0, 0]
     for _ in range(sum(sizes) - room):
         longer = 0 if sizes[0] > sizes[1] else 1
         sizes[longer] -= 1
         fronts[longer] += int(rng.random() < 0.5)
-    return one[fronts[0] : fronts[0] + sizes[0]], two[fronts[1] : fronts[1] + sizes[1]]
+    return a[fronts[0] : fronts[0] + sizes[0]], b[fronts[1] : fronts[1] + sizes[1]]
 
 
 def _fill(runs: _Runs, start: int, wanted: int, low: int, high: int) -> tuple[int, int]:

@@ -214,7 +214,7 @@ class Decodable:
         self.bad: dict[int, str] = {}
 
     def read(self, index: int) -> tuple[np.ndarray, int, bool]:
-        """Return image, class, and whether they are the row's own (False: a replacement).
+        """Return image uint8 [H, W, 3], class, and whether they are the row's own (False: a replacement).
 
         Raises:
             DataError: more than a share `max_bad` of the images cannot be decoded, or one has a wrong shape.

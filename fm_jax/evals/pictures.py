@@ -105,7 +105,7 @@ def neighbours(
 def reconstructions(
     png: Path, columns: dict[str, Sequence[np.ndarray]], *, names: Sequence[str] = (), title: str = ""
 ) -> None:
-    """Draw {heading: images}, such as original, masked and reconstructed, one example per row.
+    """Draw {heading: images uint8 [H, W, 3]}, such as original, masked, reconstructed; one example per row.
 
     Raises:
         DataError: as `image_grid`, or columns of different lengths.

@@ -121,7 +121,7 @@ def predict(
 
 
 def whole(array: Any) -> np.ndarray:
-    """Return the whole array as NumPy, gathered from other hosts if they hold parts of it."""
+    """Return the whole array (same shape) as NumPy, gathered from other hosts if they hold parts of it."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         from jax.experimental import multihost_utils
 

@@ -70,7 +70,7 @@ class Config:
                 raise ConfigError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         if self.attention.causal or self.attention.rope is not None:
             raise ConfigError(
-                "a ViT needs bidirectional attention without rope; set attention.causal to false, attention.rope to none"
+                "a ViT attends both ways, without rope; set attention.causal to false and attention.rope to none"
             )
         if self.pool in ("cls", "both") and not self.patches.cls:
             raise ConfigError(f"pool {self.pool!r} needs a [CLS] token; set patches.cls to true, or pool to 'mean'")
