@@ -201,8 +201,7 @@ def _pair(encoded: Encoded, question: Question, cut: Cut, where: str) -> _Pair:
     (ask, asked), (begin, end) = _bounds(encoded, 0, where), _bounds(encoded, 1, where)
     if not ask:
         raise DataError(
-            f"{where}: the tokenizer puts no special token first, which is needed to predict 'no answer'; "
-            "use a tokenizer with [CLS]"
+            f"{where}: the tokenizer puts no special token first to predict 'no answer'; use one with [CLS]"
         )
     keep = np.r_[:ask, ask : min(asked, ask + cut.question), asked:begin]
     offsets = encoded.offsets[begin:end]

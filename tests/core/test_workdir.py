@@ -78,7 +78,7 @@ def test_every_start_is_kept_with_its_changes(tmp_path: Path) -> None:
         ({"config": {**CONFIG, "opt": {"lr": 0.2}}}, r"opt\.lr: 0\.1 -> 0\.2; opt\.b1: 0\.9 -> \(not set\)$"),
         ({"config": {**CONFIG, "fit": {"num_steps": 20}}, "resumable": ("opt.*",)}, r"fit\.num_steps: 10 -> 20$"),
         ({"config": {f"k{i}": i for i in range(9)}}, r"; .* and 7 more$"),
-        ({"experiment": "experiments.b"}, r"holds experiments\.a, not experiments\.b"),
+        ({"experiment": "experiments.b"}, r"holds a run of experiments\.a, not experiments\.b"),
     ],
 )
 def test_another_experiment_or_config_is_refused_and_nothing_is_touched(
@@ -101,7 +101,7 @@ def test_what_was_refused_before_it_made_anything_may_be_corrected(tmp_path: Pat
         held.write_record({"experiment": "experiments.b", "config": CONFIG, "time": "t1"})
     assert [start["time"] for start in json.loads((path / "run.json").read_text())["starts"]] == ["t0", "t1"]
     (path / "checkpoints").mkdir()
-    with pytest.raises(ConfigError, match=r"holds experiments\.b"):
+    with pytest.raises(ConfigError, match=r"holds a run of experiments\.b"):
         take(path)
 
 

@@ -117,7 +117,7 @@ def test_what_is_no_image_is_refused() -> None:
     with pytest.raises(DataError, match=r"^x: the file is empty"):
         decode(b"", name="x")
     for file in (b"<html>not found</html>", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x89PNG\r\n\x1a\n"):
-        with pytest.raises(DataError, match=r"^x: no image of JPEG, PNG, .* \(\d+ bytes\)"):
+        with pytest.raises(DataError, match=r"^x: not an image in JPEG, PNG, .* \(\d+ bytes\)"):
             decode(file, name="x")
 
 

@@ -101,7 +101,7 @@ def test_ids_out_of_range_are_refused_before_a_device_sees_them(value: int) -> N
         def __getitem__(self, index: int) -> HostBatch:
             return super().__getitem__(index) | ({"tokens": np.full(3, value, np.int32)} if index == 9 else {})
 
-    message = f"numbers: tokens holds {value}, outside 0 … 999"
+    message = f"numbers: tokens contains {value}, outside 0 … 999"
     with pytest.raises(DataError, match=message):
         _take(Batches(Wrong(), 8), 10)
     with pytest.raises(DataError, match=message):

@@ -198,7 +198,7 @@ def test_t5_and_llama_open(tmp_path: Path) -> None:
 def test_a_tokenizer_larger_than_the_embedding_is_refused(t5: Tokenizer) -> None:
     tokenizer.check_vocabulary(t5, 320)
     tokenizer.check_vocabulary(t5, 384)
-    with pytest.raises(DataError, match="320 tokens, but the model's embedding 319 rows"):
+    with pytest.raises(DataError, match="320 tokens, but the model's embedding has 319 rows"):
         tokenizer.check_vocabulary(t5, 319)
 
 

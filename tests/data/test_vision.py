@@ -116,7 +116,7 @@ def test_too_many_bad_images_end_the_run_with_the_first_names() -> None:
     found = Decodable(Few((1, 3, 5)), 0.2)
     assert [found.read(i)[2] for i in (1, 3)] == [False, False]
     with pytest.raises(
-        DataError, match=r"3 of 10 images cannot be decoded, more than max_bad 0\.2 allows: image 1: tr"
+        DataError, match=r"3 of 10 images cannot be decoded, more than max_bad 0\.2 allows; first: image 1: tr"
     ):
         found.read(5)
     with pytest.raises(DataError, match=r"few: row 1: 1 of 10 images cannot be decoded, more than max_bad 0\.01"):
@@ -129,7 +129,7 @@ def test_a_source_goes_to_workers_whole() -> None:
 
 
 def test_a_label_out_of_range_is_refused_before_a_device_sees_it() -> None:
-    with pytest.raises(DataError, match=r"few: label holds 2, outside 0 … 1"):
+    with pytest.raises(DataError, match=r"few: label contains 2, outside 0 … 1"):
         list(Epoch(Evaluation(Few(label=2), Config()), 4))
 
 

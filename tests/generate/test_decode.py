@@ -166,7 +166,7 @@ def test_the_repetition_penalty_follows_the_text():
         ({"max_new_tokens": 15}, r"prompts of 6 tokens \+ max_new_tokens 15 = 21 exceed max_length 20"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, not 0"),
         ({"lengths": np.array([3, 0, 1])}, "the length of prompt 1 must be between 1 and 6, not 0"),
-        ({"lengths": np.array([3, 6, 7])}, "the length of prompt 2 is 7"),
+        ({"lengths": np.array([3, 6, 7])}, "the length of prompt 2 must be between 1 and 6, not 7"),
         ({"lengths": np.array([3, 6])}, r"prompts must be \[B, T\] and lengths \[B\]"),
         ({"cfg": Config()}, "temperature 1.0 needs a key"),
         ({"stop": ((1,), ())}, "stop sequence 1 is empty"),

@@ -174,5 +174,5 @@ class Partly(nn.Module):
     ids=["read", "add", "put"],
 )
 def test_a_site_that_was_never_reached_is_no_silent_success(tap):
-    with pytest.raises(ConfigError, match="the model has no embed in this configuration"):
+    with pytest.raises(ConfigError, match="the model did not reach the sites embed in this configuration"):
         capture.run(Partly(), {"w": jnp.ones(3)}, jnp.ones(3), tap=tap)

@@ -94,7 +94,7 @@ def test_start_ratio_is_where_the_rise_begins():
         ({"kind": "wsd"}, "decay_steps"),
         ({"kind": "wsd", "warmup_steps": 900, "decay_steps": 101}, "not 101"),
         ({"kind": "rsqrt"}, "time scale"),
-        ({"kind": "constant", "final_ratio": 0.1}, "not read by constant"),
+        ({"kind": "constant", "final_ratio": 0.1}, "not used by constant"),
         ({"kind": "steps"}, "drop_at or drop_every"),
         ({"kind": "steps", "drop_at": (3,), "drop_every": 3}, "not both"),
         ({"kind": "steps", "drop_at": (3,), "drop": 0.0}, "schedule.drop must"),
