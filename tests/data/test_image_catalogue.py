@@ -57,7 +57,7 @@ def test_images_open_by_name_and_are_decoded_by_our_rules(prepared: Path) -> Non
         try:
             image, label = found[i]
         except DataError as error:
-            assert str(error).startswith(f"record {i}: no image of JPEG")
+            assert str(error).startswith(f"record {i}: not an image in JPEG")
             continue
         assert image.shape == (5, 7, 3) and image.dtype == np.uint8 and (image == image[0, 0, 0]).all()
         seen[int(image[0, 0, 0]) // 20] = label
