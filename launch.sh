@@ -9,7 +9,9 @@ use() {
   cat <<'E'
 use: ./launch.sh VERB [--dry-run] ...            --dry-run prints what would be done and does nothing
   local [-n N] experiments.NAME [--key value ...]        one process with every device, or N with one device each
-  test [pytest arguments]                                the default tests
+  list                                                   every experiment and the first line that it says of itself
+  test [pytest arguments]                                the default tests, at most four at a time
+  check                                                  lint, format, types, and the default tests of what changed
   setup                                                  make .venv ready and stop
   slurm [--sbatch-option=value ...] experiments.NAME [...]         one task a node; the clone on a shared file system
   tpu TPU_NAME [--gcloud-option=value ...] experiments.NAME [...]  copies this clone to every worker and runs there
@@ -80,9 +82,84 @@ setup() {
   vars+=("XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-.9}")
 }
 
+experiments() {  # experiments [NAME]: the files of all experiments, or of those so named, the nearest to the top first
+  find experiments -name "${1:-*}.py" ! -name __init__.py | LC_ALL=C sort | awk -F/ '
+    { lines[NR] = $0; depth[NR] = NF; if (NF > most) most = NF }
+    END { for (d = 1; d <= most; d++) for (i = 1; i <= NR; i++) if (depth[i] == d) print lines[i] }'
+}
+
+list() {  # needs no environment: the first line of a module is the first of its docstring
+  local file name
+  while read -r file; do
+    name=${file%.py}
+    printf '%-46s %s\n' "${name//\//.}" "$(sed -n '1{s/^[rR]*"""//;s/"""[[:space:]]*$//;p;}' "$file")"
+  done < <(experiments)
+}
+
+install_tools() {  # ruff and mypy at the locked versions, where .venv lacks them
+  local tool have
+  for tool in ruff mypy; do
+    have=$(".venv/bin/$tool" --version 2>/dev/null) || have=''
+    have=${have#"$tool "}
+    grep -q "^$tool==${have%% *} " .lock/dev.txt && continue
+    do_it .venv/bin/python -m pip --disable-pip-version-check install -qq --require-hashes --no-build-isolation \
+      -r requirements.lock -r .lock/dev.txt || die "ruff and mypy could not be installed, see above" 5
+    return
+  done
+}
+
+changed_files() {  # files that differ from the commit where this branch left main, and files that are not in git yet
+  local start=HEAD main
+  git rev-parse -q --verify HEAD >/dev/null || die "check asks git what changed, and this is no git repository" 2
+  for main in main origin/main; do
+    if git rev-parse -q --verify "$main" >/dev/null; then start=$(git merge-base HEAD "$main"); break; fi
+  done
+  git diff --name-only --no-renames "$start"
+  git ls-files --others --exclude-standard
+}
+
+tests_of() {  # tests_of FILE: its own test, or the tests of the nearest folder: tests/ has the tree of fm_jax/
+  local file=$1 name=${1##*/} folder=${1#fm_jax/} nearest=''
+  case $file in
+    *.md) echo tests/test_readme.py; return ;;
+    .github/* | *.cff | .pre-commit-config.yaml) echo tests/test_project.py; return ;;
+    launch.sh | pyproject.toml | requirements.lock | .lock/* | .ci/*)
+      echo tests/test_launch.py; return ;;
+    tests/*test_*.py) [[ ! -e $file ]] || echo "$file"; return ;;
+    *.py) ;;
+    *) return ;;
+  esac
+  [[ $file != fm_jax/models/* ]] || echo tests/test_every_model.py
+  folder=/${folder#tests/}
+  while [[ $folder ]]; do
+    folder=${folder%/*}
+    if [[ -e tests$folder/test_$name ]]; then echo "tests$folder/test_$name"; return; fi
+    if [[ ! $nearest && -d tests$folder ]]; then nearest=tests$folder; fi
+  done
+  echo "$nearest"
+}
+
+run_check() {
+  local files file tests=(tests/test_floors.py)
+  files=$(changed_files)
+  setup
+  install_tools
+  do_it .venv/bin/ruff check .
+  do_it .venv/bin/ruff format --check .
+  do_it .venv/bin/mypy
+  while read -r file; do tests+=("$file"); done < <(while read -r file; do tests_of "$file"; done <<<"$files" | sort -u)
+  do_it exec .venv/bin/python -m pytest "${tests[@]}"
+}
+
 check_module() {
+  local path=${1:-} moved
+  path=${path//.//}.py
   [[ ${1:-} =~ ^experiments(\.[A-Za-z0-9_]+)+$ ]] || { use >&2; die "expected experiments.NAME, got '${1:-}'"; }
-  [[ -e ${1//.//}.py ]] || die "no such experiment: ${1//.//}.py"
+  [[ ! -e $path ]] || return 0
+  moved=$(experiments "${1##*.}")  # a name is used once, in whichever folder
+  moved=${moved%.py}
+  [[ ! $moved ]] || die "$1 moved: use ${moved//\//.}"
+  die "no such experiment: $path; ./launch.sh list prints all"
 }
 
 wait_all() {  # wait_all PID...: the first failure ends the rest, TERM and after FM_GRACE seconds KILL, and is returned
@@ -112,6 +189,7 @@ run_local() {
     n=$2
     shift 2
   fi
+  (($#)) || { list; return; }
   check_module "$@"
   setup
   [[ $n ]] || { do_it exec env ${vars[@]+"${vars[@]}"} .venv/bin/python -m "$@"; return; }
@@ -224,8 +302,10 @@ shift || true
 if [[ ${1:-} == --dry-run ]]; then dry=1; shift; fi
 case $verb in
   local | slurm | tpu | k8s) "run_$verb" "$@" ;;
+  list) list ;;
   setup) setup ;;
-  test) setup; do_it exec .venv/bin/python -m pytest "$@" ;;
+  check) run_check ;;
+  test) setup; do_it exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal "$@" ;;
   -h | --help | help) use ;;
   *) use >&2; die "unknown verb '$verb'" ;;
 esac

@@ -37,6 +37,14 @@ def close(got: Any, want: Any, within: float = 1e-5, *, scale: float | None = No
         _compare(jax.tree_util.keystr(path), np.asarray(actual), np.asarray(expected), within, scale)
 
 
+def about(statistic: Any, want: float, within: float) -> None:
+    """Assert that a statistic of seeded draws is near its expectation, relative to it.
+
+    The error is that of the draw and the same on every machine, so `FM_MARGIN` does not concern it.
+    """
+    assert abs(float(statistic) / want - 1) <= within, f"{float(statistic):.4g} instead of {want:.4g}"
+
+
 def small(error: Any, within: float) -> None:
     """Assert that an error, which is already in units of something, is at most `within`."""
     error = float(error)

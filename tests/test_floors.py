@@ -43,6 +43,8 @@ ARRAYS = {"jax", "flax", "optax", "orbax"}
 NEVER = {"torch", "tensorflow", "pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 VAGUE = {"utils", "util", "common", "lib", "helpers", "helper", "manager", "base", "factory", "registry", "misc"}
 
+COMPARISONS = {"assert_allclose", "allclose", "isclose", "approx", "assert_almost_equal", "assert_array_almost_equal"}
+
 Sources = dict[str, str]  # path from the root -> text
 
 
@@ -50,6 +52,11 @@ Sources = dict[str, str]  # path from the root -> text
 def house() -> Sources:
     files = [*ROOT.glob("fm_jax/**/*.py"), *ROOT.glob("experiments/**/*.py")]
     return {file.relative_to(ROOT).as_posix(): file.read_text() for file in files}
+
+
+@cache
+def proofs() -> Sources:
+    return {file.relative_to(ROOT).as_posix(): file.read_text() for file in ROOT.glob("tests/**/*.py")}
 
 
 @cache
@@ -227,6 +234,22 @@ def bare_signatures(sources: Sources) -> Iterator[str]:
                     yield f"{path}:{node.lineno}: {node.name} is not annotated ({', '.join(bare) or 'return'})"
 
 
+def other_comparisons(sources: Sources) -> Iterator[str]:
+    """Tests compare floats through tests/close.py, whose tolerances have units and are measured."""
+    for path, text in sources.items():
+        if not path.startswith("tests/") or path == "tests/close.py" or not any(name in text for name in COMPARISONS):
+            continue
+        for node in ast.walk(parse(text)):
+            named: set[str] = set()
+            if isinstance(node, ast.ImportFrom):
+                named = {alias.name for alias in node.names}
+            elif isinstance(node, ast.Attribute):
+                named = {node.attr}
+            elif isinstance(node, ast.Name):
+                named = {node.id}
+            yield from (f"{path}:{node.lineno}: {name} instead of tests/close.py" for name in named & COMPARISONS)
+
+
 def _is_docstring(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
@@ -234,11 +257,17 @@ def _is_docstring(node: ast.stmt) -> bool:
 RULES = (
     floors, cycles, by_string, third_parties, arrays_in_data, names_and_sizes, long_functions, bare_signatures,
 )  # fmt: skip
+TESTS_RULES = (other_comparisons,)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_house_keeps_the_rule(rule):
     assert not list(rule(house()))
+
+
+@pytest.mark.parametrize("rule", TESTS_RULES, ids=lambda rule: rule.__name__)
+def test_the_tests_keep_the_rule(rule):
+    assert not list(rule(proofs()))
 
 
 BREACHES = [
@@ -272,6 +301,10 @@ BREACHES = [
     (long_functions, {"experiments/a.py": "def run():\n" + "    x = 1\n" * 120}),
     (bare_signatures, {"fm_jax/core/a.py": "def f(x) -> int: ..."}),
     (bare_signatures, {"fm_jax/core/a.py": "class A:\n    def f(self, *, x: int): ..."}),
+    (other_comparisons, {"tests/core/test_a.py": "np.testing.assert_allclose(1.0, 1.0)"}),
+    (other_comparisons, {"tests/core/test_a.py": "assert jnp.allclose(1.0, 1.0)"}),
+    (other_comparisons, {"tests/core/test_a.py": "assert 1.0 == pytest.approx(1.0)"}),
+    (other_comparisons, {"tests/core/test_a.py": "from numpy.testing import assert_almost_equal as equal"}),
 ]
 
 
@@ -291,3 +324,8 @@ def test_what_is_allowed_passes():
         "experiments/__init__.py": '"""One paper or stage a module."""',
     }
     assert not [breach for rule in RULES for breach in rule(sources)]
+    sources = {
+        "tests/close.py": "import numpy as np\nnp.testing.assert_allclose(1.0, 1.0)",
+        "tests/core/test_a.py": "from tests.close import close\n# approx\nnp.testing.assert_array_equal(1, 1)",
+    }
+    assert not [breach for rule in TESTS_RULES for breach in rule(sources)]

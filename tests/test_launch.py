@@ -1,3 +1,4 @@
+import ast
 import os
 import shlex
 import shutil
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-VERBS = ("local", "test", "setup", "slurm", "tpu", "k8s")
+VERBS = ("local", "list", "test", "check", "setup", "slurm", "tpu", "k8s")
 
 # Stands in for Python: makes an environment that holds a copy of itself, notes what pip is asked, else is Python.
 FAKE_PYTHON = f"""#!/usr/bin/env bash
@@ -36,7 +37,7 @@ if mode == "deaf" and rank == "1":
         time.sleep(0.01)
     sys.exit(3)
 if mode in ("saves", "deaf"):
-    time.sleep(60)
+    time.sleep(300)
 os.write(1, f"{rank} {os.environ.get('FM_NUM_PROCESSES')} {sys.argv[1:]}\\n".encode())
 """
 
@@ -69,7 +70,7 @@ def launch(clone: Path) -> Launch:
             env=environment(clone, **extra),
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=240,  # against a hang; a busy machine may need many seconds
         )
 
     return call
@@ -105,6 +106,47 @@ def test_a_bad_argument_is_named_before_anything_is_made(
     done = launch(*arguments)
     assert done.returncode == 2
     assert said in done.stderr.splitlines()[-1]
+    assert not (clone / "calls").exists()
+
+
+@pytest.mark.parametrize(
+    "before",
+    [("local",), ("local", "-n", "2"), ("slurm", "--nodes=2"), ("tpu", "pod"), ("k8s", "--nodes=2")],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("old", ["experiments.moved", "experiments.attic.moved", "experiments.speech.asr.moved.moved"])
+def test_an_old_name_says_the_new_one(launch: Launch, clone: Path, before: tuple[str, ...], old: str) -> None:
+    new = clone / "experiments/speech/asr/moved.py"
+    new.parent.mkdir(parents=True)
+    new.touch()
+    done = launch(*before, old, "--key", "value")
+    assert done.returncode == 2
+    assert done.stderr == f"launch: {old} moved: use experiments.speech.asr.moved\n"
+    assert not done.stdout
+    assert not (clone / "calls").exists()
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("local",)])
+def test_the_list_holds_every_experiment_with_its_first_line(
+    launch: Launch, clone: Path, arguments: tuple[str, ...]
+) -> None:
+    shutil.rmtree(clone / "experiments")
+    shutil.copytree(ROOT / "experiments", clone / "experiments")
+    deep = clone / "experiments/speech/asr"
+    deep.mkdir(parents=True)
+    (deep / "__init__.py").write_text('"""No experiment."""\n')
+    (deep / "one_line.py").write_text('r"""A title of `one` line\'s length."""\n')
+    done = launch(*arguments)
+    assert done.returncode == 0
+    listed = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    wanted = {}
+    for file in (clone / "experiments").rglob("*.py"):
+        if file.stem != "__init__":
+            doc = ast.get_docstring(ast.parse(file.read_text()))
+            assert doc is not None
+            wanted[".".join(file.relative_to(clone).with_suffix("").parts)] = doc.splitlines()[0]
+    assert listed == wanted
+    assert wanted["experiments.speech.asr.one_line"] == "A title of `one` line's length."
     assert not (clone / "calls").exists()
 
 
@@ -149,23 +191,139 @@ def test_the_first_failure_ends_the_rest_even_where_they_do_not_hear_term(launch
     start = time.monotonic()
     done = launch("local", "-n", "2", "experiments.stub", "deaf", FM_GRACE="0")
     assert done.returncode == 3
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 200  # the deaf one would go on for 300 s
 
 
 def test_term_reaches_every_process_and_their_75_is_handed_on(launch: Launch, clone: Path) -> None:
     launch("setup")
     command = ["bash", "launch.sh", "local", "-n", "2", "experiments.stub", "saves"]
     with subprocess.Popen(command, cwd=clone, env=environment(clone)) as process:
-        limit = time.monotonic() + 20
+        limit = time.monotonic() + 200
         while not all((clone / f"started{rank}").exists() for rank in (0, 1)) and time.monotonic() < limit:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 75
+        assert process.wait(200) == 75
 
 
 def test_test_hands_its_arguments_to_pytest(launch: Launch) -> None:
     line = words(launch("test", "--dry-run", "-k", "a or b"))[-1]
-    assert line == ["exec", ".venv/bin/python", "-m", "pytest", "-k", "a or b"]
+    workers = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
+    assert line == ["exec", ".venv/bin/python", "-m", "pytest", *workers, "-k", "a or b"]
+
+
+TOOL = """#!/bin/sh
+if [ "$1" = --version ]; then echo "${0##*/} 1.2.3 (compiled: yes)"; exit; fi
+echo "${0##*/} $*" >>calls
+[ ! -e "bad_${0##*/}" ]
+"""
+TREE = (
+    *("fm_jax/hub/t5.py", "fm_jax/hub/names.py", "fm_jax/data/images/boxes.py", "fm_jax/models/vision/vit.py"),
+    *("experiments/vision/mae.py", "tests/hub/test_t5.py", "tests/data/test_boxes.py", "tests/hub/forms.py"),
+    *("tests/experiments/test_all.py", "tests/models/test_vit.py", "tests/conftest.py", "tests/old/test_old.py"),
+    *("README.md", "picture.png"),
+)
+
+
+@pytest.fixture
+def repository(clone: Path) -> Path:
+    """A clone on branch `work`, all of which is on main, with ruff and mypy as .lock/dev.txt has them."""
+    for name in TREE:
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / name).touch()
+    (clone / ".gitignore").write_text(".venv*\ncalls\npython\nbad_*\n")
+    (clone / ".lock/dev.txt").write_text("ruff==1.2.3 \\\nmypy==1.2.3 \\\n")
+    for words in ("init -q -b main", "add -A", "commit -qm whole", "checkout -qb work"):
+        git(clone, *words.split())
+    return clone
+
+
+def git(folder: Path, *words: str) -> None:
+    who = ["-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]
+    subprocess.run(["git", *who, *words], cwd=folder, check=True)
+
+
+def install(repository: Path) -> None:
+    for name in ("ruff", "mypy"):
+        (repository / ".venv/bin" / name).write_text(TOOL)
+        (repository / ".venv/bin" / name).chmod(0o755)
+
+
+def checked(launch: Launch) -> list[str]:
+    first, *rest = words(launch("check", "--dry-run"))[-1][4:]
+    assert first == "tests/test_floors.py"
+    return rest
+
+
+TESTS_OF = {
+    "fm_jax/hub/t5.py": ["tests/hub/test_t5.py"],
+    "fm_jax/hub/names.py": ["tests/hub"],  # it has no test of its own
+    "fm_jax/data/images/boxes.py": ["tests/data/test_boxes.py"],
+    "fm_jax/models/vision/vit.py": ["tests/models/test_vit.py", "tests/test_every_model.py"],
+    "experiments/vision/mae.py": ["tests/experiments"],
+    "tests/hub/forms.py": ["tests/hub"],
+    "tests/conftest.py": ["tests"],
+    "README.md": ["tests/test_readme.py"],
+    "launch.sh": ["tests/test_launch.py"],
+    "picture.png": [],
+}
+
+
+def test_check_finds_the_tests_of_what_changed(launch: Launch, repository: Path) -> None:
+    assert checked(launch) == []
+    for name, tests in TESTS_OF.items():
+        before = (repository / name).read_text()
+        (repository / name).write_text(f"{before}\n# changed\n")
+        assert checked(launch) == tests, name
+        (repository / name).write_text(before)
+
+
+def test_check_sees_what_the_branch_committed_and_what_git_does_not_know_yet(launch: Launch, repository: Path) -> None:
+    (repository / "tests/hub/test_t5.py").write_text("# changed")
+    git(repository, "commit", "-qam", "a change")
+    assert checked(launch) == ["tests/hub/test_t5.py"]
+    (repository / "tests/hub/test_new.py").touch()
+    assert checked(launch) == ["tests/hub/test_new.py", "tests/hub/test_t5.py"]
+
+
+def test_check_does_not_run_a_test_that_is_gone(launch: Launch, repository: Path) -> None:
+    (repository / "tests/old/test_old.py").unlink()
+    assert checked(launch) == []
+
+
+def test_check_stops_at_the_first_complaint(launch: Launch, repository: Path) -> None:
+    assert launch("setup").returncode == 0
+    install(repository)
+    (repository / "bad_ruff").touch()
+    (repository / "calls").write_text("")
+    assert launch("check").returncode == 1
+    assert (repository / "calls").read_text() == "ruff check .\n"
+    (repository / "bad_ruff").unlink()
+    (repository / "bad_mypy").touch()
+    (repository / "calls").write_text("")
+    assert launch("check").returncode == 1
+    assert (repository / "calls").read_text().splitlines() == ["ruff check .", "ruff format --check .", "mypy "]
+
+
+def test_check_installs_ruff_and_mypy_only_where_the_locked_versions_are_missing(
+    launch: Launch, repository: Path
+) -> None:
+    def installs() -> list[list[str]]:
+        return [line for line in words(launch("check", "--dry-run")) if "pip" in line]
+
+    assert launch("setup").returncode == 0
+    (line,) = installs()
+    assert {"--require-hashes", "requirements.lock", ".lock/dev.txt"} < set(line)
+    install(repository)
+    assert installs() == []
+    (repository / ".lock/dev.txt").write_text("ruff==1.2.3 \\\nmypy==1.2.4 \\\n")
+    assert installs() == [line]
+
+
+def test_check_outside_a_repository_says_so_and_makes_nothing(launch: Launch, clone: Path) -> None:
+    done = launch("check", GIT_CEILING_DIRECTORIES=str(clone.parent))
+    assert done.returncode == 2
+    assert "git" in done.stderr.splitlines()[-1]
+    assert not (clone / "calls").exists()
 
 
 def test_nothing_is_installed_without_a_hash_or_with_a_build_of_its_own(launch: Launch) -> None:

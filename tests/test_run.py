@@ -224,7 +224,7 @@ def launch(path: Path, *argv: str, **env: str) -> subprocess.Popen[str]:
 
 def test_python_dash_m_names_the_run_and_keeps_a_private_compile_cache(tmp_path: Path) -> None:
     process = launch(tmp_path, "--seed", "4")
-    assert process.communicate(timeout=60)[1] == ""
+    assert process.communicate(timeout=300)[1] == ""
     assert process.returncode == 0
     record = json.loads((tmp_path / "runs/toy/run.json").read_text())
     assert (record["experiment"], record["config"]) == ("toys.toy", {"seed": 4})
@@ -241,7 +241,7 @@ def test_when_one_of_two_processes_refuses_both_end_at_once(tmp_path: Path) -> N
         place = {"FM_COORDINATOR_ADDRESS": f"127.0.0.1:{free.getsockname()[1]}", "FM_NUM_PROCESSES": "2"}
     processes = [launch(tmp_path, "--workdir", "w", **place, FM_PROCESS_ID=str(i)) for i in range(2)]
     try:
-        err = processes[0].communicate(timeout=60)[1]
+        err = processes[0].communicate(timeout=300)[1]
         assert processes[0].returncode == 2
         assert err.splitlines()[-1].endswith("old values: seed: 1 -> 0")
         assert processes[1].wait(timeout=20) != 0  # well below the heartbeat's 30 s and the barrier's 300 s

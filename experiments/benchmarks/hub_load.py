@@ -10,6 +10,8 @@ owns its numbers can be faster.
     python -m experiments.benchmarks.hub_load --workdir runs/hub_load            # 6.2 GB of disk, removed at the end
     python -m experiments.benchmarks.hub_load --workdir runs/hub_load --layers 6 # a seventh of it
 
+The medians are appended to `history.jsonl` beside this file (`--history PATH`: to another; `--history none`: to none).
+
 Measured with `--repetitions 2` (6.23 GB in float32, medians), on two cores that other processes kept busy (load average
 8 to 26), so that times tell little: `plain` alone took from 11 to 72 s, for memory that was free to be had. Memory is
 what can be relied on:
@@ -57,7 +59,7 @@ import numpy as np
 
 from fm_jax import run as command_line
 from fm_jax.core.errors import ConfigError, ResourceError
-from fm_jax.evals import report, results
+from fm_jax.evals import history, report, results
 from fm_jax.hub import families, pretrained, safetensors, table
 from fm_jax.models.language import decoder
 
@@ -80,6 +82,7 @@ class Config:
     caches: tuple[Cache, ...] = ("warm", "cold")
     dtypes: tuple[pretrained.Dtype, ...] = ("float32", "bfloat16")  # to load in; the file holds float32
     keep: bool = False  # the file
+    history: Path | None = Path("experiments/benchmarks/history.jsonl")  # gets a line with the figures; none: no file
 
     def __post_init__(self) -> None:
         """Refuse a model or a comparison of nothing."""
@@ -103,11 +106,13 @@ def debug() -> Config:
         sides=("ours",),
         caches=("warm",),
         dtypes=("float32",),
+        history=None,
     )
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Write the file, load it again and again, print the table; return (and write to results.json) the medians."""
+    history.check(cfg.history)
     folder = workdir / "model"
     size = write(cfg, folder)
     rows: list[dict[str, Any]] = []
@@ -131,6 +136,9 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     print(report.table(medians, list(medians[0])))
     measured = {"bytes": size, "loads": rows, "medians": medians}
     results.write(workdir / "results.json", measured)
+    if cfg.history is not None:
+        numbers = {f"{'/'.join(_case(row))}/{name}": row[name] for row in medians for name in names}
+        print(history.record(cfg.history, "benchmarks.hub_load", numbers, cfg))
     return measured
 
 
@@ -257,4 +265,4 @@ def _anonymous() -> int:
 
 
 if __name__ == "__main__":
-    command_line.main(run, {"default": config, "debug": debug})
+    command_line.main(run, {"default": config, "debug": debug}, resumable=("history",))

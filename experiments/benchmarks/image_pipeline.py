@@ -7,6 +7,8 @@ what one image costs a core, measured without threads: on a busy machine it is t
 
     python -m experiments.benchmarks.image_pipeline --workdir runs/image_pipeline
 
+The figures are appended to `history.jsonl` beside this file (`--history PATH`: to another; `--history none`: to none).
+
 Measured on two cores that other programs kept busy (load average 9), Python 3.11, Pillow 13.0, at 224 × 224; a row of
 simclr is two views:
 
@@ -32,7 +34,7 @@ from fm_jax.core.errors import ConfigError
 from fm_jax.data import photographs, views, vision
 from fm_jax.data.loader import Batches
 from fm_jax.data.mixture import Source
-from fm_jax.evals import report, results
+from fm_jax.evals import history, report, results
 
 Name = Literal["decode", "imagenet", "finetune", "simclr"]
 
@@ -47,6 +49,7 @@ class Config:
     size: int = 224
     recipes: tuple[Name, ...] = ("decode", "imagenet", "finetune", "simclr")
     workers: tuple[int, ...] = (0, 1, 2)
+    history: Path | None = Path("experiments/benchmarks/history.jsonl")  # gets a line with the figures; none: no file
 
     def __post_init__(self) -> None:
         """Refuse to measure nothing."""
@@ -63,14 +66,15 @@ def config() -> Config:
 
 def debug() -> Config:
     """Return a few small images."""
-    return Config(images=8, batch_size=4, batches=1, size=16, recipes=("decode", "simclr"), workers=(0,))
+    return Config(images=8, batch_size=4, batches=1, size=16, recipes=("decode", "simclr"), workers=(0,), history=None)
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Write the files, read them every way, print the table; return (and write to results.json) the rates."""
+    history.check(cfg.history)
     folder = workdir / "images"
     write(folder, cfg.images)
-    rows = []
+    rows: list[dict[str, Any]] = []
     try:
         for name in cfg.recipes:
             source = vision.training(shape(cfg, folder, name), workdir)
@@ -84,6 +88,9 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     print(report.table(rows, heads))
     measured = {"load": os.getloadavg()[0], "rows": rows}
     results.write(workdir / "results.json", measured)
+    if cfg.history is not None:
+        numbers = {f"{row['recipe']}/{heads[name]}": row[name] for row in rows for name in row if name != "recipe"}
+        print(history.record(cfg.history, "benchmarks.image_pipeline", numbers, cfg))
     return measured
 
 
@@ -140,4 +147,4 @@ def write(folder: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    command_line.main(run, {"default": config, "debug": debug})
+    command_line.main(run, {"default": config, "debug": debug}, resumable=("history",))

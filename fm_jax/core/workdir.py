@@ -172,11 +172,13 @@ def _allowed_changes(
     path: Path, previous: Mapping[str, Any], experiment: str, config: Mapping[str, Any], resumable: Sequence[str]
 ) -> list[str]:
     """Return the config changes since the earlier start; ConfigError if one is not allowed."""
+    # A module may have moved to another folder since then; only its own name (that of runs/NAME) must be the same.
+    same = str(previous["experiment"]).rpartition(".")[2] == experiment.rpartition(".")[2]
     if not set(_kept(entry.name for entry in path.iterdir())) - {"run.json", "owner.json"}:  # it wrote nothing else
-        if previous["experiment"] != experiment:
+        if not same:
             return []
         resumable = ("*",)
-    if previous["experiment"] != experiment:
+    if not same:
         raise ConfigError(
             f"workdir {path} holds a run of {previous['experiment']}, not {experiment}; give another --workdir"
         )

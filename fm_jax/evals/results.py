@@ -20,7 +20,7 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
         DataError: a value of another type.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(_plain(results, path.name), indent=1, allow_nan=False) + "\n")
+    write_atomically(path, json.dumps(plain(results, path.name), indent=1, allow_nan=False) + "\n")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -40,13 +40,18 @@ def read(path: Path) -> dict[str, Any]:
     return results
 
 
-def _plain(value: Any, where: str) -> Any:
+def plain(value: Any, where: str) -> Any:
+    """Return a value as JSON data, as `write` says; `where` names it in an error.
+
+    Raises:
+        DataError: a value that JSON cannot hold.
+    """
     if isinstance(value, Mapping):
-        return {str(key): _plain(part, f"{where}: {key}") for key, part in value.items()}
+        return {str(key): plain(part, f"{where}: {key}") for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part, where) for part in value]
+        return [plain(part, where) for part in value]
     if hasattr(value, "tolist"):  # NumPy and JAX scalars and arrays
-        return _plain(value.tolist(), where)
+        return plain(value.tolist(), where)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):

@@ -15,7 +15,7 @@ def _killed(directory: Path, kills: int, seed: int) -> None:
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     command = [sys.executable, "-m", "tests.checkpoint.killed", str(directory), str(kills), str(seed)]
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **flags}, capture_output=True, text=True, timeout=60 + 10 * kills
+        command, cwd=ROOT, env={**os.environ, **flags}, capture_output=True, text=True, timeout=300 + 10 * kills
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)

@@ -37,7 +37,7 @@ def test_two_processes_save_restore_and_refuse_as_one(tmp_path):
         for rank in (0, 1)
     ]
     try:
-        said = [process.communicate(timeout=120) for process in pair]
+        said = [process.communicate(timeout=300) for process in pair]
     finally:
         for process in pair:
             process.kill()

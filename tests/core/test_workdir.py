@@ -92,6 +92,17 @@ def test_another_experiment_or_config_is_refused_and_nothing_is_touched(
     take(path).release()  # the refusal did not keep the lock
 
 
+@pytest.mark.parametrize("now", ["experiments.vision.a", "experiments.speech.asr.a", "a"])
+def test_an_experiment_that_moved_to_another_folder_goes_on(tmp_path: Path, now: str) -> None:
+    path = ran(tmp_path / "a")
+    with take(path, experiment=now) as held:
+        assert held.changed == []
+        held.write_record({"experiment": now, "config": CONFIG, "time": "t1"})
+    assert json.loads((path / "run.json").read_text())["experiment"] == now
+    with pytest.raises(ConfigError, match=r"\.vision\.b; give another"):
+        take(path, experiment="experiments.vision.b")
+
+
 def test_what_was_refused_before_it_made_anything_may_be_corrected(tmp_path: Path) -> None:
     path = ran(tmp_path / "a")
     (path / "results.json").rename(path / "rank0.log")  # what a launcher leaves

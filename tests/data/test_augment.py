@@ -6,6 +6,7 @@ import pytest
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data import augment
 from fm_jax.data.rand_augment import OPERATIONS, rand_augment
+from tests.close import close
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (24, 36, 3)).astype(np.uint8)
 PLACES = np.stack([*np.meshgrid(np.arange(36), np.arange(24)), np.zeros((24, 36))], -1).astype(np.uint8)  # (x, y, 0)
@@ -28,10 +29,12 @@ def test_the_middle_is_the_middle() -> None:
     big = np.repeat(np.repeat(PLACES, 10, 0), 10, 1)
     found = augment.centre(big, 21, 0.875)  # shorter side to 24, then 21 of it
     assert found.shape == (21, 21, 3)
-    np.testing.assert_allclose(found[..., 0], PLACES[1:22, 7:28, 0], atol=1)  # 3 and 15 are cut off, 1 and 7 in front
+    # 3 and 15 are cut off, 1 and 7 in front
+    assert np.abs(found[..., 0].astype(int) - PLACES[1:22, 7:28, 0]).max() <= 1
     assert augment.centre(IMAGE, 50).shape == (50, 50, 3)
     wide = np.repeat(PLACES[:, :24], 3, 1)  # three times as wide: stretched back to a square
-    np.testing.assert_allclose(augment.centre(wide, 20, 20 / 24, stretch=True), PLACES[2:22, 2:22], atol=1)
+    found = augment.centre(wide, 20, 20 / 24, stretch=True)
+    assert np.abs(found.astype(int) - PLACES[2:22, 2:22]).max() <= 1
 
 
 def test_a_random_crop_lies_inside_and_has_the_area_and_ratio_it_should() -> None:
@@ -104,10 +107,10 @@ def test_each_jitter_does_what_it_is_called() -> None:
         assert bright.std() < 0.01 and 0.69 < bright.mean() < 1.31
         contrast = augment.color_jitter(soft, rng(seed), contrast=0.5).astype(float)
         luma = [image @ [0.299, 0.587, 0.114] for image in (contrast, soft.astype(float))]
-        assert luma[0].mean() == pytest.approx(luma[1].mean(), abs=0.1)
+        assert abs(luma[0].mean() - luma[1].mean()) < 0.1
         ratios.append(luma[0].std() / luma[1].std())
         vivid = augment.color_jitter(soft, rng(seed), saturation=0.5).astype(float)
-        np.testing.assert_allclose(vivid @ [0.299, 0.587, 0.114], luma[1], atol=1)
+        assert np.abs(vivid @ [0.299, 0.587, 0.114] - luma[1]).max() < 1  # each channel is rounded
     assert 0.5 < min(ratios) < 0.85 and 1.15 < max(ratios) < 1.5
     assert np.array_equal(
         augment.color_jitter(augment.greyscale(IMAGE), rng(), saturation=0.9), augment.greyscale(IMAGE)
@@ -119,10 +122,8 @@ def test_hue_turns_as_the_textbook_says() -> None:
         found = augment.rotate_hue(IMAGE.astype(np.float32), turn)
         for y, x in ((0, 0), (5, 7), (20, 30)):
             h, s, v = colorsys.rgb_to_hsv(*(IMAGE[y, x] / 255))
-            np.testing.assert_allclose(
-                found[y, x], 255 * np.array(colorsys.hsv_to_rgb((h + turn) % 1, s, v)), atol=0.02
-            )
-    np.testing.assert_allclose(augment.rotate_hue(IMAGE.astype(np.float32), 1.0), IMAGE, atol=0.02)
+            close(found[y, x], 255 * np.array(colorsys.hsv_to_rgb((h + turn) % 1, s, v)), scale=255.0)
+    close(augment.rotate_hue(IMAGE.astype(np.float32), 1.0), IMAGE)
     assert not np.array_equal(augment.color_jitter(IMAGE, rng(), hue=0.2), IMAGE)
 
 
@@ -169,14 +170,14 @@ def test_a_blur_keeps_the_mean_and_lowers_the_contrast() -> None:
     dot = np.zeros((31, 31, 3), np.uint8)
     dot[15, 15] = 255
     found = augment.blur(dot, rng(), sigma=(1.0, 1.0), kernel=0.2)  # 6 pixels: 3 to each side
-    assert found[15, 15, 0] == pytest.approx(255 / (2 * np.pi), rel=0.03)
+    assert 0.97 < found[15, 15, 0] * 2 * np.pi / 255 < 1.03
     found = augment.blur(dot, rng(), sigma=(3.0, 3.0), kernel=0.2)
     assert np.flatnonzero(found[15, :, 0]).tolist() == list(range(12, 19))
 
 
 def test_noise_has_its_strength() -> None:
     grey = np.full((64, 64, 3), 128, np.uint8)
-    assert augment.noise(grey, rng(), 0.05).std() == pytest.approx(0.05 * 255, rel=0.05)
+    assert 0.95 < augment.noise(grey, rng(), 0.05).std() / (0.05 * 255) < 1.05
 
 
 def test_erasing_takes_a_rectangle_of_the_area_it_should() -> None:

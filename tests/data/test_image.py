@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from fm_jax.core.errors import DataError
 from fm_jax.data.image import decode, denormalise, normalise, resize
+from tests.close import close
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 9, 3)).astype(np.uint8)
@@ -165,6 +166,6 @@ def test_normalising_is_undone_by_its_inverse() -> None:
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     values = normalise(RGB, mean, std)
     assert values.dtype == np.float32
-    np.testing.assert_allclose(values, (RGB / 255 - np.array(mean)) / np.array(std), atol=1e-6)
+    close(values, (RGB / 255 - np.array(mean)) / np.array(std))
     assert np.array_equal(denormalise(values, mean, std), RGB)
     assert denormalise(np.full((1, 1, 3), 100.0), mean, std).tolist() == [[[255] * 3]]

@@ -6,6 +6,7 @@ import pytest
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data.loader import Batches, HostBatch
 from fm_jax.data.mixing import Mix, Mixed, mixed
+from tests.close import close
 
 
 def batch(rows: int = 8, size: int = 16) -> HostBatch:
@@ -23,10 +24,10 @@ def test_mixup_mixes_pixels_and_targets_by_the_same_share() -> None:
     found = mixed(given, Mix(mixup=1.0, cutmix=0.0), 10, seed=0)
     partner = np.arange(8) ^ 1
     share = found["target"][np.arange(8), given["label"]]
-    np.testing.assert_allclose(found["target"].sum(1), 1, atol=1e-6)
-    np.testing.assert_allclose(found["target"][np.arange(8), partner], 1 - share, atol=1e-6)
+    close(found["target"].sum(1), 1.0)
+    close(found["target"][np.arange(8), partner], 1 - share, scale=1.0)
     wanted = share[:, None, None, None] * given["image"] + (1 - share[:, None, None, None]) * given["image"][partner]
-    np.testing.assert_allclose(found["image"], wanted, rtol=1e-6)
+    close(found["image"], wanted)
     assert len(set(np.round(share[::2], 6))) == 4  # every pair has its own
     assert (found["label"] == np.where(share >= 0.5, np.arange(8), partner)).all()
     assert np.array_equal(given["image"], batch()["image"]) and found["weights"] is given["weights"]
@@ -42,7 +43,7 @@ def test_cutmix_pastes_a_rectangle_and_counts_its_pixels() -> None:
             assert ((found["image"][row, ..., 0] == row + 1) | other).all()
             ys, xs = np.flatnonzero(other.any(1)), np.flatnonzero(other.any(0))
             assert other.sum() == len(ys) * len(xs)
-            assert found["target"][row, row] == pytest.approx(1 - other.mean(), abs=1e-6)
+            close(found["target"][row, row], 1 - other.mean(), scale=1.0)
             shares.append(other.mean())
     assert min(shares) < 0.05 and max(shares) > 0.7
 
@@ -58,7 +59,7 @@ def test_both_take_turns_and_some_pairs_stay() -> None:
 def test_equal_classes_stay_hard() -> None:
     given = batch() | {"label": np.full(8, 3, np.int32)}
     found = mixed(given, Mix(), 5, seed=1)
-    np.testing.assert_allclose(found["target"][:, 3], 1, atol=1e-6)
+    close(found["target"][:, 3], 1.0)
     assert (found["label"] == 3).all()
 
 

@@ -4,6 +4,7 @@ import pytest
 from fm_jax.core.errors import DataError
 from fm_jax.evals import neighbours
 from fm_jax.evals.embeddings import Embeddings
+from tests.close import close
 
 RNG = np.random.default_rng(0)
 KNOWN, QUERIES = RNG.normal(size=(50, 6)), RNG.normal(size=(9, 6))
@@ -14,7 +15,7 @@ def test_the_nearest_are_those_of_the_largest_cosine(monkeypatch: pytest.MonkeyP
     rows, cosines = neighbours.nearest(KNOWN, QUERIES * 100, 5)
     full = (QUERIES @ KNOWN.T) / np.linalg.norm(QUERIES, axis=1)[:, None] / np.linalg.norm(KNOWN, axis=1)[None]
     assert np.array_equal(rows, np.argsort(-full, axis=1)[:, :5])
-    np.testing.assert_allclose(cosines, np.sort(full, axis=1)[:, ::-1][:, :5], atol=1e-6)
+    close(cosines, np.sort(full, axis=1)[:, ::-1][:, :5])
 
 
 def test_of_equal_ones_the_first_comes_first_and_nothing_is_near_to_zero() -> None:
@@ -27,7 +28,7 @@ def test_votes_are_weighed_by_the_exponent_of_the_cosine() -> None:
     train = Embeddings(np.stack([np.cos(angles), np.sin(angles)], 1), np.array([0, 1, 1, 2]))
     found = neighbours.votes(train, np.array([[1.0, 0.0]]), 3, k=3, temperature=0.5)
     weights = np.exp(np.cos(angles[:3]) / 0.5)
-    np.testing.assert_allclose(found, [[weights[0], weights[1] + weights[2], 0] / weights.sum()], rtol=1e-6)
+    close(found, np.array([[weights[0], weights[1] + weights[2], 0]]) / weights.sum())
     assert neighbours.votes(train, np.array([[1.0, 0.0]]), 3, k=3, temperature=0.001)[0].argmax() == 0
 
 

@@ -10,6 +10,7 @@ import pytest
 from fm_jax.core import tree
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.evals import runner
+from tests.close import close
 
 PARAMS = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32), "bias": jnp.zeros(4)}
 X = np.random.default_rng(1).normal(size=(23, 3)).astype(np.float32)
@@ -54,7 +55,7 @@ def wanted():
 
 @pytest.mark.parametrize("size", [4, 8, 23])
 def test_the_mean_is_over_examples_whatever_the_batches(size):
-    assert runner.evaluate(STEP, PARAMS, batches(size)) == pytest.approx(wanted(), rel=1e-5)
+    close(runner.evaluate(STEP, PARAMS, batches(size)), wanted())
 
 
 def test_a_mean_of_means_would_be_wrong():
@@ -75,16 +76,16 @@ def test_batches_spread_over_devices_count_the_same():
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     params = jax.device_put(PARAMS, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     spread = [jax.device_put(batch, rows) for batch in batches(8)]
-    assert runner.evaluate(STEP, params, spread) == pytest.approx(wanted(), rel=1e-5)
+    close(runner.evaluate(STEP, params, spread), wanted())
     logits, labels = runner.predict(apply, params, spread)
-    np.testing.assert_allclose(logits, X @ np.asarray(PARAMS["kernel"]), rtol=1e-5, atol=1e-5)
+    close(logits, X @ np.asarray(PARAMS["kernel"]))
     np.testing.assert_array_equal(labels, Y)
 
 
 def test_trained_and_frozen_parameters_are_combined_inside_the_step():
     parts = tree.partition(PARAMS, ["kernel"])
     step = runner.make_eval_step(loss, combine=tree.merge)
-    assert runner.evaluate(step, parts, batches(8)) == runner.evaluate(STEP, PARAMS, batches(8))
+    close(runner.evaluate(step, parts, batches(8)), runner.evaluate(STEP, PARAMS, batches(8)))
 
 
 def test_the_step_compiles_once_for_all_batches():
@@ -121,7 +122,7 @@ def test_a_metric_named_loss_is_refused():
 def test_predictions_come_in_order_without_padding(size):
     logits, labels = runner.predict(apply, PARAMS, batches(size))
     assert logits.dtype == np.float32
-    np.testing.assert_allclose(logits, X @ np.asarray(PARAMS["kernel"]), rtol=1e-5, atol=1e-5)
+    close(logits, X @ np.asarray(PARAMS["kernel"]))
     np.testing.assert_array_equal(labels, Y)
 
 

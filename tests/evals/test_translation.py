@@ -9,6 +9,7 @@ import pytest
 
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.evals import translation
+from tests.close import close
 
 pytest.importorskip("sacrebleu")
 REFERENCES = ["Der Mann sieht den alten Hund.", "Heute singt das Kind."]
@@ -16,7 +17,9 @@ REFERENCES = ["Der Mann sieht den alten Hund.", "Heute singt das Kind."]
 
 def test_a_perfect_translation_scores_100_and_the_signature_says_how() -> None:
     found = translation.score(REFERENCES, REFERENCES)
-    assert found["bleu"] == pytest.approx(100) and found["chrf"] == 100 and found["exact"] == 1
+    close(found["bleu"], 100, 1e-9)
+    assert found["chrf"] == 100
+    assert found["exact"] == 1
     assert "tok:13a" in found["bleu_signature"] and "version" in found["chrf_signature"]
     assert "tok:none" in translation.score(REFERENCES, REFERENCES, tokenize="none")["bleu_signature"]
 
@@ -25,16 +28,16 @@ def test_bleu_is_the_geometric_mean_of_n_gram_precisions_over_the_whole_corpus()
     # 13a parts the full stop: 7 + 5 words; one word of the first sentence is wrong
     found = translation.score(["Der Mann sieht den alte Hund.", REFERENCES[1]], REFERENCES)
     precisions = [11 / 12, 8 / 10, 5 / 8, 3 / 6]
-    assert found["bleu"] == pytest.approx(100 * math.exp(np.mean(np.log(precisions))))
+    close(found["bleu"], 100 * math.exp(np.mean(np.log(precisions))), 1e-9)
     assert found["exact"] == 0.5
     # without tokenisation "Hund." is one word: 6 + 4
     found = translation.score(["Der Mann sieht den alte Hund.", REFERENCES[1]], REFERENCES, tokenize="none")
-    assert found["bleu"] == pytest.approx(100 * math.exp(np.mean(np.log([9 / 10, 6 / 8, 4 / 6, 2 / 4]))))
+    close(found["bleu"], 100 * math.exp(np.mean(np.log([9 / 10, 6 / 8, 4 / 6, 2 / 4]))), 1e-9)
 
 
 def test_a_short_translation_pays_the_brevity_penalty() -> None:
     found = translation.score(["Der Mann sieht den alten", "Heute singt das Kind."], REFERENCES)
-    assert found["bleu"] == pytest.approx(100 * math.exp(1 - 12 / 10))
+    close(found["bleu"], 100 * math.exp(1 - 12 / 10), 1e-9)
 
 
 def test_exact_matches_are_counted_by_label_and_the_hardest_comes_first() -> None:

@@ -9,6 +9,7 @@ import pytest
 from fm_jax.core.errors import ConfigError
 from fm_jax.generate.beam import Config, Output, search
 from fm_jax.generate.decode import generate
+from tests.close import close
 from tests.generate import toy
 
 VOCAB, NEW, EOS = 4, 4, 0
@@ -42,12 +43,12 @@ def test_a_wide_search_equals_brute_force(length_penalty):
     out = search(model, params, PROMPTS, LENGTHS, max_new_tokens=NEW, cfg=cfg, eos_id=EOS, pad_id=9)
     for row in range(2):
         expected = brute_force(params["table"], PROMPTS[row, : LENGTHS[row]], length_penalty)
-        np.testing.assert_allclose(out.scores[row], [score for score, _ in expected[:36]], atol=1e-5)
+        close(out.scores[row], np.array([score for score, _ in expected[:36]]))
         # by their scores, since texts that go round a cycle from another token tie
         known = {tuple(tokens): score for score, tokens in expected}
         found = [tuple(tokens) for tokens in texts(out, row)]
         assert len(set(found)) == 36
-        np.testing.assert_allclose(out.scores[row], [known[tokens] for tokens in found], atol=1e-5)
+        close(out.scores[row], np.array([known[tokens] for tokens in found]))
         assert out.finished[row].tolist() == [tokens[-1] == EOS for tokens in found]
 
 
@@ -74,7 +75,7 @@ def test_a_narrow_search_equals_a_loop_over_lists(length_penalty, eos):
             pool = sorted([*pool, *over], reverse=True)[:2]
             beams = [beam for beam in grown if beam[1][-1] not in eos][:2]
         assert texts(out, row) == [new for _, new in pool]
-        np.testing.assert_allclose(out.scores[row], [score for score, _ in pool], atol=1e-5)
+        close(out.scores[row], np.array([score for score, _ in pool]))
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +90,8 @@ def test_scores_and_logprobs_equal_a_full_forward(found):
         for beam, new in enumerate(texts(found, row)):
             logits = toy.full(model, params, [*prompt[: LENGTHS[row]], *new])[LENGTHS[row] - 1 : -1]
             expected = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(new)), new]
-            np.testing.assert_allclose(found.logprobs[row, beam, : len(new)], expected, atol=1e-5)
-            np.testing.assert_allclose(found.scores[row, beam], expected.sum() / len(new), atol=1e-5)
+            close(found.logprobs[row, beam, : len(new)], expected)
+            close(found.scores[row, beam], expected.sum() / len(new))
             assert (np.asarray(found.tokens)[row, beam, len(new) :] == 18).all()
             assert (np.asarray(found.logprobs)[row, beam, len(new) :] == 0).all()
         assert (np.diff(found.scores[row]) <= 0).all()
@@ -99,7 +100,7 @@ def test_scores_and_logprobs_equal_a_full_forward(found):
 def test_a_row_is_the_same_alone(found):
     alone = search(*toy.gpt(), PROMPTS[1:, :2], LENGTHS[1:], max_new_tokens=8, cfg=Config(3), eos_id=2, pad_id=18)
     assert texts(alone, 0) == texts(found, 1)
-    np.testing.assert_allclose(alone.scores[0], found.scores[1], atol=1e-5)
+    close(alone.scores[0], found.scores[1])
 
 
 @pytest.mark.parametrize("eos_id", [None, 0, (0, 5, 7)])
@@ -111,7 +112,7 @@ def test_one_beam_is_greedy(eos_id):
     np.testing.assert_array_equal(beam.tokens[:, 0], greedy.tokens)
     np.testing.assert_array_equal(beam.lengths[:, 0], greedy.lengths)
     np.testing.assert_array_equal(beam.finished[:, 0], greedy.finished)
-    np.testing.assert_allclose(beam.logprobs[:, 0], greedy.logprobs, atol=1e-6)
+    close(beam.logprobs[:, 0], greedy.logprobs)
 
 
 def test_four_beams_find_likelier_texts_than_one():
@@ -134,7 +135,7 @@ def test_the_length_penalty_chooses_between_short_and_long():
     short = run(cfg=Config(2, length_penalty=0.0, early_stopping="never"))
     long = run(cfg=Config(2, length_penalty=1.0, early_stopping="never"))
     assert texts(short, 0)[0] == [0] and texts(long, 0)[0] == [2] * 6
-    np.testing.assert_allclose(long.scores[0, 0], (np.log(0.5) + 5 * np.log(0.9)) / 6, atol=1e-5)
+    close(long.scores[0, 0], (np.log(0.5) + 5 * np.log(0.9)) / 6)
 
 
 def test_early_stopping_ends_the_search_sooner():

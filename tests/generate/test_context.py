@@ -16,6 +16,7 @@ from fm_jax.generate.decode import generate
 from fm_jax.generate.text import text
 from fm_jax.models.language import encoder_decoder
 from fm_jax.ops.positions import Buckets
+from tests.close import close
 from tests.generate import toy
 
 VOCAB, NEW = 19, 10
@@ -61,7 +62,7 @@ def test_cached_logits_equal_a_full_forward_at_every_step():
     expected = [full([one], row)[0] for row, one in enumerate(texts)]
     for at, logits in toy.cached(model, params, texts, np.array([3, 6, 1]), CONTEXT):
         for row in range(3):
-            np.testing.assert_allclose(logits[row], expected[row][at[row] - 1], atol=2e-5, rtol=1e-5)
+            close(logits[row], expected[row][at[row] - 1])
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_greedy_is_the_argmax_of_a_full_forward_at_every_step(greedy):
         logits = full([[0, *new]], row)[0, :NEW]
         assert new == logits.argmax(-1).tolist() and len(new) == NEW
         expected = np.asarray(jax.nn.log_softmax(logits))[np.arange(NEW), new]
-        np.testing.assert_allclose(greedy.logprobs[row], expected, atol=1e-5)
+        close(greedy.logprobs[row], expected)
     assert len(set(map(tuple, rows(greedy)))) == 3  # it is the source that decides
 
 
@@ -119,9 +120,9 @@ def test_a_wide_search_equals_brute_force():
             for place, tokens in enumerate(every)
         }
         best = sorted(known.values(), reverse=True)[:12]
-        np.testing.assert_allclose(out.scores[row], best, atol=1e-5)
+        close(out.scores[row], np.array(best))
         found = [tuple(t[:n].tolist()) for t, n in zip(np.asarray(out.tokens)[row], out.lengths[row], strict=True)]
-        np.testing.assert_allclose([known[tokens] for tokens in found], best, atol=1e-5)
+        close([known[tokens] for tokens in found], best)
 
 
 class Letters:

@@ -9,6 +9,7 @@ from fm_jax.core.errors import ConfigError
 from fm_jax.generate import decode
 from fm_jax.generate.decode import generate
 from fm_jax.generate.sample import GREEDY, Config
+from tests.close import close
 from tests.generate import toy
 
 LENGTHS = np.array([3, 6, 1], np.int32)
@@ -28,7 +29,7 @@ def test_cached_logits_equal_a_full_forward_at_every_step(form):
     expected = [toy.full(model, params, text) for text in texts]
     for at, logits in toy.cached(model, params, texts, LENGTHS):
         for row in range(3):
-            np.testing.assert_allclose(logits[row], expected[row][at[row] - 1], atol=1e-5, rtol=1e-5)
+            close(logits[row], expected[row][at[row] - 1], 2e-5)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_logprobs_are_those_of_the_model_itself(greedy, sampled):
         for row, new in enumerate(rows(out)):
             logits = toy.full(model, params, [*PROMPTS[row, : LENGTHS[row]], *new])[LENGTHS[row] - 1 : -1]
             expected = np.asarray(jax.nn.log_softmax(logits))[np.arange(NEW), new]
-            np.testing.assert_allclose(out.logprobs[row], expected, atol=1e-5)
+            close(out.logprobs[row], expected)
 
 
 def test_a_row_is_the_same_alone_and_under_any_padding(greedy, sampled):
@@ -66,7 +67,7 @@ def test_a_row_is_the_same_alone_and_under_any_padding(greedy, sampled):
         own = PROMPTS[row : row + 1, : LENGTHS[row]]
         alone = generate(model, params, own, LENGTHS[row : row + 1], max_new_tokens=NEW, seeds=[row], **options)
         assert rows(alone) == [rows(out)[row]]
-        np.testing.assert_allclose(alone.logprobs[0], out.logprobs[row], atol=1e-5)
+        close(alone.logprobs[0], out.logprobs[row])
         beyond = np.where(np.arange(6) < LENGTHS[:, None], PROMPTS, 10_000)  # an id that looks up NaN
         assert rows(generate(model, params, beyond, LENGTHS, max_new_tokens=NEW, **options)) == rows(out)
 

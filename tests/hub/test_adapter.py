@@ -14,6 +14,7 @@ from fm_jax.hub import adapter, families
 from fm_jax.models.language.classifier import Classifier
 from fm_jax.models.language.decoder import Decoder, tiny
 from fm_jax.peft import lora
+from tests.close import close
 from tests.hub.forms import FORMS, assert_equal, build, draw, tensors
 
 QV = (r"(?:.*/)?attn/(?:q|v)/kernel",)
@@ -95,12 +96,12 @@ def test_the_parts_of_a_fused_matrix_are_one_adapter_of_all_their_ranks(tmp_path
     a, b = arrays[f"{name}.lora_A.weight"].T, arrays[f"{name}.lora_B.weight"].T
     assert (a.shape, b.shape) == ((16, 6), (6, 48))
     whole = np.concatenate([attn[h]["kernel"]["a"][1] @ attn[h]["kernel"]["b"][1] for h in "qkv"], axis=1)
-    np.testing.assert_allclose(a @ b, whole, atol=1e-6)
+    close(a @ b, whole)
     data = json.loads((folder / "adapter_config.json").read_text())
     assert data["rank_pattern"] == {"attn.c_attn": 6} and data["alpha_pattern"] == {"attn.c_attn": 18}
     assert data["target_modules"] == ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
     assert data["fan_in_fan_out"]
-    assert_equal(merged(module, adapter.load(folder, module)), lora.merge(trained, frozen, cfg))
+    close(merged(module, adapter.load(folder, module)), lora.merge(trained, frozen, cfg))
 
 
 def test_a_fused_matrix_of_which_q_and_v_are_adapted_comes_back_as_q_and_v(tmp_path):
@@ -174,7 +175,7 @@ def test_a_head_that_was_trained_in_full_goes_with_the_adapters(tmp_path):
     found = adapter.load(folder, module)
     assert_equal(found.trained, trained)
     assert (found.trainable, found.base) == (("head/kernel",), "owner/name")
-    assert_equal(merged(module, found), lora.merge(trained, frozen, cfg))
+    close(merged(module, found), lora.merge(trained, frozen, cfg))
 
 
 def test_norms_of_all_layers_that_were_trained_in_full_go_with_the_adapters(tmp_path):
@@ -208,18 +209,18 @@ def test_other_ranks_and_scales_give_the_same_function(tmp_path):
     got = tree.flatten(merged(module, found))
     np.testing.assert_array_equal(got["blocks/attn/q/kernel"][0], wanted["blocks/attn/q/kernel"][0])
     delta = q["a"][1][:, :1] @ q["b"][1][:1] * 6.0  # alpha / rank 1
-    np.testing.assert_allclose(got["blocks/attn/q/kernel"][1], wanted["blocks/attn/q/kernel"][1] + delta, atol=1e-5)
+    close(got["blocks/attn/q/kernel"][1], wanted["blocks/attn/q/kernel"][1] + delta)
     delta = v["a"] @ v["b"] * 0.5
-    np.testing.assert_allclose(got["blocks/attn/v/kernel"], wanted["blocks/attn/v/kernel"] + delta, atol=1e-5)
+    close(got["blocks/attn/v/kernel"], wanted["blocks/attn/v/kernel"] + delta)
 
     edit(folder, rank_pattern={"q_proj": 1}, alpha_pattern={}, use_rslora=True)
     found = adapter.load(folder, module)
-    assert found.alpha == pytest.approx(6.0 * 2**0.5)  # alpha / sqrt(rank), in our alpha / rank
+    close(found.alpha, 6.0 * 2**0.5)  # alpha / sqrt(rank), in our alpha / rank
     got = tree.flatten(merged(module, found))
     delta = v["a"] @ v["b"] * 6.0 / 2**0.5
-    np.testing.assert_allclose(got["blocks/attn/v/kernel"], wanted["blocks/attn/v/kernel"] + delta, atol=1e-5)
+    close(got["blocks/attn/v/kernel"], wanted["blocks/attn/v/kernel"] + delta)
     delta = q["a"][1][:, :1] @ q["b"][1][:1] * 6.0
-    np.testing.assert_allclose(got["blocks/attn/q/kernel"][1], wanted["blocks/attn/q/kernel"][1] + delta, atol=1e-5)
+    close(got["blocks/attn/q/kernel"][1], wanted["blocks/attn/q/kernel"][1] + delta)
 
 
 def test_matrices_are_named_so_that_no_other_is_meant(tmp_path):

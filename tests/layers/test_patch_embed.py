@@ -12,6 +12,7 @@ from fm_jax.core import tree
 from fm_jax.core.errors import ConfigError
 from fm_jax.layers.patch_embed import PatchConfig, PatchEmbed, regrid
 from fm_jax.ops import patches
+from tests.close import close
 
 CFG = PatchConfig((4, 6), 2)
 IMAGE = np.random.default_rng(0).normal(size=(2, 4, 6, 3)).astype(np.float32)
@@ -34,8 +35,8 @@ def test_a_token_is_a_strided_convolution_and_its_position():
     dims = ("NHWC", "HWIO", "NHWC")
     conv = jax.lax.conv_general_dilated(IMAGE, params["kernel"], (2, 2), "VALID", dimension_numbers=dims)
     want = np.asarray(conv).reshape(2, 6, 8) + np.asarray(params["bias"]) + np.asarray(params["positions"])[1:]
-    np.testing.assert_allclose(found[:, 1:], want, atol=1e-5)
-    np.testing.assert_allclose(found[:, 0], jnp.stack([params["cls"] + params["positions"][0]] * 2), atol=1e-6)
+    close(found[:, 1:], want)
+    close(found[:, 0], jnp.stack([params["cls"] + params["positions"][0]] * 2))
 
 
 def test_without_a_token_in_front_there_are_patches_only():
@@ -53,7 +54,7 @@ def test_the_kept_tokens_are_those_of_the_whole_image_and_see_nothing_of_the_oth
     np.put_along_axis(gone, keep[..., None], False, axis=1)
     holes = patches.unpatchify(jnp.where(gone, jnp.nan, patches.patchify(IMAGE, 2)), 2, CFG.grid)
     found = embed(CFG).apply({"params": params}, holes, keep)[:, 1:]
-    np.testing.assert_allclose(found, np.take_along_axis(np.asarray(whole), keep[..., None], axis=1), atol=1e-6)
+    close(found, np.take_along_axis(np.asarray(whole), keep[..., None], axis=1))
 
 
 def test_fixed_positions_start_as_sines_and_cosines_and_have_no_gradient():
@@ -77,16 +78,14 @@ def test_an_image_of_another_size_has_the_positions_that_surgery_would_give_it(r
     assert fitted["positions"].shape == (9, 8)
     np.testing.assert_array_equal(fitted["positions"][0], params["positions"][0])
     want = patches.resize(params["positions"][1:], (2, 3), (4, 2), resizing)
-    np.testing.assert_array_equal(fitted["positions"][1:], want)
-    np.testing.assert_allclose(
-        embed(old).apply({"params": params}, image), embed(new).apply({"params": fitted}, image), atol=1e-6
-    )
+    close(fitted["positions"][1:], want)
+    close(embed(old).apply({"params": params}, image), embed(new).apply({"params": fitted}, image))
 
 
 def test_a_token_in_front_comes_and_goes_with_the_positions():
     params, bare = draw(CFG), replace(CFG, cls=False)
     wanted = jax.ShapeDtypeStruct((6, 8), jnp.float32)
-    np.testing.assert_allclose(regrid(CFG, bare)(params["positions"], wanted), params["positions"][1:], atol=1e-6)
+    close(regrid(CFG, bare)(params["positions"], wanted), params["positions"][1:])
     back = regrid(bare, CFG)(params["positions"][1:], jax.ShapeDtypeStruct((7, 8), jnp.float32))
     np.testing.assert_array_equal(back[0], 0)
 

@@ -9,6 +9,7 @@ from fm_jax.core import tree
 from fm_jax.core.errors import ConfigError
 from fm_jax.layers.readout import Head, pool, states
 from fm_jax.models.language import decoder, encoder
+from tests.close import close
 
 LENGTH = np.array([12, 5, 1], np.int32)
 HIDDEN = np.random.default_rng(1).normal(size=(3, 12, 5)).astype(np.float32)
@@ -17,7 +18,7 @@ HIDDEN = np.random.default_rng(1).normal(size=(3, 12, 5)).astype(np.float32)
 def test_pooling_is_the_mean_the_last_or_the_first_of_the_real_tokens():
     rows = list(zip(HIDDEN, LENGTH, strict=True))
     mean, last, first = (pool(jnp.asarray(HIDDEN), jnp.asarray(LENGTH), how) for how in ("mean", "last", "first"))
-    np.testing.assert_allclose(mean, [row[:length].mean(axis=0) for row, length in rows], atol=1e-6)
+    close(mean, np.array([row[:length].mean(axis=0) for row, length in rows]))
     np.testing.assert_array_equal(last, [row[length - 1] for row, length in rows])
     np.testing.assert_array_equal(first, HIDDEN[:, 0])
     empty = pool(jnp.asarray(HIDDEN), jnp.array([0, 1, 2]), "mean")[0]
@@ -32,7 +33,7 @@ def test_a_head_is_a_dense_layer(shape, bias):
     assert params.keys() == ({"kernel", "bias"} if bias else {"kernel"})
     params = jax.tree.map(lambda leaf: leaf + 1.0, params)
     want = x @ params["kernel"] + (1.0 if bias else 0.0)
-    np.testing.assert_allclose(Head(2, bias=bias).apply({"params": params}, x), want, atol=1e-5)
+    close(Head(2, bias=bias).apply({"params": params}, x), want)
 
 
 @pytest.mark.parametrize(("name", "act"), [("tanh", np.tanh), ("relu", lambda x: np.maximum(x, 0))])
@@ -46,7 +47,7 @@ def test_a_hidden_layer_stands_before_it(name, act):
     params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.3, params)
     inner = act(x @ params["hidden"]["kernel"] + params["hidden"]["bias"])
     want = inner @ params["kernel"] + params["bias"]
-    np.testing.assert_allclose(head.apply({"params": params}, x), want, atol=1e-5)
+    close(head.apply({"params": params}, x), want)
 
 
 def test_dropout_falls_on_what_the_last_layer_reads():

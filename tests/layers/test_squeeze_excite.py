@@ -3,6 +3,7 @@ import numpy as np
 from flax.core import meta
 
 from fm_jax.layers.squeeze_excite import SqueezeExcite
+from tests.close import close
 
 X = np.random.default_rng(0).normal(size=(2, 5, 3, 8)).astype(np.float32)
 
@@ -15,4 +16,4 @@ def test_the_gate_is_the_papers():
     narrow = X.mean(axis=(1, 2)) @ params["reduce"]["kernel"][0, 0] + params["reduce"]["bias"]
     wide = (narrow / (1 + np.exp(-narrow))) @ params["expand"]["kernel"][0, 0] + params["expand"]["bias"]
     want = X / (1 + np.exp(-wide))[:, None, None]
-    np.testing.assert_allclose(SqueezeExcite(2).apply({"params": params}, X), want, atol=1e-5)
+    close(SqueezeExcite(2).apply({"params": params}, X), want)

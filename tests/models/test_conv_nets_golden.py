@@ -7,10 +7,11 @@ import pytest
 
 from fm_jax.core import tree
 from fm_jax.objectives import statistics
+from tests.close import small
 from tests.goldens.stored import Golden
 from tests.parity import conv_task, convert
 
-TOLERANCE = 5e-5  # of the standard deviation of torch's outputs, or of its gradient's norm; float32 on CPU
+TOLERANCE = 1e-4  # of the standard deviation of torch's outputs, or of its gradient's norm; float32 on CPU
 GOLDEN = Golden("conv_nets", every=3)
 
 
@@ -40,13 +41,15 @@ def distances(case, model, params, places, *, train=False):
 @pytest.mark.parametrize("case", GOLDEN.peers)
 def test_logits_loss_and_gradients_are_torchs(case):
     found = distances(case, *GOLDEN.load(case))
-    assert max(found.values()) < TOLERANCE, found
+    print(case, found)
+    small(max(found.values()), TOLERANCE)
 
 
 @pytest.mark.parametrize("case", [case for case in GOLDEN.peers if case.startswith("resnet")])
 def test_a_step_in_training_is_torchs(case):
     found = distances(case, *GOLDEN.load(case), train=True)
-    assert max(found.values()) < TOLERANCE, found
+    print(case, found)
+    small(max(found.values()), TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -62,4 +65,4 @@ def test_a_wrong_variant_is_seen(case, change):
     model, params, places = GOLDEN.load(case)
     wrong = model.clone(backbone=model.backbone.clone(cfg=replace(model.backbone.cfg, **change)))
     found = distances(case, wrong, params, places)
-    assert min(found["logits"], found["gradients"]) > 2 * TOLERANCE, found
+    assert min(found["logits"], found["gradients"]) > 3 * TOLERANCE, found

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from fm_jax.models.language.decoder import Decoder
+from tests.close import small
 from tests.goldens.stored import Golden
+from tests.parity.gradients import apart
 
-TOLERANCE = 5e-5  # of the standard deviation of torch's logits, or of its gradient's norm; float32 on CPU
+TOLERANCE = 1e-4  # of the standard deviation of torch's logits, or of its gradient's norm; float32 on CPU
 GOLDEN = Golden("decoder")
 BATCH = GOLDEN.under("batch")
 
@@ -32,7 +34,7 @@ def distances(case, model, params, places):
     want = GOLDEN.arrays[f"{case}/logits"][inside]
     return {
         "logits": float(np.abs(np.asarray(logits)[inside] - want).max() / want.std()),
-        "loss": abs(float(loss) - GOLDEN.peers[case]["loss"]),
+        "loss": apart(loss, GOLDEN.peers[case]["loss"]),
         "gradients": GOLDEN.steepest(case, gradients, places),
     }
 
@@ -40,7 +42,8 @@ def distances(case, model, params, places):
 @pytest.mark.parametrize("case", GOLDEN.peers)
 def test_logits_and_gradients_are_torchs(case):
     found = distances(case, *GOLDEN.load(case))
-    assert max(found.values()) < TOLERANCE, found
+    print(case, found)
+    small(max(found.values()), TOLERANCE)
 
 
 @pytest.mark.parametrize("case", ["gpt2"])
@@ -48,7 +51,7 @@ def test_the_wrong_gelu_is_seen(case):
     model, params, places = GOLDEN.load(case)
     cfg = model.cfg
     found = distances(case, Decoder(replace(cfg, mlp=replace(cfg.mlp, activation="gelu"))), params, places)
-    assert min(found["logits"], found["gradients"]) > 2 * TOLERANCE, found
+    assert min(found["logits"], found["gradients"]) > 3 * TOLERANCE, found
 
 
 def test_every_kind_of_block_is_covered():

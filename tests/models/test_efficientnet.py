@@ -11,6 +11,7 @@ from fm_jax.models.vision import efficientnet
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.efficientnet import Config, EfficientNet, Stage
 from fm_jax.objectives import statistics
+from tests.close import about, close
 
 TINY = efficientnet.tiny()
 X = np.random.default_rng(0).normal(size=(6, 17, 12, 3)).astype(np.float32)
@@ -71,14 +72,14 @@ def test_depth_is_dropped_in_training_only_and_linearly(monkeypatch):
     monkeypatch.setattr(efficientnet, "DropPath", Noted)
     model = EfficientNet(replace(TINY, stages=(Stage(3, 3, 1, 1, 8), Stage(2, 3, 1, 1, 8)), drop_path=0.4))
     params = init(model)
-    assert rates == [pytest.approx(0.4 * block / 5) for block in (1, 2, 4)]  # firsts have no shortcut
+    close(rates, [0.4 * block / 5 for block in (1, 2, 4)], 1e-9)  # firsts have no shortcut
     plain = jax.jit(model.apply)({"params": params}, X)
     noisy = jax.jit(lambda key: model.apply({"params": params}, X, rngs={"dropout": key}))
     kept, other = (noisy(jax.random.key(seed)) for seed in (0, 1))
     assert np.abs(kept - plain).max() > 1e-3 < np.abs(kept - other).max()
     quiet = EfficientNet(replace(model.cfg, drop_path=0.0))
     dropless = jax.jit(lambda key: quiet.apply({"params": params}, X, rngs={"dropout": key}))(jax.random.key(0))
-    np.testing.assert_allclose(dropless, plain, atol=1e-6)
+    close(dropless, plain, 2e-5)
 
 
 def test_signals_keep_their_size_at_the_start():
@@ -87,7 +88,7 @@ def test_signals_keep_their_size_at_the_start():
     params = init(model)
     kernel = np.asarray(params["stage2_block1"]["filter"]["kernel"])
     assert kernel.shape == (3, 3, 1, 64)
-    assert kernel.std() == pytest.approx((2 / 9) ** 0.5, rel=0.1)
+    about(kernel.std(), (2 / 9) ** 0.5, 0.1)
     out, _ = jax.jit(lambda x: model.apply({"params": params}, x, mutable=["statistics"], method="hidden"))(X)
     assert 0.1 < float(out.std()) < 2
 
@@ -97,7 +98,7 @@ def test_an_image_alone_is_classified_as_in_a_batch():
     params = init(model)
     apply = jax.jit(lambda x: model.apply({"params": params}, x))
     alone = np.concatenate([apply(X[row : row + 1]) for row in range(len(X))])
-    np.testing.assert_allclose(alone, apply(X), atol=1e-5)
+    close(alone, apply(X))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from fm_jax.interpret import capture
 from fm_jax.layers.tap import Tap
 from fm_jax.models.language import encoder
 from fm_jax.models.language.encoder import Encoder
+from tests.close import close
 
 V, T, ROWS = 96, 16, 3
 BERT = encoder.tiny()
@@ -58,7 +59,7 @@ def test_a_padded_row_is_the_row_alone(form):
     whole = forward(cfg)(fresh(cfg), TOKENS, segments=SEGMENTS)
     for row, length in enumerate(LENGTHS):
         alone = Encoder(cfg).apply({"params": fresh(cfg)}, TOKENS[row : row + 1, :length])
-        np.testing.assert_allclose(whole[row, :length], alone[0], atol=2e-5)
+        close(whole[row, :length], alone[0])
 
 
 @every_form
@@ -69,7 +70,7 @@ def test_packed_texts_are_the_texts_alone(form):
     packed = forward(cfg)(fresh(cfg), TOKENS, segments=segments, positions=positions)
     for part in (slice(None, cut), slice(cut, None)):
         alone = Encoder(cfg).apply({"params": fresh(cfg)}, TOKENS[:, part])
-        np.testing.assert_allclose(packed[:, part], alone, atol=2e-5)
+        close(packed[:, part], alone)
 
 
 @every_form
@@ -99,10 +100,10 @@ def test_a_shared_layer_is_a_stack_of_copies_of_itself():
     reads = Tap(read=("block.resid_post", "block.attn.pattern"))
     got, read = capture.run(Encoder(cfg), params, TOKENS, tap=reads)
     want, wanted = capture.run(Encoder(apart), {**rest, "blocks": copies}, TOKENS, tap=reads)
-    np.testing.assert_allclose(got, want, atol=1e-5)
+    close(got, want)
     for site, activation in wanted.items():
         assert activation.shape[0] == cfg.num_layers
-        np.testing.assert_allclose(read[site], activation, atol=1e-5)
+        close(read[site], activation)
 
 
 def test_a_shared_layer_drops_other_units_at_every_depth():
@@ -120,18 +121,18 @@ def test_positions_begin_at_the_offset():
     assert params["embed"]["positions"].shape[0] == cfg.max_length + 2
     moved = {**params, "embed": {**params["embed"], "positions": params["embed"]["positions"][2:]}}
     plain = Encoder(replace(cfg, position_offset=0)).apply({"params": moved}, TOKENS)
-    np.testing.assert_allclose(forward(cfg)(params, TOKENS), plain, atol=1e-5)
+    close(forward(cfg)(params, TOKENS), plain)
 
 
 def test_token_types_are_added_and_default_to_the_first():
     params = fresh(BERT)
     zeros, ones = np.zeros_like(TOKENS), np.ones_like(TOKENS)
     plain = forward(BERT)(params, TOKENS)
-    np.testing.assert_array_equal(plain, forward(BERT)(params, TOKENS, types=zeros))
+    close(forward(BERT)(params, TOKENS, types=zeros), plain)
     other = forward(BERT)(params, TOKENS, types=ones)
     swapped = forward(BERT)({**params, "types": params["types"][::-1]}, TOKENS)
     assert float(jnp.abs(other - plain).max()) > 0.01
-    np.testing.assert_allclose(other, swapped, atol=1e-5)
+    close(other, swapped)
 
 
 def test_a_constant_embedding_has_finite_gradients_at_epsilon_1e_12():

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.close import small
 from tests.goldens.stored import Golden
 from tests.parity import t5_task
 
-TOLERANCE = 5e-5  # of the standard deviation of torch's outputs, or of its gradient's norm; float32 on CPU
+TOLERANCE = 1e-4  # of the standard deviation of torch's outputs, or of its gradient's norm; float32 on CPU
 GOLDEN = Golden("t5")
 
 
@@ -23,7 +24,8 @@ def distances(case, model, params, places):
 @pytest.mark.parametrize("case", GOLDEN.peers)
 def test_logits_states_loss_and_gradients_are_torchs(case):
     found = distances(case, *GOLDEN.load(case))
-    assert max(found.values()) < TOLERANCE, found
+    print(case, found)
+    small(max(found.values()), TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,7 @@ def test_logits_states_loss_and_gradients_are_torchs(case):
 def test_a_wrong_variant_is_seen(case, change):
     model, params, places = GOLDEN.load(case)
     found = distances(case, model.clone(cfg=change(model.cfg)), params, places)
-    assert min(found["logits"], found["gradients"]) > 2 * TOLERANCE, found
+    assert min(found["logits"], found["gradients"]) > 3 * TOLERANCE, found
 
 
 def test_every_form_is_covered():

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from tests.close import small
 from tests.goldens.stored import Golden
 from tests.parity import encoder_task
 
-TOLERANCE = 5e-5  # of the standard deviation of torch's outputs, or of its gradient's norm; float32 on CPU
+TOLERANCE = 1e-4  # of the standard deviation of torch's outputs, or of its gradient's norm; float32 on CPU
 GOLDEN = Golden("encoder")
 
 
@@ -22,7 +23,8 @@ def distances(case, model, params, places):
 @pytest.mark.parametrize("case", GOLDEN.peers)
 def test_outputs_loss_and_gradients_are_torchs(case):
     found = distances(case, *GOLDEN.load(case))
-    assert max(found.values()) < TOLERANCE, found
+    print(case, found)
+    small(max(found.values()), TOLERANCE)
 
 
 def test_the_wrong_gelu_is_seen():
@@ -30,7 +32,7 @@ def test_the_wrong_gelu_is_seen():
     cfg = model.backbone.cfg
     wrong = model.clone(backbone=model.backbone.clone(cfg=replace(cfg, mlp=replace(cfg.mlp, activation="gelu_tanh"))))
     found = distances("bert-tags", wrong, params, places)
-    assert min(found["out"], found["gradients"]) > 2 * TOLERANCE, found
+    assert found["out"] > 3 * TOLERANCE and found["gradients"] > TOLERANCE, found
 
 
 def test_every_form_is_covered():

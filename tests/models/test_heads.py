@@ -9,6 +9,7 @@ from fm_jax.models.language import decoder, encoder
 from fm_jax.models.language.sentence import SentenceEncoder
 from fm_jax.models.language.span import SpanFinder
 from fm_jax.models.language.tagger import Tagger, discriminator
+from tests.close import close
 
 BERT = encoder.Encoder(encoder.tiny())
 TOKENS = np.random.default_rng(0).integers(0, 96, (3, 12), dtype=np.int32)
@@ -62,6 +63,6 @@ def test_a_sentence_is_the_mean_of_its_tokens_and_may_have_length_one(backbone):
     params, apply = made(SentenceEncoder(backbone))
     plain = np.asarray(apply(TOKENS))
     row = backbone.apply({"params": params["backbone"]}, TOKENS[1:2, :5], method="hidden")
-    np.testing.assert_allclose(plain[1], np.asarray(row)[0].mean(axis=0), atol=1e-5)
+    close(plain[1], np.asarray(row)[0].mean(axis=0))
     unit = SentenceEncoder(backbone, normalise=True).apply({"params": params}, TOKENS, LENGTH)
-    np.testing.assert_allclose(unit, plain / np.linalg.norm(plain, axis=1, keepdims=True), atol=1e-5)
+    close(unit, plain / np.linalg.norm(plain, axis=1, keepdims=True))

@@ -12,6 +12,7 @@ from fm_jax.models.language.masked_lm import MaskedLM
 from fm_jax.objectives.masked_lm import masked_lm, masking
 from fm_jax.train import state as states
 from fm_jax.train.step import make_train_step
+from tests.close import close
 
 CFG = encoder.tiny()
 TOKENS = np.random.default_rng(0).integers(5, 96, (4, 16), dtype=np.int32)
@@ -28,9 +29,7 @@ def test_the_token_table_is_read_backwards(embed_size):
     params = init(model)
     logits = model.apply({"params": params}, TOKENS)
     moved = {**params, "head": {**params["head"], "bias": params["head"]["bias"] + np.arange(96, dtype=np.float32)}}
-    np.testing.assert_allclose(
-        model.apply({"params": moved}, TOKENS) - logits, np.broadcast_to(np.arange(96.0), logits.shape), atol=1e-4
-    )
+    close(model.apply({"params": moved}, TOKENS) - logits, np.broadcast_to(np.arange(96.0), logits.shape))
     narrow = np.asarray(params["backbone"]["embed"]["tokens"]).copy()
     narrow[7] = 0
     blank = {**params["backbone"], "embed": {**params["backbone"]["embed"], "tokens": narrow}}
@@ -44,7 +43,7 @@ def test_logits_of_chosen_states_are_the_logits_there():
     params = init(model)
     hidden = model.apply({"params": params}, TOKENS, method="hidden")
     some = model.apply({"params": params}, hidden[:, [3, 9]], method="logits")
-    np.testing.assert_allclose(some, model.apply({"params": params}, TOKENS)[:, [3, 9]], atol=1e-5)
+    close(some, model.apply({"params": params}, TOKENS)[:, [3, 9]])
 
 
 def test_pairs_are_told_by_the_first_token_through_a_pooler():
@@ -54,7 +53,7 @@ def test_pairs_are_told_by_the_first_token_through_a_pooler():
     head = jax.tree.map(np.asarray, params["next"])
     pooled = np.tanh(hidden[:, 0] @ head["hidden"]["kernel"] + head["hidden"]["bias"])
     got = model.apply({"params": params}, hidden, method="pair")
-    np.testing.assert_allclose(got, pooled @ head["kernel"] + head["bias"], atol=1e-5)
+    close(got, pooled @ head["kernel"] + head["bias"])
     with pytest.raises(ConfigError, match="next_sentence=True"):
         MaskedLM(encoder.Encoder(CFG)).apply({"params": params}, hidden, method="pair")
 

@@ -8,6 +8,7 @@ from fm_jax.core import tree
 from fm_jax.models.vision import resnet
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.simclr import SimCLR
+from tests.close import close
 
 BACKBONE = resnet.ResNet(resnet.tiny())
 MODEL = SimCLR(BACKBONE, out=8)
@@ -35,7 +36,7 @@ def test_the_head_is_two_layers_without_bias_each_normalised_over_the_batch(para
     want = normalised(hidden @ head["out"]["kernel"], "norm_out")
     got, _ = MODEL.apply({"params": params}, IMAGE, mutable=["statistics"])
     assert got.shape == (6, 8) and head["hidden"]["kernel"].shape == (16, 16)
-    np.testing.assert_allclose(got, want, atol=2e-4)
+    close(got, want)
     assert set(head["hidden"]) == set(head["out"]) == {"kernel"}
 
 

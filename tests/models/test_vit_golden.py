@@ -6,10 +6,11 @@ from functools import cache
 import numpy as np
 import pytest
 
+from tests.close import small
 from tests.goldens.stored import Golden
 from tests.parity import vit_task
 
-TOLERANCE = 5e-5  # of the standard deviation of torch's outputs, or of its gradient's norm; float32 on CPU
+TOLERANCE = 2e-5  # of the standard deviation of torch's outputs, or of its gradient's norm; float32 on CPU
 GOLDEN, STATES = Golden("vit"), 7
 
 
@@ -39,7 +40,8 @@ def distances(case, model, params, places=None):
 @pytest.mark.parametrize("case", GOLDEN.peers)
 def test_outputs_hidden_states_loss_and_gradients_are_torchs(case):
     found = distances(case, *load(case))
-    assert max(found.values()) < TOLERANCE, found
+    print(case, found)
+    small(max(found.values()), TOLERANCE)
 
 
 def test_the_wrong_gelu_and_the_wrong_pool_are_seen():
@@ -47,13 +49,14 @@ def test_the_wrong_gelu_and_the_wrong_pool_are_seen():
     cfg = model.backbone.cfg
     for wrong in (replace(cfg, mlp=replace(cfg.mlp, activation="gelu_tanh")), replace(cfg, pool="mean")):
         found = distances("vit-labels", model.clone(backbone=model.backbone.clone(cfg=wrong)), params)
-        assert found["out"] > 2 * TOLERANCE, found
+        assert found["out"] > 3 * TOLERANCE, found
 
 
 def test_a_target_that_is_not_standardised_is_seen():
     model, params, _ = load("mae")
     found = distances("mae", model.clone(cfg=replace(model.cfg, standardise=False)), params)
-    assert found["out"] < TOLERANCE < found["loss"], found
+    small(found["out"], TOLERANCE)
+    assert found["loss"] > 100 * TOLERANCE, found
 
 
 def test_every_form_is_covered():

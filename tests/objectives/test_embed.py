@@ -1,8 +1,8 @@
 import jax
 import numpy as np
-import pytest
 
 from fm_jax.objectives.embed import in_batch
+from tests.close import close
 
 B, D = 5, 8
 RNG = np.random.default_rng(0)
@@ -27,10 +27,10 @@ def test_the_loss_ranks_the_partner_among_the_rows_that_count():
     one, two = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (one, two))
     scores = 7.0 * one[:4] @ two[:4].T  # the fifth row is nobody's negative
     log_p = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
-    assert float(total) == pytest.approx(-(np.diag(log_p) * BATCH["weights"][:4]).sum(), rel=1e-5)
+    close(total, -(np.diag(log_p) * BATCH["weights"][:4]).sum())
     assert float(weight) == 3.5
     right = ((scores.argmax(axis=1) == np.arange(4)) * BATCH["weights"][:4]).sum()
-    assert float(metrics["accuracy"][0]) == pytest.approx(right)
+    close(metrics["accuracy"][0], right)
 
 
 def test_what_only_fills_the_batch_does_nothing():
@@ -39,7 +39,7 @@ def test_what_only_fills_the_batch_does_nothing():
     other["tokens"][4], other["other_tokens"][4] = 0.0, 0.0  # a zero vector too
     one, two = (gradient(PARAMS, batch)["kernel"] for batch in (BATCH, other))
     assert np.isfinite(two).all()
-    np.testing.assert_allclose(one, two, atol=1e-6)
+    close(one, two)
 
 
 def test_the_two_sides_are_dropped_apart_and_with_a_key_only():

@@ -1,8 +1,8 @@
 import jax
 import numpy as np
-import pytest
 
 from fm_jax.objectives.span import span
+from tests.close import close
 
 B, T, D = 6, 9, 4
 RNG = np.random.default_rng(0)
@@ -37,7 +37,7 @@ def test_the_loss_is_the_textbook_one_and_ends_out_of_range_are_passed_over():
                 counted += 0.5 * w
             hit &= place == scores.argmax()
         right += w * hit
-    assert float(total) == pytest.approx(sums, rel=1e-5)
+    close(total, sums)
     assert float(weight) == counted == 4.5  # 5.5 but for half of each of the two rows
     assert float(metrics["exact"][0]) == right
     assert metrics["exact"][1] == BATCH["weights"].sum()

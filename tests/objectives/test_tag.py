@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from fm_jax.objectives.tag import replaced, tag
+from tests.close import close
 
 B, T, D, C = 3, 5, 4, 6
 RNG = np.random.default_rng(0)
@@ -31,9 +32,9 @@ def test_the_loss_of_labels_is_the_textbook_one():
     asked = np.argwhere(BATCH["weights"] > 0)
     want = -sum(BATCH["weights"][b, t] * log_p[b, t, BATCH["labels"][b, t]] for b, t in asked)
     right = sum(BATCH["weights"][b, t] * (logits[b, t].argmax() == BATCH["labels"][b, t]) for b, t in asked)
-    assert float(total) == pytest.approx(want, rel=1e-5)
-    assert float(weight) == pytest.approx(BATCH["weights"].sum())
-    assert float(metrics["accuracy"][0]) == pytest.approx(right, rel=1e-6)
+    close(total, want)
+    close(weight, BATCH["weights"].sum())
+    close(metrics["accuracy"][0], right)
 
 
 def test_the_loss_of_replaced_tokens_is_the_textbook_one():
@@ -41,10 +42,10 @@ def test_the_loss_of_replaced_tokens_is_the_textbook_one():
     total, weight, metrics = jax.jit(replaced(apply, ("x",)))(params, batch)
     p = 1 / (1 + np.exp(-(batch["x"] @ params["kernel"]).astype(np.float64)[..., 0]))
     want = -(batch["weights"] * np.where(batch["labels"] == 1, np.log(p), np.log(1 - p))).sum()
-    assert float(total) == pytest.approx(want, rel=1e-5)
-    assert float(weight) == pytest.approx(batch["weights"].sum())
+    close(total, want)
+    close(weight, batch["weights"].sum())
     right = (batch["weights"] * ((p > 0.5) == (batch["labels"] == 1))).sum()
-    assert float(metrics["accuracy"][0]) == pytest.approx(right, rel=1e-6)
+    close(metrics["accuracy"][0], right)
 
 
 @pytest.mark.parametrize(("loss", "width"), [(tag, C), (replaced, 1)])
@@ -53,5 +54,5 @@ def test_tokens_without_weight_do_nothing_and_noise_needs_a_key(loss, width):
     other = {**BATCH, "x": np.where(BATCH["weights"][..., None] > 0, BATCH["x"], 50.0).astype(np.float32)}
     gradient = jax.grad(lambda params, batch: loss(params, batch)[0])
     one, two = (gradient(params, batch)["kernel"] for batch in (BATCH, other))
-    np.testing.assert_allclose(one, two, atol=1e-6)
+    close(one, two)
     assert loss(params, BATCH, None)[0] == loss(params, BATCH)[0] != loss(params, BATCH, jax.random.key(0))[0]

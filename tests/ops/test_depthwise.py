@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from fm_jax.ops.depthwise import depthwise, grouped, shifted
+from tests.close import close
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 9, 12, 5)).astype(np.float32)
@@ -23,7 +24,7 @@ def test_shifted_products_are_the_grouped_convolution_and_so_are_their_gradients
         for f in (shifted, grouped)
     ]
     for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+        close(ours, theirs)
 
 
 def test_each_channel_sees_itself_alone():

@@ -5,6 +5,7 @@ import pytest
 
 from fm_jax.core.mesh import MeshConfig, make_mesh
 from fm_jax.ops.matmul import flat_dot_general
+from tests.close import close
 
 LHS = np.random.default_rng(0).normal(size=(2, 8, 3, 4)).astype(np.float32)
 RHS = np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
@@ -13,7 +14,7 @@ CONTRACT = (((3,), (0,)), ((), ()))
 
 def test_it_is_dot_general():
     got = flat_dot_general(LHS, RHS, CONTRACT)
-    np.testing.assert_allclose(got, LHS @ RHS, rtol=1e-6, atol=1e-6)
+    close(got, LHS @ RHS)
     flattened = str(jax.make_jaxpr(lambda x: flat_dot_general(x, RHS, CONTRACT))(LHS))
     assert "dimension_numbers=(([1], [0]), ([], []))" in flattened  # one matrix product, not a batched one
 
@@ -31,7 +32,7 @@ def test_half_precision_accumulates_in_what_is_asked_for():
     lhs, rhs = LHS.astype(jnp.bfloat16), RHS.astype(jnp.bfloat16)
     got = flat_dot_general(lhs, rhs, CONTRACT, preferred_element_type=jnp.float32)
     assert got.dtype == jnp.float32
-    np.testing.assert_allclose(got, lhs.astype(np.float32) @ rhs.astype(np.float32), rtol=1e-5, atol=1e-5)
+    close(got, lhs.astype(np.float32) @ rhs.astype(np.float32))
     assert flat_dot_general(lhs, rhs, CONTRACT).dtype == jnp.bfloat16
 
 
@@ -39,4 +40,4 @@ def test_split_time_is_not_merged_with_the_batch():
     with jax.set_mesh(make_mesh(MeshConfig(data=4, sequence=2))):
         traced = str(jax.make_jaxpr(lambda x: flat_dot_general(x, RHS, CONTRACT))(LHS))
     assert "reshape" not in traced
-    np.testing.assert_allclose(flat_dot_general(LHS, RHS, CONTRACT), LHS @ RHS, rtol=1e-6, atol=1e-6)
+    close(flat_dot_general(LHS, RHS, CONTRACT), LHS @ RHS)

@@ -4,6 +4,7 @@ import pytest
 
 from fm_jax.core.errors import ConfigError
 from fm_jax.ops import patches
+from tests.close import close
 
 RNG = np.random.default_rng(0)
 
@@ -27,9 +28,9 @@ def test_patches_put_together_are_the_image(size):
 def test_standardised_patches_have_no_mean_and_the_unbiased_variance_one():
     cut = jnp.asarray(RNG.normal(3, 5, (2, 4, 12)).astype(np.float32))
     found, mean, scale = patches.standardise(cut)
-    np.testing.assert_allclose(found.mean(-1), 0, atol=1e-5)
-    np.testing.assert_allclose(found.var(-1, ddof=1), 1, atol=1e-5)
-    np.testing.assert_allclose(found * scale + mean, cut, atol=1e-5)
+    close(found.mean(-1), 0, scale=1.0)
+    close(found.var(-1, ddof=1), 1)
+    close(found * scale + mean, cut)
     assert np.isfinite(patches.standardise(jnp.full((1, 1, 12), 7.0))[0]).all()
 
 
@@ -39,7 +40,7 @@ def test_sines_and_cosines_of_the_column_come_before_those_of_the_row():
     assert table.dtype == np.float32
     row, column = 2, 4
     want = [f(place * 10_000.0 ** (-i / 2)) for place in (column, row) for f in (np.sin, np.cos) for i in (0, 1)]
-    np.testing.assert_allclose(table[row * 5 + column], want, rtol=1e-6)
+    close(table[row * 5 + column], np.array(want))
     with pytest.raises(ConfigError, match="divisible by 4, not 10"):
         patches.sincos((3, 5), 10)
 
@@ -47,14 +48,14 @@ def test_sines_and_cosines_of_the_column_come_before_those_of_the_row():
 @pytest.mark.parametrize("how", ["bicubic", "linear", "antialiased"])
 def test_a_grid_resized_to_itself_is_itself_and_a_constant_stays_one(how):
     table = jnp.asarray(RNG.normal(size=(12, 5)).astype(np.float32))
-    np.testing.assert_allclose(patches.resize(table, (3, 4), (3, 4), how), table, atol=1e-6)
-    np.testing.assert_allclose(patches.resize(jnp.full((12, 5), 2.5), (3, 4), (7, 2), how), 2.5, rtol=1e-6)
+    close(patches.resize(table, (3, 4), (3, 4), how), table)
+    close(patches.resize(jnp.full((12, 5), 2.5), (3, 4), (7, 2), how), 2.5)
 
 
 def test_linear_resizing_of_a_ramp_is_the_ramp_within_the_outer_centres():
     ramp = jnp.arange(4, dtype=jnp.float32)[None].repeat(2, 0).reshape(8, 1)
     found = np.asarray(patches.resize(ramp, (2, 4), (2, 8), "linear")).reshape(2, 8)
-    np.testing.assert_allclose(found, np.clip(np.arange(8) / 2 - 0.25, 0, 3)[None].repeat(2, 0), atol=1e-6)
+    close(found, np.clip(np.arange(8) / 2 - 0.25, 0, 3)[None].repeat(2, 0))
 
 
 def test_the_cubic_kernel_has_a_of_minus_three_quarters():
@@ -66,7 +67,7 @@ def test_the_cubic_kernel_has_a_of_minus_three_quarters():
 
     distances = np.abs((np.arange(8) + 0.5) / 2 - 0.5 - 1)
     want = [kernel(x) if x < 2 else 0.0 for x in distances]
-    np.testing.assert_allclose(patches.resize(spike, (1, 4), (1, 8))[:, 0], want, atol=1e-6)
+    close(patches.resize(spike, (1, 4), (1, 8))[:, 0], np.array(want))
 
 
 def test_antialiasing_is_pillows_bicubic():
@@ -77,7 +78,7 @@ def test_antialiasing_is_pillows_bicubic():
     for new in ((3, 2), (9, 4), (1, 1)):
         want = Image.fromarray(table.reshape(6, 7)).resize(new[::-1], Image.Resampling.BICUBIC)
         found = patches.resize(jnp.asarray(table), (6, 7), new, "antialiased")
-        np.testing.assert_allclose(np.asarray(found).reshape(new), want, atol=3e-6)
+        close(np.asarray(found).reshape(new), want)
 
 
 def test_a_table_that_is_no_such_grid_is_refused():

@@ -55,7 +55,7 @@ def test_a_rows_noise_is_its_own_in_any_batch():
     for part in (slice(0, 1), slice(2, 6)):
         np.testing.assert_array_equal(masking.noise(jax.random.key(3), images[part], 16), whole[part])
     assert len(np.unique(np.asarray(whole).round(6), axis=0)) == 6
-    assert not np.allclose(masking.noise(jax.random.key(4), images, 16), whole)
+    assert np.abs(masking.noise(jax.random.key(4), images, 16) - whole).max() > 0.1
 
 
 def test_images_that_differ_in_one_pixel_or_in_their_order_are_masked_differently():

@@ -16,7 +16,7 @@ from fm_jax.interpret import capture
 from fm_jax.layers.tap import Tap
 from fm_jax.objectives import statistics
 from fm_jax.objectives.classify import softmax
-from tests.parity.gradients import steepest
+from tests.parity.gradients import apart, steepest
 
 LABELS, ROWS = 5, 4
 
@@ -58,7 +58,7 @@ def ours(model: Any, rows: Mapping[str, np.ndarray], *, train: bool = False) -> 
 
 def distances(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, float]:
     """Return the largest differences in units of the peer's standard deviation; a gradient's of its norm."""
-    found = {"logits": _apart(mine["logits"], peer["logits"]), "loss": abs(float(mine["loss"]) - peer["loss"])}
+    found = {"logits": _apart(mine["logits"], peer["logits"]), "loss": apart(mine["loss"], peer["loss"])}
     if "sites" in peer:
         assert mine["sites"].keys() == peer["sites"].keys()
         found["sites"] = max(_apart(mine["sites"][name], want) for name, want in peer["sites"].items())

@@ -15,7 +15,7 @@ from fm_jax.models.language.classifier import Classifier
 from fm_jax.models.language.masked_lm import MaskedLM
 from fm_jax.models.language.span import SpanFinder
 from fm_jax.objectives import classify, masked_lm, span, tag
-from tests.parity.gradients import steepest
+from tests.parity.gradients import apart, steepest
 
 VOCAB, TIME, LENGTHS, PLACES, LABELS = 40, 24, (24, 15, 6), 3, 5
 INSIDE = np.arange(TIME) < np.array(LENGTHS)[:, None]
@@ -117,7 +117,7 @@ def distances(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, flo
         got, want = np.asarray(mine["states"])[:, INSIDE], peer["states"][:, INSIDE]
         assert got.shape == want.shape
         found["states"] = float((np.abs(got - want) / want.std(axis=(-2, -1), keepdims=True)).max())
-    found["loss"] = abs(float(mine["loss"]) - peer["loss"])
+    found["loss"] = apart(mine["loss"], peer["loss"])
     if "gradients" in peer:
         found["gradients"] = steepest(mine["gradients"], peer["gradients"])
     return found

@@ -1,10 +1,15 @@
-"""How far two gradients lie apart: no torch needed."""
+"""How far two losses or gradients lie apart: no torch needed."""
 
 from typing import Any
 
 import numpy as np
 
 from fm_jax.core import tree
+
+
+def apart(mine: Any, peer: float) -> float:
+    """Return the difference of two losses, in units of the peer's; in nats where that is below one."""
+    return abs(float(mine) - peer) / max(abs(peer), 1.0)
 
 
 def steepest(mine: Any, peer: Any) -> float:

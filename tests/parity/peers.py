@@ -14,7 +14,7 @@ from fm_jax.layers.tap import Tap
 from fm_jax.models.language.decoder import Decoder
 from fm_jax.objectives.language import next_token
 from tests.parity import convert
-from tests.parity.gradients import steepest
+from tests.parity.gradients import apart, steepest
 
 VOCAB, WIDTH, TIME, LENGTHS = 40, 16, 24, (24, 15, 6)
 
@@ -154,7 +154,7 @@ def distances(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, flo
         assert got.shape == want.shape
         deviation = want.std() if name == "logits" else want.std(axis=(-2, -1), keepdims=True)
         found[name] = float((np.abs(got - want) / deviation).max())
-    found["loss"] = abs(float(mine["loss"]) - peer["loss"])
+    found["loss"] = apart(mine["loss"], peer["loss"])
     found["gradients"] = steepest(mine["gradients"], peer["gradients"])
     return found
 

@@ -11,6 +11,7 @@ from fm_jax.interpret import capture
 from fm_jax.layers.tap import Tap
 from fm_jax.models.language.encoder_decoder import EncoderDecoder
 from fm_jax.objectives.seq2seq import seq2seq
+from tests.parity.gradients import apart
 
 VOCAB = 40
 SOURCE, TIME = 24, 21  # beyond the 16 tokens where the small buckets end
@@ -69,5 +70,5 @@ def distances(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, flo
         assert got.shape == want.shape
         deviation = want.std() if name == "logits" else want.std(axis=(-2, -1), keepdims=True)
         found[name] = float((np.abs(got - want) / deviation).max())
-    found["loss"] = abs(float(mine["loss"]) - peer["loss"])
+    found["loss"] = apart(mine["loss"], peer["loss"])
     return found

@@ -24,9 +24,10 @@ from fm_jax.hub import pretrained  # noqa: E402
 from fm_jax.layers import squeeze_excite  # noqa: E402
 from fm_jax.models.vision import efficientnet, resnet  # noqa: E402
 from fm_jax.objectives import statistics  # noqa: E402
+from tests.close import close, small  # noqa: E402
 from tests.parity import conv_peers, conv_task, convert  # noqa: E402
 
-TOLERANCE = 5e-5  # of the peer's standard deviation, in float32 on CPU
+TOLERANCE = 1e-4  # of the peer's standard deviation, in float32 on CPU
 
 
 @cache
@@ -54,7 +55,7 @@ def compared(name, change=lambda m, p: (m, p), *, drawn=True, train=False):
 def test_our_network_computes_what_transformers_does(name):
     found = compared(name)
     print(name, {key: f"{value:.1e}" for key, value in found.items()})
-    assert max(found.values()) < TOLERANCE, found
+    small(max(found.values()), TOLERANCE)
 
 
 @pytest.mark.parametrize("name", conv_peers.RESNETS)
@@ -62,7 +63,7 @@ def test_our_network_computes_what_transformers_does(name):
 def test_our_resnet_trains_as_transformers_does(name, drawn):
     found = compared(name, drawn=drawn, train=True)
     print(name, drawn, {key: f"{value:.1e}" for key, value in found.items()})
-    assert max(found.values()) < TOLERANCE, found
+    small(max(found.values()), TOLERANCE)
 
 
 def _cfg(model, **changes):
@@ -96,7 +97,7 @@ MUTANTS = {
 def test_a_wrong_variant_is_seen(mutant):
     found = compared(*MUTANTS[mutant])
     print(mutant, {key: f"{value:.1e}" for key, value in found.items()})
-    assert min(found["logits"], found["sites"], found["gradients"]) > 2 * TOLERANCE, found
+    assert min(found["logits"], found["sites"]) > 3 * TOLERANCE and found["gradients"] > TOLERANCE, found
 
 
 def _padded(real, padding):
@@ -114,7 +115,7 @@ def test_even_padding_is_seen_in_an_efficientnet(monkeypatch):
         efficientnet, "Depthwise", lambda size, stride, padding, **more: real(size, stride, None, **more)
     )
     assert compared("efficientnet-even")["logits"] > 1e-2
-    assert compared("efficientnet-odd")["logits"] < TOLERANCE  # odd sizes are padded evenly by TensorFlow too
+    small(compared("efficientnet-odd")["logits"], TOLERANCE)  # odd sizes are padded evenly by TensorFlow too
 
 
 def test_even_padding_is_seen_in_an_efficientnets_stem(monkeypatch):
@@ -133,7 +134,7 @@ def test_a_squeeze_as_wide_as_a_share_of_the_widened_channels_does_not_fit():
 def test_another_activation_in_the_squeeze_is_seen(monkeypatch):
     nn = SimpleNamespace(silu=jax.nn.relu, sigmoid=jax.nn.sigmoid)
     monkeypatch.setattr(squeeze_excite, "jax", SimpleNamespace(nn=nn, Array=jax.Array))
-    assert compared("efficientnet-even")["logits"] > 2 * TOLERANCE
+    assert compared("efficientnet-even")["logits"] > 3 * TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,8 @@ def test_another_activation_in_the_squeeze_is_seen(monkeypatch):
 def test_a_mean_over_one_axis_only_is_seen(name, kind, monkeypatch):
     monkeypatch.setattr(kind, "features", lambda self, image, tap=None: self.hidden(image, tap=tap).mean(axis=1)[:, 0])
     found = compared(name)
-    assert found["sites"] < TOLERANCE < found["logits"] / 2, found
+    small(found["sites"], TOLERANCE)
+    assert found["logits"] > 3 * TOLERANCE, found
 
 
 @pytest.mark.parametrize("change", [((0, 1), (0, 1)), ((1, 1), (0, 1))], ids=["uneven", "uneven in width"])
@@ -152,7 +154,7 @@ def test_another_padding_of_the_pool_is_seen(monkeypatch, change):
     monkeypatch.setattr(resnet.nn, "max_pool", lambda x, size, strides, padding: real(x, size, strides, change))
     model, params, peer = expected("resnet-basic")
     got = conv_task.ours(model, conv_peers.rows("resnet-basic"))(params)
-    assert np.abs(got["logits"] - peer["logits"]).max() > 2 * TOLERANCE * peer["logits"].std()
+    assert np.abs(got["logits"] - peer["logits"]).max() > 3 * TOLERANCE * peer["logits"].std()
 
 
 @pytest.mark.parametrize("name", ["resnet-basic", "efficientnet-even"])
@@ -164,8 +166,8 @@ def test_moments_of_the_batch_in_evaluation_are_seen(name):
 
 def test_another_momentum_is_seen():
     found = compared("resnet-basic", lambda m, p: (_cfg(m, norm_momentum=0.99), p), train=True)
-    assert found["statistics"] > 2 * TOLERANCE
-    assert found["logits"] < TOLERANCE
+    assert found["statistics"] > 3 * TOLERANCE
+    small(found["logits"], TOLERANCE)
 
 
 @pytest.mark.parametrize("name", conv_peers.CASES)
@@ -188,7 +190,7 @@ def test_folders_go_both_ways(name, tmp_path):
         np.testing.assert_array_equal(mine[key], want, err_msg=key)
     image = torch.from_numpy(conv_peers.rows(name)["image"].transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
-        np.testing.assert_allclose(again.eval()(image).logits, peer(image).logits, atol=1e-5)
+        close(again.eval()(image).logits.numpy(), peer(image).logits.numpy())
 
 
 @pytest.mark.parametrize(("name", "kind"), [("resnet-v1", "ResNetModel"), ("efficientnet-odd", "EfficientNetModel")])

@@ -14,9 +14,10 @@ pytest.importorskip("torch", reason="the live parity tests need torch: pip insta
 pytest.importorskip("transformers", reason="the live parity tests need transformers: pip install transformers")
 
 from fm_jax.models.language.decoder import Decoder  # noqa: E402
+from tests.close import small  # noqa: E402
 from tests.parity import convert, peers  # noqa: E402
 
-TOLERANCE = 5e-5  # of the peer's standard deviation, in float32 on CPU
+TOLERANCE = 1e-4  # of the peer's standard deviation, in float32 on CPU
 
 
 def expected(name, *, perturbed):
@@ -40,7 +41,7 @@ def test_our_decoder_computes_what_transformers_does(name, record_property):
         found = peers.distances(compute(params), peer)
         record_property("perturbed" if perturbed else "fresh", found)
         print(name, "perturbed" if perturbed else "fresh", {key: f"{value:.1e}" for key, value in found.items()})
-        assert max(found.values()) < TOLERANCE, found
+        small(max(found.values()), TOLERANCE)
 
 
 def _plain(boxed):
@@ -100,8 +101,8 @@ def test_a_wrong_variant_is_seen(mutant):
     peer["gradients"] = _matching(peer["gradients"], params)
     found = peers.distances(peers.ours(cfg)(params), peer)
     print(mutant, {key: f"{value:.1e}" for key, value in found.items()})
-    assert found["logits"] > 2 * TOLERANCE, found
-    assert found["gradients"] > 2 * TOLERANCE, found
+    assert found["logits"] > 3 * TOLERANCE, found
+    assert found["gradients"] > TOLERANCE, found
 
 
 def _matching(gradients, params):

@@ -20,9 +20,10 @@ transformers = pytest.importorskip(
 from fm_jax.core import tree  # noqa: E402
 from fm_jax.hub import pretrained  # noqa: E402
 from fm_jax.models.language import encoder, masked_lm  # noqa: E402
+from tests.close import close, small  # noqa: E402
 from tests.parity import convert, encoder_peers, encoder_task, peers  # noqa: E402
 
-TOLERANCE = 5e-5  # of the peer's standard deviation, in float32 on CPU
+TOLERANCE = 1e-4  # of the peer's standard deviation, in float32 on CPU
 
 
 @cache
@@ -55,7 +56,7 @@ def test_our_encoder_and_head_compute_what_transformers_do(name, record_property
         found = encoder_task.distances(compute(params), peer)
         record_property("perturbed" if perturbed else "fresh", found)
         print(name, "perturbed" if perturbed else "fresh", {key: f"{value:.1e}" for key, value in found.items()})
-        assert max(found.values()) < TOLERANCE, found
+        small(max(found.values()), TOLERANCE)
 
 
 def _backbone(model, **changes):
@@ -121,11 +122,17 @@ def differs(name, change, *, scale=1.0):
     return {key: value for key, value in found.items() if key != "loss"}
 
 
+def _seen(found):
+    """Every output tells a mutant from rounding, and so does the gradient, which some of them move less."""
+    outputs = [error for name, error in found.items() if name != "gradients"]
+    assert min(outputs) > 3 * TOLERANCE and found["gradients"] > TOLERANCE, found
+
+
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_wrong_variant_is_seen(mutant):
     found = differs(*MUTANTS[mutant])
     print(mutant, {key: f"{value:.1e}" for key, value in found.items()})
-    assert min(found.values()) > 2 * TOLERANCE, found
+    _seen(found)
 
 
 def test_a_wrong_epsilon_is_seen_where_variances_are_small():
@@ -136,8 +143,8 @@ def test_a_wrong_epsilon_is_seen_where_variances_are_small():
         lambda m, p: (_backbone(m, norm=replace(m.backbone.cfg.norm, epsilon=1e-5)), p),
         scale=1e-2,
     )
-    assert max(right.values()) < TOLERANCE, right
-    assert min(wrong.values()) > 2 * TOLERANCE, wrong
+    small(max(right.values()), TOLERANCE)
+    _seen(wrong)
 
 
 def test_padding_that_is_attended_to_is_seen(monkeypatch):
@@ -146,7 +153,7 @@ def test_padding_that_is_attended_to_is_seen(monkeypatch):
         masked_lm.MaskedLM, "hidden", lambda self, tokens, **where: real(self, tokens, **{**where, "segments": None})
     )
     found = differs("bert-words", lambda m, p: (m, p))
-    assert min(found.values()) > 2 * TOLERANCE, found
+    _seen(found)
 
 
 def test_no_norm_after_the_embedding_is_seen(monkeypatch):
@@ -158,7 +165,7 @@ def test_no_norm_after_the_embedding_is_seen(monkeypatch):
     real = encoder.Norm
     monkeypatch.setattr(encoder, "Norm", lambda cfg, dtype, name=None: (real if name else Same)(cfg, dtype, name=name))
     found = differs("bert-words", lambda m, p: (m, p))
-    assert found["words"] > 2 * TOLERANCE, found
+    assert found["words"] > 3 * TOLERANCE, found
 
 
 @pytest.mark.parametrize("name", encoder_peers.CASES)
@@ -205,4 +212,4 @@ def test_a_bare_model_of_ours_opens_there(tmp_path):
     mine = model.backbone.apply({"params": params["backbone"]}, encoder_peers.rows("bert-labels")["tokens"][:1])
     tokens = torch.from_numpy(encoder_peers.rows("bert-labels")["tokens"][:1]).long()
     theirs = again.eval()(tokens).last_hidden_state.detach().numpy()
-    assert np.abs(np.asarray(mine) - theirs).max() < TOLERANCE * theirs.std()
+    close(mine, theirs, TOLERANCE, scale=theirs.std())

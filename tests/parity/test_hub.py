@@ -24,9 +24,10 @@ from fm_jax.hub import adapter, gpt2, llama, pretrained, table  # noqa: E402
 from fm_jax.models.language import decoder  # noqa: E402
 from fm_jax.models.language.classifier import Classifier  # noqa: E402
 from fm_jax.peft import lora  # noqa: E402
+from tests.close import small  # noqa: E402
 from tests.parity import conv_peers, encoder_peers, peers, t5_peers, vit_peers  # noqa: E402
 
-TOLERANCE = 5e-5  # of the peer's standard deviation, in float32 on CPU
+TOLERANCE = 1e-4  # of the peer's standard deviation, in float32 on CPU
 ROWS = hub_verify.Config()
 PEERS = {
     **dict.fromkeys(peers.CASES, peers),
@@ -81,7 +82,7 @@ def test_a_folder_is_read_and_given_back(name, tmp_path):
     pretrained.save(tmp_path / "ours", found.module, found.params, words)
     again = opened(getattr(transformers, architecture(tmp_path / "ours")), tmp_path / "ours")
     pad = getattr(peer.config, "pad_token_id", None) or 0
-    assert largest(found.module, found.params, peer, again, pad=pad) < TOLERANCE
+    small(largest(found.module, found.params, peer, again, pad=pad), TOLERANCE)
     if name == "electra-wide-words":  # with embeddings as wide as its layers it is a BERT, and written as one
         assert isinstance(again, transformers.BertForMaskedLM)
     elif name == "mt5":  # T5 v1.1 by another name
@@ -124,7 +125,7 @@ def test_half_precision_is_read_and_written(name, tmp_path):
     build(name).to(torch.bfloat16).save_pretrained(tmp_path / "theirs")
     peer = opened(getattr(transformers, architecture(tmp_path / "theirs")), tmp_path / "theirs")
     found = pretrained.load(tmp_path / "theirs")
-    assert largest(found.module, found.params, peer) < TOLERANCE
+    small(largest(found.module, found.params, peer), TOLERANCE)
     pretrained.save(tmp_path / "ours", found.module, found.params, dtype="bfloat16")
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["dtype"] == "bfloat16"
     again = opened(type(peer), tmp_path / "ours", dtype="auto")
@@ -142,7 +143,7 @@ def test_a_classifier_that_was_finetuned_here_opens_there(model, tmp_path):
     pretrained.save(tmp_path / "ours", module, params, tokenizer, labels=("bad", "so so", "good"))
     peer = opened(transformers.AutoModelForSequenceClassification, tmp_path / "ours")
     assert peer.config.id2label == {0: "bad", 1: "so so", 2: "good"}
-    assert largest(module, params, peer, pad=tokenizer.pad_id) < TOLERANCE
+    small(largest(module, params, peer, pad=tokenizer.pad_id), TOLERANCE)
     text = "the cat sat"
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
     assert theirs(text)["input_ids"] == tokenizer.encode(text).tolist()
@@ -157,7 +158,7 @@ def test_a_conversion_is_proved_by_the_comparison(tmp_path):
     hub_convert.run(hub_convert.Config(tmp_path / "theirs", tmp_path / "ours"), tmp_path / "convert")
     measured = hub_verify.run(hub_verify.Config(folder=str(tmp_path / "ours")), tmp_path / "verify")
     assert measured["model"] == "GPT2LMHeadModel" and measured["first_wrong"] == ""
-    assert measured["largest"] < TOLERANCE
+    small(measured["largest"], TOLERANCE)
     assert list(measured["differences"]) == ["embed", "layer 0", "layer 1", "layer 2", "final", "logits"]
 
 
@@ -243,7 +244,7 @@ def test_adapters_made_here_open_in_peft(name, targets, tmp_path):
     before = largest(found.module, lora.merge(trained, frozen, cfg), peer)
     theirs = peft.PeftModel.from_pretrained(peer, tmp_path / "ours").merge_and_unload().eval()
     assert before > 100 * TOLERANCE  # the adapters do something
-    assert largest(found.module, lora.merge(trained, frozen, cfg), theirs) < TOLERANCE
+    small(largest(found.module, lora.merge(trained, frozen, cfg), theirs), TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["gpt2-classifier", "llama-classifier", "bert-labels", "roberta-labels"])
@@ -258,7 +259,7 @@ def test_a_head_and_its_adapters_open_in_peft(name, tmp_path):
     adapter.save(tmp_path / "ours", found.module, trained, rank=cfg.rank, alpha=cfg.alpha)
     theirs = peft.PeftModel.from_pretrained(peer, tmp_path / "ours").merge_and_unload().eval()
     pad = peer.config.pad_token_id or 0
-    assert largest(found.module, lora.merge(trained, frozen, cfg), theirs, pad=pad) < TOLERANCE
+    small(largest(found.module, lora.merge(trained, frozen, cfg), theirs, pad=pad), TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +293,7 @@ def test_adapters_of_peft_open_here(name, words, tmp_path):
     lora.check(read.trained, found.params)
     merged = with_adapters.merge_and_unload().eval().requires_grad_(False)
     pad = peer.config.pad_token_id or 0
-    assert largest(found.module, lora.merge(read.trained, frozen, cfg), merged, pad=pad) < TOLERANCE
+    small(largest(found.module, lora.merge(read.trained, frozen, cfg), merged, pad=pad), TOLERANCE)
 
 
 def saved(name, folder):
@@ -321,7 +322,8 @@ def test_a_model_of_images_is_proved_layer_by_layer(name, places, tmp_path):
     saved(name, tmp_path / "theirs")
     measured = hub_verify.run(hub_verify.Config(folder=str(tmp_path / "theirs")), tmp_path / "work")
     assert list(measured["differences"]) == places
-    assert 0 < measured["largest"] < TOLERANCE and measured["first_wrong"] == ""
+    assert measured["largest"] > 0 and measured["first_wrong"] == ""
+    small(measured["largest"], TOLERANCE)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ pytest.importorskip("transformers", reason="the live parity tests need transform
 
 from fm_jax.generate import beam, decode  # noqa: E402
 from fm_jax.ops.positions import Buckets, bucket  # noqa: E402
+from tests.close import close, small  # noqa: E402
 from tests.parity import convert, peers, t5_peers, t5_task  # noqa: E402
 
-TOLERANCE = 5e-5  # of the peer's standard deviation, in float32 on CPU
+TOLERANCE = 1e-4  # of the peer's standard deviation, in float32 on CPU
 
 
 def expected(name, *, perturbed):
@@ -35,7 +36,7 @@ def test_our_t5_computes_what_transformers_does(name, record_property):
         found = t5_peers.distances(compute(params), peer)
         record_property("perturbed" if perturbed else "fresh", found)
         print(name, "perturbed" if perturbed else "fresh", {key: f"{value:.1e}" for key, value in found.items()})
-        assert max(found.values()) < TOLERANCE, found
+        small(max(found.values()), TOLERANCE)
 
 
 @pytest.mark.parametrize(("count", "distance"), [(32, 128), (8, 16), (64, 256)])
@@ -194,8 +195,8 @@ def test_a_wrong_batch_is_seen(mutant, changed):
 
 def _seen(mutant, found):
     print(mutant, {key: f"{value:.1e}" for key, value in found.items()})
-    assert found["logits"] > 2 * TOLERANCE, found
-    assert found["gradients"] > 2 * TOLERANCE, found
+    assert found["logits"] > 3 * TOLERANCE, found
+    assert found["gradients"] > TOLERANCE, found
 
 
 NEW = 12
@@ -252,7 +253,7 @@ def test_beams_are_transformers(name, penalty, early):
     np.testing.assert_array_equal(
         np.where(inside, np.asarray(out.tokens).reshape(12, NEW)[:, : tokens.shape[1]], 0), np.where(inside, tokens, 0)
     )
-    np.testing.assert_allclose(np.asarray(out.scores).ravel(), want.sequences_scores.numpy(), atol=1e-4)
+    close(np.asarray(out.scores).ravel(), want.sequences_scores.numpy(), 1e-4)
 
 
 @pytest.mark.parametrize("name", t5_peers.CASES)
@@ -274,8 +275,8 @@ def test_a_folder_of_transformers_loads_and_one_of_ours_opens_there(name, tmp_pa
         found = pretrained.load(tmp_path / folder)
         inputs = rows["tokens"], rows["source"], rows["source_length"]
         logits = np.asarray(jax.jit(found.module.apply)({"params": found.params}, *inputs))
-        assert np.abs(logits - want["logits"])[inside].max() < TOLERANCE * want["logits"].std()
+        close(logits[inside], want["logits"][inside], TOLERANCE, scale=want["logits"].std())
     pretrained.save(tmp_path / "ours", found.module, found.params)
     again = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
-    np.testing.assert_array_equal(t5_peers.theirs(again)["logits"], want["logits"])
+    close(t5_peers.theirs(again)["logits"], want["logits"])
     assert pretrained.load(tmp_path / "ours").module == found.module

@@ -14,7 +14,7 @@ from fm_jax.layers.tap import ENCODER, Tap
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.mae import MAE
 from fm_jax.objectives import classify, reconstruct
-from tests.parity.gradients import steepest
+from tests.parity.gradients import apart, steepest
 
 ROWS, LABELS = 3, 5
 KEPT = ("embed", "block.resid_post")
@@ -77,7 +77,7 @@ def distances(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, flo
         assert got.shape == want.shape, (name, got.shape, want.shape)
         deviation = want.std(axis=(1, 2, 3), keepdims=True) if want.ndim == 4 else want.std()
         found[name] = float((np.abs(got - want) / deviation).max())
-    found["loss"] = abs(float(mine["loss"]) - peer["loss"])
+    found["loss"] = apart(mine["loss"], peer["loss"])
     if "gradients" in peer and "gradients" in mine:
         found["gradients"] = steepest(mine["gradients"], peer["gradients"])
     return found

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.close import close
+
 ROOT = Path(__file__).parents[2]
 STEPS = 12
 
@@ -20,7 +22,8 @@ def command(workdir: Path, *options: str, steps: int = STEPS) -> list[str]:
 
 
 def environment(devices: int = 1, **more: str) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags, count = re.subn(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
+    assert count == 1  # the rest of conftest's flags holds here too
     return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **more}
 
 
@@ -81,14 +84,14 @@ def test_resume_after_kill_is_bitwise(whole: str, tmp_path: Path) -> None:
 
 
 def test_resume_on_another_mesh(whole: str, tmp_path: Path) -> None:
-    """Saved on one device, resumed on 8 (4-way fsdp): losses within 1e-6 of the undisturbed run."""
+    """Saved on one device, resumed on 8 (4-way fsdp): the losses of the undisturbed run."""
     assert run(tmp_path, steps=5).returncode == 0
     done = run(tmp_path, "--fsdp", "4", devices=8)
     assert done.returncode == 0, done.stderr
     before, after = losses(whole), losses(done.stdout)
     assert sorted(after) == list(range(6, STEPS + 1))
     for step, value in after.items():
-        assert float.fromhex(value) == pytest.approx(float.fromhex(before[step]), rel=1e-6), step
+        close(float.fromhex(value), float.fromhex(before[step]))
 
 
 def test_sigterm_saves_and_says_try_again(whole: str, tmp_path: Path) -> None:
@@ -104,7 +107,7 @@ def test_sigterm_saves_and_says_try_again(whole: str, tmp_path: Path) -> None:
     )
     until(process, r"loss 4 ")
     process.terminate()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 75, errors
     assert "SIGTERM: saved at step" in errors
     done = run(tmp_path, "--save-every", "0")
@@ -138,10 +141,10 @@ def test_two_processes_equal_one(whole: str, tmp_path: Path) -> None:
         )
         for index in range(2)
     ]
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300  # some 20 s on an idle machine
     outputs = [process.communicate(timeout=max(1.0, deadline - time.monotonic())) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert digest(outputs[0][0]) == digest(outputs[1][0])
     before = losses(whole)
     for step, value in losses(outputs[0][0]).items():
-        assert float.fromhex(value) == pytest.approx(float.fromhex(before[step]), rel=1e-5), step
+        close(float.fromhex(value), float.fromhex(before[step]))

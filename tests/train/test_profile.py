@@ -14,7 +14,7 @@ def test_palms_own_figure_comes_out() -> None:
     flops = decoder_flops_per_token(540_350_000_000, 118, 48 * 256, 2048)
     peak = peak_flops("TPU v4")
     assert peak is not None
-    assert 238_300 * flops / (6144 * peak) == pytest.approx(0.462, abs=0.0005)
+    assert round(238_300 * flops / (6144 * peak), 3) == 0.462
 
 
 def test_flops_are_those_that_the_compiler_counts() -> None:
@@ -41,7 +41,7 @@ def test_flops_are_those_that_the_compiler_counts() -> None:
     x = jnp.ones((time, width))
     cost = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x).compile().cost_analysis()
     rule = time * decoder_flops_per_token(multiplied_params(params), layers, width, time)
-    assert cost["flops"] == pytest.approx(rule, rel=0.02)
+    assert 0.98 < cost["flops"] / rule < 1.02
 
 
 def test_causal_halves_attention_only() -> None:

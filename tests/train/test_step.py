@@ -20,6 +20,7 @@ from fm_jax.objectives.language import next_token
 from fm_jax.optim import optimizer, schedule
 from fm_jax.train import state
 from fm_jax.train.step import make_train_step
+from tests.close import close
 from tests.train import toy
 
 KEY = jax.random.key(7)
@@ -44,10 +45,10 @@ def test_a_step_is_the_weighted_mean_gradient_given_to_the_optimiser():
 
     loss, gradient = jax.value_and_grad(mean)(begun.params)
     done, metrics = stepper(tx=optax.sgd(0.5))(begun, batch)
-    toy.close(done.params, jax.tree.map(lambda leaf, slope: leaf - 0.5 * slope, begun.params, gradient))
-    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-6)
-    assert float(metrics["nll"]) == pytest.approx(float(loss), rel=1e-6)
-    assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-5)
+    close(done.params, jax.tree.map(lambda leaf, slope: leaf - 0.5 * slope, begun.params, gradient))
+    close(metrics["loss"], loss)
+    close(metrics["nll"], loss)
+    close(metrics["grad_norm"], optax.tree.norm(gradient))
     assert int(done.step) == 1 and int(done.skipped) == 0 and not metrics["skip"]
 
 
@@ -57,8 +58,8 @@ def test_accumulation_is_the_large_batch_however_full_its_parts(parts):
     # adam's first step is the sign of the gradient alone: with sgd a wrong scale is seen too
     whole, metrics = stepper(tx=optax.sgd(0.5))(begin(optax.sgd(0.5)), batch)
     apart, summed = stepper(tx=optax.sgd(0.5), accumulate=parts)(begin(optax.sgd(0.5)), batch)
-    toy.close(apart, whole)
-    toy.close(summed, metrics)
+    close(apart, whole)
+    close(summed, metrics)
 
 
 def test_a_mean_of_means_is_not_the_mean():
@@ -127,7 +128,7 @@ def test_the_mean_of_the_parameters_follows_them():
     for seed in range(3):
         now, _ = step(now, toy.batch(seed))
         want = jax.tree.map(lambda mean, leaf: 0.9 * mean + 0.1 * leaf, want, now.params)
-        toy.close(now.ema, want)
+        close(now.ema, want)
     assert stepper()(begin(ema=False), toy.batch())[0].ema is None
 
 
@@ -139,7 +140,7 @@ def test_frozen_leaves_stay_and_cost_the_optimiser_nothing():
     done, metrics = stepper()(begun, toy.batch())
     toy.equal(done.frozen, frozen)
     everything, _ = stepper()(begin(), toy.batch())
-    toy.close(done.params["head"], everything.params["head"])
+    close(done.params["head"], everything.params["head"])
     assert float(metrics["grad_norm"]) > 0
 
 
@@ -151,7 +152,7 @@ def test_frozen_leaves_combine_as_they_are_told():
     adam, _ = stepper(tx=optax.adam(0.1), combine=combine)(
         begin(optax.adam(0.1), params=begun.params, frozen=begun.frozen, ema=False), toy.batch()
     )
-    toy.close(toy.params()["embed"] + adam.params["delta"], everything.params["embed"])
+    close(toy.params()["embed"] + adam.params["delta"], everything.params["embed"])
     assert np.abs(done.params["delta"]).max() > 0
 
 
@@ -171,7 +172,7 @@ def test_noise_is_a_function_of_the_key_and_the_step():
     later = step(begun.replace(step=jnp.asarray(5)), batch)
     assert abs(float(one[1]["loss"] - later[1]["loss"])) > 1e-3
     total, weight, _ = toy.noisy(begun.params, batch, jax.random.fold_in(KEY, 5))
-    assert float(later[1]["loss"]) == pytest.approx(float(total / weight), rel=1e-5)
+    close(later[1]["loss"], total / weight)
 
 
 def test_each_part_of_an_accumulated_step_has_its_own_noise():
@@ -183,7 +184,7 @@ def test_each_part_of_an_accumulated_step_has_its_own_noise():
     sums = [toy.noisy(toy.params(), rows, rng) for rng in rngs]
     assert abs(float(sums[0][0] - sums[1][0])) > 1e-2
     want = sum(total for total, _, _ in sums) / sum(weight for _, weight, _ in sums)
-    assert float(metrics["loss"]) == pytest.approx(float(want), rel=1e-5)
+    close(metrics["loss"], want)
 
 
 MESHES = [MeshConfig(data=1, fsdp=8), MeshConfig(data=1, fsdp=2, tensor=2, sequence=2)]
@@ -193,9 +194,9 @@ MESHES = [MeshConfig(data=1, fsdp=8), MeshConfig(data=1, fsdp=2, tensor=2, seque
 def test_a_step_on_a_mesh_keeps_every_layout_and_computes_the_same(cfg, whole_run):
     """The state's layout is a fixed point, so that the second step compiles nothing and donation holds."""
     states, losses = train(cfg)
-    toy.close(losses, whole_run[1], atol=2e-5)
+    close(losses, whole_run[1], 5e-5)
     for one, two in zip(jax.tree.leaves(states[-1].params), jax.tree.leaves(whole_run[0][-1].params), strict=True):
-        np.testing.assert_allclose(one, two, atol=2e-4)
+        close(one, two, 1e-5, scale=1.0)
     for after in states[1:]:
         leaves = zip(jax.tree_util.tree_leaves_with_path(states[0]), jax.tree.leaves(after), strict=True)
         for (path, old), new in leaves:
@@ -218,7 +219,8 @@ def train(cfg, devices=None):
     batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
     params = state.init_params(lambda key: model.init(key, batch["tokens"])["params"], jax.random.key(0), mesh)
     plan = schedule.make(schedule.Config(kind="constant", peak=1e-3, num_steps=10, warmup_steps=0))
-    tx = optimizer.make(optimizer.Config(), plan, params)
+    # with AdamW's own eps a gradient that is rounding alone would move its leaf as far as any other
+    tx = optimizer.make(optimizer.Config(eps=1e-3), plan, params)
     now = state.place(partial(_create, tx), params, {}, mesh)
     step = make_train_step(next_token(model.apply, chunk=64), tx, key=KEY, accumulate=2, ema_decay=0.9)
     with jax.set_mesh(mesh):
@@ -261,11 +263,7 @@ def test_running_statistics_move_in_the_frozen_leaves_and_are_not_logged(parts):
     trained, running = statistics.split(normed(batch))
     done, metrics = stepper(NORMED, accumulate=parts)(begin(frozen=running, params=trained), batch)
     pieces = batch["image"].reshape(ROWS // parts, parts, 5)
-    toy.close(
-        done.frozen["norm"],
-        {"mean": 0.1 * batch["image"].mean(0), "var": 0.9 + 0.1 * pieces.var(0, ddof=1).mean(0)},
-        atol=1e-5,
-    )
+    close(done.frozen["norm"], {"mean": 0.1 * batch["image"].mean(0), "var": 0.9 + 0.1 * pieces.var(0, ddof=1).mean(0)})
     assert not [name for name in metrics if "norm/" in name]
 
 

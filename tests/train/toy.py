@@ -42,13 +42,6 @@ def batch(seed=0, rows=ROWS):
     return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
 
 
-def close(got, want, atol=1e-6):
-    """Compare two trees of the same form."""
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    for one, two in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(one, two, rtol=1e-5, atol=atol)
-
-
 def equal(got, want):
     """Compare two trees bit for bit."""
     assert jax.tree.structure(got) == jax.tree.structure(want)
