@@ -1,4 +1,4 @@
-"""The few names that every room shares."""
+"""Type aliases that every package uses."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ Params = dict[str, Any]
 """Nested dict of arrays, as Flax returns it under the key "params", without boxes."""
 
 Batch = Mapping[str, Any]
-"""Flat mapping from a field's name to an array whose first axis is the batch."""
+"""Field name -> array whose first axis is the batch."""
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 """Name -> (sum, weight). Sums and weights add up over microbatches, devices and hosts; division happens once."""
