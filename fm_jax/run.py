@@ -1,6 +1,6 @@
 """The command line of every experiment: `python -m experiments.NAME [--workdir DIR] [--config PRESET] [--key VALUE …]`.
 
-Everything that can be wrong with a command is found before any computation, and said in one line.
+A wrong command is refused before any computation, with a message of one line.
 """
 
 import difflib
@@ -49,8 +49,8 @@ def main(
 ) -> None:
     """Run an experiment from its command line: `run(cfg, workdir)`; the first of `configs` is the default.
 
-    `resumable` are patterns of config keys (`fit.num_steps`, `log.*`) that may change when a run is started
-    again in its work directory; any other change is refused.
+    `resumable`: patterns of config keys (`fit.num_steps`, `log.*`) that may change when a run is resumed in its
+    work directory; any other change is refused.
 
     Exit status: 0 done; `FmError.code` for an error that one line explains (2 usage, 3 data, 4 checkpoint,
     5 resources, 6 numbers, 75 stopped and saved: start again); 130 interrupted; 1 a bug, with its traceback.
@@ -103,7 +103,7 @@ def _start(
 
 
 def _resolve(argv: Sequence[str], configs: Mapping[str, Callable[[], Any]], name: str) -> tuple[str, Any, Path]:
-    """Return preset, config and work directory that a command line asks for."""
+    """Parse a command line into preset, config and work directory."""
     texts = split_argv(argv)
     preset = texts.pop("config", next(iter(configs)))
     workdir = texts.pop("workdir", f"runs/{name}")
@@ -118,14 +118,14 @@ def _resolve(argv: Sequence[str], configs: Mapping[str, Callable[[], Any]], name
 
 
 def _help(argv: Sequence[str], configs: Mapping[str, Callable[[], Any]], experiment: _Experiment) -> str:
-    """Return the page of the preset that the command names; nothing else in the command is looked at."""
+    """Return the help page of the preset that the command names; the rest of the command is ignored."""
     words = [part for word in argv for part in word.split("=", 1)]
     named = dict(itertools.pairwise(words)).get("--config", "")
     preset = named if named in configs else next(iter(configs))
     usage = [
         f"usage: python -m {experiment.module} [--workdir DIR] [--config PRESET] [--key VALUE …]",
         "",
-        f"  --workdir DIR     where the run lives; started again there, it resumes [runs/{experiment.name}]",
+        f"  --workdir DIR     directory of the run; an existing run there is resumed [runs/{experiment.name}]",
         f"  --config PRESET   {', '.join(configs)} [{next(iter(configs))}]; shown below: {preset}",
         "",
     ]
@@ -133,7 +133,7 @@ def _help(argv: Sequence[str], configs: Mapping[str, Callable[[], Any]], experim
 
 
 def _experiment(run: Callable[..., Any]) -> _Experiment:
-    """Read name, docstring and file from the module of `run`; under `python -m` that module calls itself __main__."""
+    """Read name, docstring and file from the module of `run`; under `python -m` that module is named __main__."""
     scope = getattr(run, "__globals__", {})
     file = Path(scope.get("__file__") or sys.argv[0] or "run")
     spec = scope.get("__spec__")
@@ -142,7 +142,7 @@ def _experiment(run: Callable[..., Any]) -> _Experiment:
 
 
 def _explained(error: Exception) -> FmError | None:
-    """Return the error if one line is enough to mend it, else None."""
+    """Return the error a user can fix from one line, or None for a bug."""
     if isinstance(error, FmError):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -151,14 +151,14 @@ def _explained(error: Exception) -> FmError | None:
         first = str(error).splitlines()[0][:200]
         return ResourceError(f"out of device memory; lower the batch size, accumulate or rematerialise ({first})")
     if isinstance(error, MemoryError):  # an image size of a hundred thousand, say
-        return ResourceError(f"out of memory; lower the size of what is read or the batch size ({error})")
+        return ResourceError(f"out of memory; lower the batch size or the size of one example ({error})")
     return None
 
 
 def _leave(code: int, line: str) -> NoReturn:
     print(line, file=sys.stderr, flush=True)
-    # An orderly exit waits for all processes at a barrier; after an error of one, the others would hold it up
-    # for minutes. A preempted run stops everywhere at the same step, so it may end in order.
+    # A normal exit waits for all processes at a barrier. After an error in one process the others would not
+    # reach it for minutes. A preempted run stops at the same step everywhere, so it may exit normally.
     if jax.distributed.is_initialized() and code != Preempted.code:
         sys.stdout.flush()
         os._exit(code)
@@ -181,6 +181,6 @@ def _use_compile_cache() -> None:
             raise PermissionError(errno.EPERM, f"{directory} belongs to another user")
         directory.chmod(0o700)
     except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
-        print(f"no compile cache: {error}", file=sys.stderr)
+        print(f"compile cache disabled: {error}", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))

@@ -98,7 +98,7 @@ def test_first_preset_and_runs_name_are_the_defaults() -> None:
         (["--workdir", "a\0b"], "--workdir: 'a\\x00b' is not a path"),
         (["--workdir", "x" * 5000], "File name too long"),
         (["--workdir", "/dev/null"], "is a file"),
-        (["--workdir", "gs://bucket/x"], "must be a local path"),
+        (["--workdir", "gs://bucket/x"], "is not a local path"),
         (["train"], "unexpected argument 'train'"),
         (["--" + "x" * 5000, "1"], "unknown option --xxx"),
     ],
@@ -147,7 +147,7 @@ def test_a_directory_of_another_config_is_refused_unless_the_key_is_resumable(ca
             5,
             "error: out of device memory; lower",
         ),
-        (MemoryError("Unable to allocate 224. GiB"), 5, "error: out of memory; lower the size"),
+        (MemoryError("Unable to allocate 224. GiB"), 5, "error: out of memory; lower the batch size"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
@@ -243,7 +243,7 @@ def test_when_one_of_two_processes_refuses_both_end_at_once(tmp_path: Path) -> N
     try:
         err = processes[0].communicate(timeout=300)[1]
         assert processes[0].returncode == 2
-        assert err.splitlines()[-1].endswith("old values of seed: 1 -> 0")
+        assert err.splitlines()[-1].endswith("old values: seed: 1 -> 0")
         assert processes[1].wait(timeout=20) != 0  # well below the heartbeat's 30 s and the barrier's 300 s
     finally:
         for process in processes:

@@ -1,4 +1,4 @@
-"""The leaves of any state by name, what is known about them without reading them, and how two such lists differ."""
+"""The named leaves of a state, their dtypes and shapes, and the differences between two such lists."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,19 +16,19 @@ def named(state: Any) -> dict[str, Any]:
     """Return {"opt_state/0/mu/head/kernel": leaf} for any tree, in the order of `jax.tree.leaves`.
 
     Raises:
-        ValueError: two leaves share a name, or a leaf is no array of plain numbers.
+        ValueError: two leaves share a name, or a leaf is not an array of plain numbers.
     """
-    found = {}
+    flat = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if not isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
-            raise ValueError(f"{name} is a {type(leaf).__name__}; a checkpoint holds arrays")
+            raise ValueError(f"{name} is a {type(leaf).__name__}; a checkpoint can hold arrays only")
         if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-            raise ValueError(f"{name} is a typed random key; store jax.random.key_data of it")
-        if name in found:
-            raise ValueError(f"two leaves are called {name}")
-        found[name] = leaf
-    return found
+            raise ValueError(f"{name} is a typed random key; store its jax.random.key_data instead")
+        if name in flat:
+            raise ValueError(f"two leaves have the name {name}")
+        flat[name] = leaf
+    return flat
 
 
 def signature(leaf: Any) -> Signature:
@@ -37,23 +37,23 @@ def signature(leaf: Any) -> Signature:
 
 
 def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Return shape, dtype and sharding of a leaf; one without a sharding goes to the first local device."""
+    """Return shape, dtype and sharding of a leaf; without a sharding it is put on the first local device."""
     where = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
 
 def size(leaves: Iterable[Any]) -> int:
-    """Return the bytes of the leaves, each counted once however many devices hold it."""
+    """Return the bytes of the leaves; a leaf on several devices counts once."""
     return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in leaves)
 
 
 def show(signature: Signature) -> str:
-    """Return float32[3,4]."""
+    """Return a signature as text, such as float32[3,4]."""
     return f"{signature[0]}[{','.join(map(str, signature[1]))}]"
 
 
 def differences(stored: Mapping[str, Signature], wanted: Mapping[str, Signature]) -> list[str]:
-    """Return one line for every leaf that is missing, left over, or of another dtype or shape."""
+    """Return one line for every leaf that is missing, superfluous, or has another dtype or shape."""
     changed = [
         f"{name}: stored {show(stored[name])}, wanted {show(wanted[name])}"
         for name in wanted
@@ -64,6 +64,6 @@ def differences(stored: Mapping[str, Signature], wanted: Mapping[str, Signature]
 
 
 def listing(problems: list[str], limit: int) -> str:
-    """Return the first problems in one line, and how many more there are."""
+    """Return the first problems in one line, and the number of further ones."""
     more = f"; and {len(problems) - limit} more" if len(problems) > limit else ""
     return "; ".join(problems[:limit]) + more

@@ -1,4 +1,4 @@
-"""Read sealed checkpoints: what they hold, and their arrays onto any devices. Nothing here writes."""
+"""Read sealed checkpoints: their records, and their arrays onto any devices. Nothing here writes."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -26,24 +26,24 @@ def load_params(
     part: str = "params",
     combine: Callable[[Params, Params], Params] = tree.merge,
 ) -> Params:
-    """Verify a sealed step and read the model's parameters alone, frozen ones included, onto any devices.
+    """Verify a sealed step and read only the model's parameters, including frozen ones, onto any devices.
 
     Args:
-        directory: of a `Store`; with several processes all of them call this.
+        directory: the directory of a `Store`; with several processes all of them must call this.
         step: a step, "last" or "best".
-        abstract: ShapeDtypeStructs with shardings that the result must equal in names, shapes and dtypes; without it
-            every array goes whole to the first local device.
-        part: "params", or "ema" for their running mean.
-        combine: makes the model's parameters of (part, frozen), as in training.
+        abstract: ShapeDtypeStructs with shardings whose names, shapes and dtypes the result must have; by default
+            every array is put whole on the first local device.
+        part: "params", or "ema" for their exponential moving average.
+        combine: (part, frozen) -> the model's parameters, as in training.
 
     Raises:
-        CheckpointError: nothing sealed there, a damaged file, or other parameters than `abstract` says.
+        CheckpointError: no sealed step, a damaged file, or other parameters than `abstract`.
     """
-    found = folder(Path(directory).absolute(), step)  # Orbax refuses a relative path
-    known = stored(record(found))
+    source = folder(Path(directory).absolute(), step)  # Orbax refuses a relative path
+    known = stored(record(source))
     chosen = {name: sig for name, sig in known.items() if name.startswith((f"{part}/", "frozen/"))}
     if not any(name.startswith(f"{part}/") for name in chosen):
-        raise CheckpointError(f"checkpoint {found} holds no {part}; it holds {', '.join(_tops(known))}")
+        raise CheckpointError(f"checkpoint {source} has no {part}; it has {', '.join(_tops(known))}")
     places = tree.flatten(abstract) if abstract is not None else {}
 
     def target(name: str, signature: leaves.Signature) -> jax.ShapeDtypeStruct:
@@ -51,38 +51,40 @@ def load_params(
         bare = jax.ShapeDtypeStruct(signature[1], np.dtype(signature[0]))
         return leaves.abstract(like if like is not None and leaves.signature(like) == signature else bare)
 
-    if abstract is not None and combine is tree.merge:  # before anything is read
-        _same({name.partition("/")[2]: signature for name, signature in chosen.items()}, places, found)
-    state = tree.unflatten(arrays(found, {name: target(name, signature) for name, signature in chosen.items()}))
+    if abstract is not None and combine is tree.merge:  # check before reading
+        _same({name.partition("/")[2]: signature for name, signature in chosen.items()}, places, source)
+    state = tree.unflatten(arrays(source, {name: target(name, signature) for name, signature in chosen.items()}))
     params = combine(state[part], state.get("frozen", {}))
     if abstract is not None:
-        _same({name: leaves.signature(leaf) for name, leaf in tree.flatten(params).items()}, places, found)
+        _same({name: leaves.signature(leaf) for name, leaf in tree.flatten(params).items()}, places, source)
     return params
 
 
 def load_meta(directory: str | Path, step: int | str = "last") -> dict[str, Any]:
-    """Return the `meta` (config, versions, devices, git revision) that was saved with a step."""
+    """Return the `meta` (config, versions, devices, git revision) saved with a step."""
     return record(folder(Path(directory), step))["meta"]
 
 
 def folder(directory: Path, step: int | str) -> Path:
-    """Return the folder of a sealed step, "last" or "best"; CheckpointError where there is none."""
+    """Return the folder of a sealed step, "last" or "best"; CheckpointError if there is none."""
     steps = seal.steps(directory)
     step = int(step) if isinstance(step, str) and step.isdecimal() else step
     if step == "best":
         ranked_steps = ranked(directory)
         if not ranked_steps:
-            raise CheckpointError(f"no checkpoint in {directory} has a metric to be best by; name a step or 'last'")
+            raise CheckpointError(f"no checkpoint in {directory} has a metric, so none is best; give a step or 'last'")
         return directory / str(ranked_steps[0])
     if step == "last" and steps:
         return directory / str(steps[-1])
     if step in steps:
         return directory / str(step)
     if step in (cut := seal.unsealed(directory)):
-        raise CheckpointError(f"checkpoint {step} in {directory} has no {seal.SEAL}, so it was never finished")
-    there = f"there are {', '.join(map(str, steps[-8:]))}" if steps else "there is no sealed one"
+        raise CheckpointError(
+            f"checkpoint {step} in {directory} has no {seal.SEAL}, so it is unfinished; use another step"
+        )
+    there = f"it has {', '.join(map(str, steps[-8:]))}" if steps else "it has no sealed checkpoint"
     there += f" (unfinished: {', '.join(map(str, cut[-8:]))})" if cut else ""
-    raise CheckpointError(f"no checkpoint {step!r} in {directory}: {there}")
+    raise CheckpointError(f"no checkpoint {step!r} in {directory}; {there}")
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -96,12 +98,12 @@ def stored(record: Mapping[str, Any]) -> dict[str, leaves.Signature]:
 
 
 def ranked(directory: Path, metric: str | None = None) -> list[int]:
-    """Return the sealed steps that have the metric, lowest first; by default the one that the newest step names."""
+    """Return the sealed steps that have the metric, lowest value first; the default metric is the newest step's."""
     records = []
     for step in reversed(seal.steps(directory)):
         try:
             records.append(record(directory / str(step)))
-        except CheckpointError:  # `restore` of that step will say so; the others can still be compared
+        except CheckpointError:  # restoring that step raises it; the others can still be compared
             continue
     metric = metric or next((r["metric"] for r in records if r["metric"] is not None), None)
     values = [(r["metrics"].get(metric), r["step"]) for r in records]
@@ -112,16 +114,16 @@ def arrays(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str
     """Verify a sealed step and read the named arrays into the given shardings.
 
     Raises:
-        CheckpointError: on every process, where a file is damaged on any.
+        CheckpointError: on every process, if any process finds a damaged file.
     """
     error = None
     try:
         seal.verify(folder, share=(jax.process_index(), jax.process_count()))
-    except CheckpointError as found:
-        error = found
+    except CheckpointError as damage:
+        error = damage
     agree(error)
     target = tree.unflatten(dict(wanted))
-    # Not StandardRestore: it cannot read a part, and one way of reading is enough, for names and shapes are known.
+    # Not StandardRestore: it cannot restore a part of the tree.
     args = ocp.args.PyTreeRestore(
         item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
     )
@@ -133,9 +135,9 @@ def arrays(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str
     return leaves.named(state)
 
 
-def _same(found: dict[str, leaves.Signature], abstract: dict[str, Any], folder: Path) -> None:
+def _same(available: dict[str, leaves.Signature], abstract: dict[str, Any], folder: Path) -> None:
     wanted = {name: leaves.signature(leaf) for name, leaf in abstract.items()}
-    if problems := leaves.differences(found, wanted):
+    if problems := leaves.differences(available, wanted):
         raise CheckpointError(f"checkpoint {folder} is of another model: {leaves.listing(problems, 5)}")
 
 

@@ -1,8 +1,8 @@
-"""Seal a folder: everything in it on disk, then sizes and digests beside it, and only then its real name.
+"""Seal a folder: flush its files to disk, add their sizes and digests, and only then rename it to its final name.
 
-Orbax commits by a rename, but leaves its metadata files and the rename itself to the operating system, so a power cut
-can empty every checkpoint of a run; and it reads flipped bits without notice. A folder that `publish` has named is
-whole after a power cut, and `verify` finds every changed bit.
+Orbax commits by a rename but does not flush its metadata files or the rename, so a power cut can empty every checkpoint
+of a run; and it reads flipped bits without notice. A folder renamed by `publish` is complete after a power cut, and
+`verify` detects every changed bit.
 """
 
 import errno
@@ -24,7 +24,7 @@ def publish(folder: Path, final: Path) -> int:
     """Flush `folder` to disk, write its seal into it, rename it to `final`, and return its size in bytes.
 
     Raises:
-        OSError: a flush, a write or the rename failed; `final` does not exist then.
+        OSError: a flush, a write or the rename failed; then `final` does not exist.
     """
     files: dict[str, dict[str, Any]] = {}
     for path in _files(folder):
@@ -42,12 +42,12 @@ def publish(folder: Path, final: Path) -> int:
 
 
 def steps(directory: Path) -> list[int]:
-    """Return the sealed steps in `directory`, oldest first; [] where there is no such directory."""
+    """Return the sealed steps in `directory`, oldest first; [] if there is no such directory."""
     return sorted(int(path.name) for path in _numbered(directory) if (path / SEAL).is_file())
 
 
 def unsealed(directory: Path) -> list[int]:
-    """Return the steps whose folder stands in `directory` without a seal: copied in part, or not written by us."""
+    """Return the steps whose folder in `directory` has no seal: partially copied, or not written by fm_jax."""
     return sorted(int(path.name) for path in _numbered(directory) if not (path / SEAL).is_file())
 
 
@@ -55,7 +55,7 @@ def verify(folder: Path, *, share: tuple[int, int] = (0, 1)) -> None:
     """Compare every file of a sealed folder, or the i-th of n shares of them, with its digest.
 
     Raises:
-        CheckpointError: naming step and file, where one is missing, cut short, or changed in any bit.
+        CheckpointError: a file is missing, truncated or changed; the message names step and file.
     """
     files = sorted(manifest(folder).items())[share[0] :: share[1]]
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter lock
@@ -66,11 +66,11 @@ def verify(folder: Path, *, share: tuple[int, int] = (0, 1)) -> None:
 
 
 def manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return {file: {"bytes", "sha256"}} of a sealed folder; CheckpointError where the seal is missing or damaged."""
+    """Return {file: {"bytes", "sha256"}} of a sealed folder; CheckpointError if the seal is missing or damaged."""
     try:
         text = (folder / SEAL).read_text()
     except FileNotFoundError:
-        raise CheckpointError(f"{_place(folder)}: {SEAL} is missing, so it was never finished; not loaded") from None
+        raise CheckpointError(f"{_place(folder)} has no {SEAL}, so it is unfinished; use another step") from None
     except (OSError, UnicodeDecodeError) as error:
         raise damaged(folder, SEAL, type(error).__name__) from error
     try:
@@ -79,15 +79,15 @@ def manifest(folder: Path) -> dict[str, dict[str, Any]]:
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
-        raise damaged(folder, SEAL, "its own sha256 differs")
+        raise damaged(folder, SEAL, "its sha256 differs")
     return files
 
 
 def read(folder: Path, name: str) -> bytes:
-    """Return one file of a sealed folder after comparing it with its digest; CheckpointError where it differs."""
+    """Return one file of a sealed folder after verifying its digest; CheckpointError if it differs."""
     entry = manifest(folder).get(name)
     if entry is None:
-        raise damaged(folder, name, "it is not listed in the seal")
+        raise damaged(folder, name, "the seal does not list it")
     if problem := _problem(folder / name, entry):
         raise damaged(folder, name, problem)
     return (folder / name).read_bytes()
@@ -102,7 +102,7 @@ def write(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to disk; without it a created or renamed file can vanish in a power cut."""
+    """Flush a folder's entries to disk; otherwise a created or renamed file can disappear in a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -117,15 +117,15 @@ def damaged(folder: Path, name: str, problem: str) -> CheckpointError:
 
 
 def failure(what: str, error: Exception) -> FmError:
-    """Return one line for what the operating system or Orbax raised: ResourceError where space or memory ran out."""
+    """Turn an error of the operating system or Orbax into one line; ResourceError if space or memory ran out."""
     if isinstance(error, FmError):
         return error
-    said = " ".join(str(error).split())
+    text = " ".join(str(error).split())
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if full or re.search(r"RESOURCE_EXHAUSTED|No space left|File too large|Disk quota", said):
-        kind = "memory" if re.search(r"[Oo]ut of memory|allocat", said) else "space on the disk"
-        return ResourceError(f"{what} failed: no {kind} left ({said[:120]})")
-    return CheckpointError(f"{what} failed: {type(error).__name__}: {said[:200]}")
+    if full or re.search(r"RESOURCE_EXHAUSTED|No space left|File too large|Disk quota", text):
+        kind = "memory" if re.search(r"[Oo]ut of memory|allocat", text) else "space on the disk"
+        return ResourceError(f"{what} failed: no {kind} left ({text[:120]})")
+    return CheckpointError(f"{what} failed: {type(error).__name__}: {text[:200]}")
 
 
 def _place(folder: Path) -> str:

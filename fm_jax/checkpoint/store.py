@@ -1,15 +1,15 @@
 """Checkpoints of a run: asynchronous, sealed, verified; the last and the best are kept.
 
-A step's folder appears under its own name only when it is complete and on disk (`seal.publish`); until then it grows
-in `unsealed/`. So a kill or a power cut at any moment leaves the earlier steps as they were:
+A step's folder gets its own name only when it is complete and on disk (`seal.publish`); until then it is written in
+`unsealed/`. So a kill or a power cut at any moment leaves earlier steps unchanged:
 
     DIR/1200/state/           arrays, as Orbax writes them
     DIR/1200/checkpoint.json  data position, metrics, config, versions, revision, names and shapes of the arrays
     DIR/1200/seal.json        size and sha256 of every file
-    DIR/unsealed/             saves in the making, or cut off
+    DIR/unsealed/             saves in progress, or interrupted ones
 
-Below it is Orbax's asynchronous checkpointer, not its CheckpointManager, which names steps before they are on disk,
-skips saves in silence and deletes old steps before the new one is safe.
+It uses Orbax's asynchronous checkpointer, not its CheckpointManager, which names steps before they are on disk, skips
+saves silently, and deletes old steps before the new one is safe.
 """
 
 import json
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class Store:
-    """The checkpoints in one directory. With several processes, all make it and all call it alike."""
+    """The checkpoints in one directory. With several processes, each must create it and make the same calls."""
 
     def __init__(
         self,
@@ -49,18 +49,20 @@ class Store:
         """Open or create `directory`.
 
         Args:
-            directory: on a file system that all processes see.
-            keep_last: newest steps that are kept, at least 1.
-            keep_best: steps with the lowest `metric` that are kept besides.
-            metric: lower is better; a save without it is never best.
-            meta: JSON data, usually {"config": ...}; "versions", "devices" and, in a checkout, "git" are added.
+            directory: a path on a file system shared by all processes.
+            keep_last: number of newest steps to keep, at least 1.
+            keep_best: number of steps with the lowest `metric` to keep as well.
+            metric: name of the metric, lower is better; a save without it is never best.
+            meta: JSON data, usually {"config": ...}; "versions", "devices" and, in a git checkout, "git" are added.
 
         Raises:
-            ConfigError: a value that cannot work.
-            CheckpointError: the directory cannot be made.
+            ConfigError: an invalid value.
+            CheckpointError: the directory cannot be created.
         """
         if "://" in str(directory):
-            raise ConfigError(f"checkpoint directory {directory} is not a path; mount the bucket and give the path")
+            raise ConfigError(
+                f"checkpoint directory {directory} is not a local path; mount the bucket and give its path"
+            )
         if keep_last < 1 or keep_best < 0:
             raise ConfigError(f"keep_last={keep_last} must be at least 1 and keep_best={keep_best} at least 0")
         self._directory = Path(directory).absolute()
@@ -75,7 +77,7 @@ class Store:
         try:
             (self._directory / "unsealed").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CheckpointError(f"checkpoint directory {directory} cannot be made: {error.strerror}") from error
+            raise CheckpointError(f"cannot create checkpoint directory {directory}: {error.strerror}") from error
         logging.getLogger("absl").addFilter(_no_traceback)
         self._orbax = ocp.StandardCheckpointer()
         self._thread: threading.Thread | None = None
@@ -86,17 +88,17 @@ class Store:
             self._warn_of_unsealed()
 
     def save(self, step: int, state: Any, data: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
-        """Start saving; returns as soon as `state` may be changed or donated. Waits for the save before it, if any.
+        """Start saving; return as soon as `state` may be changed or donated. Waits for a previous save first.
 
         Args:
-            step: above every step in the directory.
+            step: a step above every step in the directory.
             state: any tree of arrays.
             data: JSON data, the position of the data iterator.
-            metrics: of this step; the store's `metric` is what `best_step` compares.
+            metrics: metrics of this step; `best_step` compares the store's `metric`.
 
         Raises:
-            CheckpointError: `step` is not above the latest, or the save before this one failed.
-            ResourceError: there is no room for it, or there was none for the save before.
+            CheckpointError: `step` is not above the latest, or the previous save failed.
+            ResourceError: no space for this save, or for the previous one.
         """
         self.wait()
         step, arrays = int(step), leaves.named(state)
@@ -113,7 +115,7 @@ class Store:
         self._thread.start()
 
     def wait(self) -> None:
-        """Return when the last save is sealed; raise what went wrong with it, once."""
+        """Wait until the last save is sealed; raise its error, if any, once."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -122,11 +124,11 @@ class Store:
             raise failure
 
     def last_step(self) -> int | None:
-        """Return the newest sealed step, without waiting for a save under way."""
+        """Return the newest sealed step, without waiting for a save in progress."""
         return max(seal.steps(self._directory), default=None)
 
     def best_step(self) -> int | None:
-        """Return the sealed step with the lowest metric, the earliest of equals; None where no step has it."""
+        """Return the sealed step with the lowest metric (on a tie the earliest); None if no step has it."""
         ranked = read.ranked(self._directory, self._metric)
         return ranked[0] if ranked else None
 
@@ -134,15 +136,15 @@ class Store:
         """Verify and read a sealed step.
 
         Args:
-            step: as `last_step` or `best_step` gives it.
-            abstract_state: the state as ShapeDtypeStructs whose shardings may be of any mesh.
+            step: a result of `last_step` or `best_step`.
+            abstract_state: the state as ShapeDtypeStructs with shardings of any mesh.
 
         Returns:
-            The state in those shardings, and the `data` that was saved with it.
+            The state in those shardings, and the `data` saved with it.
 
         Raises:
-            CheckpointError: no such step; a damaged file; a leaf that is missing, left over, or of another shape or
-                dtype. Nothing is converted, and nothing is returned in part.
+            CheckpointError: no such step; a damaged file; a leaf that is missing, superfluous, or of another shape or
+                dtype. Nothing is converted, and no partial state is returned.
         """
         self.wait()
         folder = read.folder(self._directory, step)
@@ -151,15 +153,17 @@ class Store:
         if problems := leaves.differences(read.stored(record), {k: leaves.signature(v) for k, v in wanted.items()}):
             listed = leaves.listing(problems, 5)
             raise CheckpointError(f"checkpoint {step} in {self._directory} is of another model or optimiser: {listed}")
-        found = read.arrays(folder, {name: leaves.abstract(leaf) for name, leaf in wanted.items()})
-        return jax.tree.unflatten(jax.tree.structure(abstract_state), [found[name] for name in wanted]), record["data"]
+        restored = read.arrays(folder, {name: leaves.abstract(leaf) for name, leaf in wanted.items()})
+        return jax.tree.unflatten(jax.tree.structure(abstract_state), [restored[name] for name in wanted]), record[
+            "data"
+        ]
 
     def meta(self, step: int) -> dict[str, Any]:
-        """Return `meta` as it was when the step was saved."""
+        """Return the `meta` saved with the step."""
         return load_meta(self._directory, step)
 
     def close(self) -> None:
-        """Wait for the last save, then release the threads. Python starts no threads at exit: unwaited, it is lost."""
+        """Wait for the last save, then release the threads. Without it, a save in progress at exit is lost."""
         try:
             self.wait()
         finally:
@@ -174,15 +178,15 @@ class Store:
         except FmError as failure:
             if error is None:
                 raise
-            _log.error("%s", failure)  # and the error that ends the block goes on
+            _log.error("%s", failure)  # the error that ended the block propagates
 
     def _describe(
         self, step: int, arrays: dict[str, Any], data: Mapping[str, Any], metrics: Mapping[str, float]
     ) -> str:
         values = {name: float(value) for name, value in metrics.items()}
         if values and self._metric is not None and self._metric not in values and not self._warned:
-            self._warned = True  # another hook's metrics, or a misspelt name: said once
-            _log.warning("checkpoint %d cannot be best: no metric %r among %s", step, self._metric, ", ".join(values))
+            self._warned = True  # another hook's metrics, or a misspelt name: warn once
+            _log.warning("checkpoint %d cannot be best: metric %r is not in %s", step, self._metric, ", ".join(values))
         return _json({
             "step": step,
             "metric": self._metric,
@@ -193,14 +197,14 @@ class Store:
         })  # fmt: skip
 
     def _prepare(self, step: int, arrays: dict[str, Any]) -> FmError | None:
-        """Make room for a step, or say why it cannot be saved."""
+        """Prepare the directory for a step; return an error if it cannot be saved."""
         latest = self.last_step()
         if step < 0 or (latest is not None and step <= latest):
             return CheckpointError(
                 f"checkpoint {step} is not above the latest, {latest}, in {self._directory}; "
-                f"to go back, move the later steps out of the directory first"
+                f"to go back, first move the later steps out of the directory"
             )
-        need = int(1.05 * leaves.size(arrays.values())) + 1_000_000  # metadata is well below the extra
+        need = int(1.05 * leaves.size(arrays.values())) + 1_000_000  # metadata needs far less than the margin
         try:
             free = shutil.disk_usage(self._directory).free
             if free < need:
@@ -211,16 +215,16 @@ class Store:
             if taken.exists():
                 aside = next(p for n in range(1, 1000) if not (p := pending.with_name(f"{step}.aside-{n}")).exists())
                 taken.rename(aside)
-                _log.warning("checkpoint %d has no seal: moved to %s before saving that step", step, aside)
+                _log.warning("checkpoint %d has no seal; moved it to %s before saving that step", step, aside)
             if pending.exists():
                 shutil.rmtree(pending)
-                _log.warning("removed the unfinished checkpoint %s: saving that step again", pending)
+                _log.warning("removed the unfinished checkpoint %s; saving that step again", pending)
         except OSError as error:
             return seal.failure(f"saving checkpoint {step} in {self._directory}", error)
         return None
 
     def _finish(self, step: int, pending: Path, record: str) -> None:
-        """Wait for Orbax, seal, and delete what is no longer kept; runs in a thread on every process."""
+        """Wait for Orbax, seal, and delete old steps; runs in a thread on every process."""
         final = self._directory / str(step)
         try:
             self._orbax.wait_until_finished()
@@ -232,33 +236,33 @@ class Store:
             self._failure = seal.failure(f"saving checkpoint {step} in {self._directory}", error)
             self._failure.__cause__ = error
             self._discard(pending)
-            if not threading.main_thread().is_alive():  # nobody is left to raise it
-                _log.error("%s (close the store before leaving)", self._failure)
+            if not threading.main_thread().is_alive():  # nothing can raise it any more
+                _log.error("%s (close the store before the program ends)", self._failure)
         try:
             if self._first and self._failure is None:
                 self._retain(step)
         except Exception as error:  # the step is safe; the other processes wait at the barrier
-            _log.warning("old checkpoints in %s could not be deleted: %s", self._directory, error)
+            _log.warning("could not delete old checkpoints in %s: %s", self._directory, error)
         try:
             barrier(f"fm_jax/{self._directory}/{step}/{self._saves}")
             if self._failure is None and not (final / seal.SEAL).is_file():
-                self._failure = CheckpointError(f"checkpoint {step} was not sealed by the first process; see its error")
+                self._failure = CheckpointError(f"process 0 did not seal checkpoint {step}; see its error")
         except Exception as error:
             self._failure = self._failure or seal.failure(f"sealing checkpoint {step}", error)
 
     def _retain(self, newest: int) -> None:
-        """Delete the steps that are neither among the last nor among the best; `newest` is sealed."""
+        """Delete the steps that are neither among the last nor the best; `newest` is sealed."""
         steps, aside = seal.steps(self._directory), self._directory / "unsealed"
         kept = set(steps[-self._keep_last :]) | set(read.ranked(self._directory, self._metric)[: self._keep_best])
         for left in aside.iterdir():
             if left.name.isdecimal() and int(left.name) < newest:
-                _log.warning("removed the unfinished checkpoint %s: %d is sealed", left, newest)
+                _log.warning("removed the unfinished checkpoint %s; %d is sealed", left, newest)
                 shutil.rmtree(left)
             elif left.name.endswith(".deleted"):
                 shutil.rmtree(left)
         for step in steps:
             if step not in kept:
-                # Renamed first, so that a half-deleted step is never taken for a sealed one.
+                # Rename first, so that a half-deleted step never looks sealed.
                 (self._directory / str(step)).rename(gone := aside / f"{step}.deleted")
                 seal.sync_folder(self._directory)
                 shutil.rmtree(gone)
@@ -272,7 +276,7 @@ class Store:
         cut += map(str, seal.unsealed(self._directory))
         if cut:
             _log.warning(
-                "ignored unfinished checkpoints %s in %s; the last sealed one is %s",
+                "ignoring unfinished checkpoints %s in %s; the last sealed one is %s",
                 ", ".join(cut[:8]), self._directory, self.last_step(),
             )  # fmt: skip
 
@@ -285,7 +289,7 @@ def _json(value: Any) -> str:
 
 
 def _no_traceback(entry: logging.LogRecord) -> bool:
-    """Drop the hundreds of lines that Orbax logs about a failed save: `wait` raises it, cause included."""
+    """Drop the hundreds of lines that Orbax logs about a failed save: `wait` raises the error with its cause."""
     return not (entry.exc_info and "orbax" in entry.pathname)
 
 

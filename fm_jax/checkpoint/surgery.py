@@ -1,4 +1,4 @@
-"""Put loaded weights into another tree, and account for every name on both sides."""
+"""Copy loaded weights into another tree, accounting for every leaf of both."""
 
 import difflib
 import re
@@ -31,19 +31,19 @@ def load(
 ) -> Params:
     r"""Return `target` with the leaves of `source`, each in the sharding of the leaf it replaces.
 
-    Every leaf of both trees must be matched by name or excused. Patterns are regular expressions over whole paths
-    ("blocks/mlp/up/kernel"), and one that does nothing is an error, for it is nearly always misspelt.
+    Every leaf of both trees must be matched by name or listed in `fresh` or `unused`. Patterns are regular expressions
+    over whole paths ("blocks/mlp/up/kernel"); one without effect is an error because it is nearly always misspelt.
 
     Args:
-        target: fresh parameters, or ShapeDtypeStructs where no leaf stays fresh.
-        source: loaded parameters. Leaves that already lie where they should are shared, not copied.
+        target: initialised parameters, or ShapeDtypeStructs if no leaf stays fresh.
+        source: loaded parameters. Leaves that already have the right sharding are shared, not copied.
         rename: (pattern over source paths, replacement with groups like \1); the first that matches is applied.
-        fresh: target paths that keep the target's value, whatever the source holds.
-        unused: source paths to leave out.
-        reshape: pattern over target paths -> function that makes the loaded leaf fit, e.g. `interpolate`.
+        fresh: patterns of target paths that keep the target's value.
+        unused: patterns of source paths to ignore.
+        reshape: pattern over target paths -> function that adapts the loaded leaf, e.g. `interpolate`.
 
     Raises:
-        CheckpointError: with all that does not fit, the first ten in words.
+        CheckpointError: leaves that do not match; the message lists the first ten.
     """
     wanted, given, problems = tree.flatten(target), tree.flatten(source), list[str]()
     left_out = _excused("unused", unused, given, problems)
@@ -52,7 +52,7 @@ def load(
     matched = {path: given[origin[path]] for path in wanted if path in origin and path not in kept}
     problems += _unmatched(wanted, origin, kept)
     problems += [
-        f"{path}: is fresh, but the target has no value for it; give initialised parameters"
+        f"{path}: is fresh, but the target has no value for it; pass initialised parameters"
         for path in sorted(kept)
         if isinstance(wanted[path], jax.ShapeDtypeStruct)
     ]
@@ -64,40 +64,40 @@ def load(
             problems.append(f"{path}: source has {leaves.show(have)}, target {leaves.show(want)}{was}")
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise CheckpointError(f"weights do not fit, {count}: {leaves.listing(problems, _SHOWN)}")
+        raise CheckpointError(f"weights do not match, {count}: {leaves.listing(problems, _SHOWN)}")
     return tree.unflatten({path: _place(matched[path], w) if path in matched else w for path, w in wanted.items()})
 
 
 def cast(leaf: Any, wanted: jax.ShapeDtypeStruct) -> jax.Array:
-    """Convert a leaf to the wanted dtype; a `reshape` for weights stored in another precision."""
+    """Convert a leaf to the wanted dtype, any shape; a `reshape` for weights stored in another precision."""
     return jnp.asarray(leaf).astype(wanted.dtype)
 
 
 def interpolate(leaf: Any, wanted: jax.ShapeDtypeStruct) -> jax.Array:
-    """Stretch or shrink the first axis linearly; a `reshape` for a table of positions [P, D]."""
+    """Interpolate the first axis linearly: [P, D] -> [P', D]; a `reshape` for a position table."""
     return jax.image.resize(jnp.asarray(leaf), wanted.shape, "linear", antialias=False)
 
 
 def _excused(kind: str, patterns: Iterable[str], paths: Iterable[str], problems: list[str]) -> set[str]:
-    """Return the paths that a pattern matches whole; a pattern that matches none is a problem."""
+    """Return the paths that a pattern matches in full; a pattern without matches is a problem."""
     excused: set[str] = set()
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        found = {path for path in paths if _match(pattern, path, kind)}
-        if not found:
+        matches = {path for path in paths if _match(pattern, path, kind)}
+        if not matches:
             problems.append(f"{kind} pattern {pattern!r} matches no {'source' if kind == 'unused' else 'target'} leaf")
-        excused |= found
+        excused |= matches
     return excused
 
 
 def _origins(paths: list[str], rename: Iterable[tuple[str, str]], problems: list[str]) -> dict[str, str]:
-    """Return {new name: source path}; two sources of one name and rules that rename nothing are problems."""
+    """Return {new name: source path}; two sources with one new name and rules without effect are problems."""
     rules, applied, origin = list(rename), set[str](), dict[str, str]()
     for path in paths:
         name = path
         for pattern, replacement in rules:
-            if found := _match(pattern, path, "rename"):
+            if match := _match(pattern, path, "rename"):
                 try:
-                    name = found.expand(replacement)
+                    name = match.expand(replacement)
                 except (re.error, IndexError) as error:
                     raise CheckpointError(f"rename replacement {replacement!r} for {path}: {error}") from error
                 applied.add(pattern)
@@ -117,26 +117,26 @@ def _unmatched(wanted: Mapping[str, Any], origin: Mapping[str, str], kept: set[s
     problems = []
     for i, path in enumerate(missing):
         hint = _nearest(path, spare) if i < _SHOWN else ""
-        problems.append(f"{path}: not in the source{hint}; rename, or call it fresh")
+        problems.append(f"{path}: not in the source{hint}; add a rename, or list it in fresh")
     for i, name in enumerate(spare):
         if name in kept:
-            problems.append(f"{origin[name]}: is in the source, but {name} stays fresh; call it unused")
+            problems.append(f"{origin[name]}: is in the source, but {name} stays fresh; list it in unused")
             continue
         hint = _nearest(name, missing) if i < _SHOWN else ""
-        problems.append(f"{origin[name]}: in the source, not in the target{hint}; rename, or call it unused")
+        problems.append(f"{origin[name]}: in the source, not in the target{hint}; add a rename, or list it in unused")
     return problems
 
 
 def _reshaped(
     matched: dict[str, Any], wanted: Mapping[str, Any], reshape: Mapping[str, Reshape], problems: list[str]
 ) -> dict[str, Any]:
-    """Return the loaded leaves, those that a pattern matches put through its function (the first, if several)."""
+    """Apply to each loaded leaf the function of the first pattern that matches its path, if any."""
     done: dict[str, Any] = {}
     for pattern, function in reshape.items():
-        found = [path for path in matched if path not in done and _match(pattern, path, "reshape")]
-        if not found:
+        paths = [path for path in matched if path not in done and _match(pattern, path, "reshape")]
+        if not paths:
             problems.append(f"reshape pattern {pattern!r} matches no loaded leaf")
-        for path in found:
+        for path in paths:
             shape = jax.ShapeDtypeStruct(wanted[path].shape, wanted[path].dtype)
             try:
                 done[path] = function(matched[path], shape)
@@ -154,17 +154,17 @@ def _match(pattern: str, path: str, kind: str) -> re.Match[str] | None:
 
 
 def _nearest(path: str, candidates: list[str]) -> str:
-    """Return a hint: the candidate most like `path`, or nothing."""
+    """Return a hint with the candidate nearest to `path`, or ""."""
     near = difflib.get_close_matches(path, candidates, n=1, cutoff=0.6)
     return f"; nearest unmatched is {near[0]}" if near else ""
 
 
 def _place(leaf: Any, like: Any) -> Any:
-    """Return the leaf as a jax array that lies as `like` does."""
+    """Return the leaf as a JAX array with the sharding of `like`."""
     where = getattr(like, "sharding", None)
     if where is None or (isinstance(like, jax.Array) and not like.committed):
         return jnp.asarray(leaf)
     if where.is_fully_addressable or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
         return jax.device_put(leaf, where)
-    whole = np.asarray(leaf)  # every process holds all of it and gives its own devices their parts
+    whole = np.asarray(leaf)  # every process holds the whole array and fills its own devices' parts
     return jax.make_array_from_callback(whole.shape, where, lambda index: whole[index])

@@ -33,7 +33,7 @@ def precision(default: C) -> C:
 def apply_overrides(cfg: C, argv: Sequence[str], *, also: Iterable[str] = ()) -> C:
     """Return `cfg` with `--a.b VALUE` and `--a.b=VALUE` applied; each changed section is validated once, whole.
 
-    `also` are names of options that belong to the caller; they take part in hints only.
+    `also`: names of the caller's own options; they are used in "did you mean" hints only.
 
     Raises:
         ConfigError: unknown, repeated, incomplete or ill-typed option, or a section that refuses its values.
@@ -72,7 +72,7 @@ def to_dict(cfg: Any) -> dict[str, Any]:
     """Return the config as JSON data; `from_dict` gives back an equal config.
 
     Raises:
-        ConfigError: a field holds something that is not config data (an array, a function, nan).
+        ConfigError: a field's value is not config data (an array, a function, nan).
     """
     return _encode(cfg, type(cfg), "")
 
@@ -106,13 +106,13 @@ def _rebuild(cls: type[C], current: C | None, texts: Mapping[str, str], prefix: 
         value = getattr(current, field.name) if current is not None else default(field)
         inside = any(name.startswith(f"{path}.") for name in mine)
         if path in mine and inside:
-            raise ConfigError(f"--{path} {mine[path]} and options inside --{path} exclude each other")
+            raise ConfigError(f"--{path} {mine[path]} cannot be combined with options inside --{path}")
         if path in mine:
             value = _parse(mine[path], hint, f"--{path}")
         elif inside:
             value = _rebuild(section(hint, value), value if dataclasses.is_dataclass(value) else None, mine, f"{path}.")
         if value is dataclasses.MISSING:
-            raise ConfigError(f"--{path} is needed and has no default")
+            raise ConfigError(f"--{path} is required (it has no default)")
         values[field.name] = value
     return _construct(cls, values, prefix.rstrip("."))
 
@@ -137,7 +137,7 @@ def _parse(text: str, hint: Any, name: str) -> Any:
 
 
 def _value(text: str, hint: Any) -> Any:
-    """Parse `text` as `hint`; ValueError where it does not fit, TypeError where no text could."""
+    """Parse `text` as `hint`; ValueError if it does not fit, TypeError if the type cannot be parsed from text."""
     if len(members(hint)) > 1:
         if type(None) in members(hint) and text == "none":
             return None
@@ -161,7 +161,7 @@ def _value(text: str, hint: Any) -> Any:
 
 
 def _kinds(hint: Any, length: int) -> tuple[Any, ...]:
-    """Return the type of each item of a tuple hint: tuple[int, ...] is as long as it needs to be."""
+    """Return the type of each of `length` items of a tuple hint; `tuple[int, ...]` repeats its type."""
     kinds = get_args(hint) or (Any, Ellipsis)
     return kinds[:1] * length if kinds[1:] == (Ellipsis,) else kinds
 
@@ -220,14 +220,14 @@ def _encode(value: Any, hint: Any, path: str) -> Any:
     if isinstance(value, Path):
         return str(value)
     if type(value) is int and float in members(hint) and int not in members(hint):
-        return float(value)  # so that 1 and 1.0 in a float field are one config with one hash
+        return float(value)  # 1 and 1.0 in a float field must give the same config and hash
     if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
     raise ConfigError(f"{path}: {str(value)[:60]!r} of type {type(value).__name__} is not config data")
 
 
 def _tag(cls: type, hint: Any) -> str:
-    """Return what tells a class from the others of a union: its name, after its module's where two have one name."""
+    """Return a class's tag within a union: its name, with the module's name where two classes share one."""
     names = [member.__name__ for member in members(hint) if isinstance(member, type)]
     return cls.__name__ if names.count(cls.__name__) == 1 else f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
 

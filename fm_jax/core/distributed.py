@@ -1,7 +1,7 @@
-"""Start of a run that spans processes: read the launcher's variables, then join the others.
+"""Start of a run over several processes: read the launcher's environment variables, then join the others.
 
-JAX by itself reads neither torchrun's variables nor a plain "number of processes"; this does, for the
-launchers people have: our own, torchrun's variables, SLURM, Kubernetes indexed jobs, TPU pods.
+JAX by itself reads neither torchrun's variables nor a plain "number of processes". Supported launchers:
+our own, torchrun, SLURM, Kubernetes indexed jobs, TPU pods.
 """
 
 import inspect
@@ -21,7 +21,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 @dataclass(frozen=True)
 class Spec:
-    """The place of this process among the others; None means that JAX finds it out by itself."""
+    """Coordinator, id and devices of one process; None: JAX detects the value itself."""
 
     source: str
     coordinator: str | None = None  # host:port of process 0
@@ -31,17 +31,17 @@ class Spec:
 
 
 def detect(env: Mapping[str, str]) -> Spec | None:
-    """Return this process's place as the environment tells it, or None for a run of one process.
+    """Read this process's `Spec` from the environment; None for a run of one process.
 
-    The first that is there wins: FM_* (with JOB_COMPLETION_INDEX as the id in a Kubernetes indexed job),
+    The first that is set wins: FM_* (with JOB_COMPLETION_INDEX as the id in a Kubernetes indexed job),
     torchrun's RANK, a SLURM step, a TPU pod, `FM_DISTRIBUTED=auto` (whatever JAX itself detects).
 
     Raises:
         ConfigError: a set of variables is incomplete or contradicts itself; the message names the variable.
     """
     for read in (_explicit, _torchrun, _slurm, _tpu, _automatic):
-        found, spec = read(env)
-        if found:
+        launched, spec = read(env)
+        if launched:
             return None if spec is not None and spec.num_processes == 1 else spec
     if _number(env, "WORLD_SIZE", "0", "torchrun") > 1:
         raise ConfigError(f"torchrun: WORLD_SIZE is {env['WORLD_SIZE']} but RANK is missing")
@@ -49,14 +49,14 @@ def detect(env: Mapping[str, str]) -> Spec | None:
 
 
 def start(env: Mapping[str, str] | None = None) -> Spec | None:
-    """Join the other processes, if the environment speaks of any; call before any computation.
+    """Join the other processes, if the environment names any; call before any computation.
 
-    JAX's preemption service is turned off, for it swallows SIGTERM: the training loop has its own handler.
+    JAX's preemption service is turned off because it swallows SIGTERM; the training loop has its own handler.
     Traffic between processes is not authenticated: on loopback the coordinator listens on loopback only;
     elsewhere use an isolated network.
 
     Returns:
-        What `detect` found; None for one process.
+        The result of `detect`; None for one process.
 
     Raises:
         ConfigError: the environment contradicts itself, or asks for "auto" where JAX detects nothing.
@@ -82,7 +82,7 @@ def start(env: Mapping[str, str] | None = None) -> Spec | None:
     try:
         jax.distributed.initialize(**{name: value for name, value in wanted.items() if name in known})
     except ValueError as error:
-        raise ConfigError(f"{spec.source}: the other processes cannot be found: {error}") from error
+        raise ConfigError(f"{spec.source}: could not connect to the other processes: {error}") from error
     return spec
 
 
@@ -95,18 +95,18 @@ def _explicit(env: Mapping[str, str]) -> tuple[bool, Spec | None]:
         source = "FM_* and JOB_COMPLETION_INDEX"
         env = {**env, "FM_PROCESS_ID": env["JOB_COMPLETION_INDEX"]}
     elif not env.get("FM_NUM_PROCESSES") and not env.get("FM_PROCESS_ID") and _in_slurm_step(env):
-        return False, None  # the address alone goes with SLURM's ids
+        return False, None  # only the address is given: SLURM supplies the ids
     address, number, index = _place(env, *names, source)
     local = env.get("FM_LOCAL_DEVICE_IDS")
     if local and not re.fullmatch(r"\d+(,\d+)*", local):
-        raise ConfigError(f"FM_LOCAL_DEVICE_IDS must look like 0,1 and is {local!r}")
+        raise ConfigError(f"FM_LOCAL_DEVICE_IDS must look like 0,1, not {local!r}")
     return True, Spec(source, address, number, index, tuple(map(int, local.split(","))) if local else None)
 
 
 def _torchrun(env: Mapping[str, str]) -> tuple[bool, Spec | None]:
     if not env.get("RANK") or (not env.get("WORLD_SIZE") and _in_slurm_step(env)):
         return False, None
-    # The rendezvous store of torchrun itself listens on MASTER_PORT, so the next port is ours.
+    # torchrun's own rendezvous store listens on MASTER_PORT, so we use the next port.
     port = _number(env, "MASTER_PORT", "29500", "torchrun") + 1
     host = env.get("MASTER_ADDR", "")
     address, number, index = _place(
@@ -117,7 +117,7 @@ def _torchrun(env: Mapping[str, str]) -> tuple[bool, Spec | None]:
 
 
 def _in_slurm_step(env: Mapping[str, str]) -> bool:
-    # SLURM_NTASKS is also set in the batch script, outside of any step, where there is one process.
+    # SLURM_NTASKS is also set in the batch script, outside any step, where only one process runs.
     return bool(env.get("SLURM_STEP_NODELIST")) and _number(env, "SLURM_NTASKS", "1", "SLURM") > 1
 
 
@@ -153,12 +153,12 @@ def _tpu(env: Mapping[str, str]) -> tuple[bool, Spec | None]:
 
 def _automatic(env: Mapping[str, str]) -> tuple[bool, Spec | None]:
     if (choice := env.get("FM_DISTRIBUTED", "")) not in ("", "auto"):
-        raise ConfigError(f"FM_DISTRIBUTED must be 'auto' or absent and is {choice!r}")
+        raise ConfigError(f"FM_DISTRIBUTED must be 'auto' or unset, not {choice!r}")
     return choice == "auto", Spec("auto")
 
 
 def _place(env: Mapping[str, str], address: str, number: str, index: str, source: str) -> tuple[str, int, int]:
-    """Return the three numbers that place a process, checked against each other."""
+    """Return (coordinator address, number of processes, process id), checked against each other."""
     for name in (address, number, index):
         if not env.get(name):
             raise ConfigError(f"{source}: {name} is missing")
@@ -166,22 +166,22 @@ def _place(env: Mapping[str, str], address: str, number: str, index: str, source
     if count < 1 or not 0 <= own < count:
         raise ConfigError(f"{source}: {index} {own} must be at least 0 and below {number} {count}")
     if not re.fullmatch(r"\S+:\d{1,5}", env[address]):
-        raise ConfigError(f"{source}: {address} must look like host:port and is {env[address]!r}")
+        raise ConfigError(f"{source}: {address} must look like host:port, not {env[address]!r}")
     return env[address], count, own
 
 
 def _own_device(env: Mapping[str, str], name: str, several: bool) -> tuple[int, ...] | None:
-    """Return this process's accelerator where a machine runs several processes, None where it sees only its own."""
+    """Return this process's accelerator if its machine runs several processes; None if it sees only its own."""
     # JAX itself takes the local rank even for one process a machine, which then leaves all but one GPU idle.
     bound = len(env.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")) == 1 or env.get("JAX_LOCAL_DEVICE_IDS")
     return (_number(env, name, None, "the launcher"),) if several and not bound else None
 
 
 def _number(env: Mapping[str, str], name: str, default: str | None, source: str) -> int:
-    """Return a variable as a number of at least 0; ConfigError names it where it is absent or something else."""
+    """Return a variable as an integer >= 0; ConfigError names it if it is missing or malformed."""
     text = env.get(name) or default
     if text is None:
         raise ConfigError(f"{source}: {name} is missing")
     if not re.fullmatch(r"\d{1,9}", text):
-        raise ConfigError(f"{source}: {name} must be a number and is {text[:40]!r}")
+        raise ConfigError(f"{source}: {name} must be a number, not {text[:40]!r}")
     return int(text)

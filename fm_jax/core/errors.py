@@ -1,4 +1,4 @@
-"""Errors a user can mend: one line that names the thing, its value and what to do; `code` is the exit status."""
+"""Errors a user can fix: one line that names the thing, its value and what to do; `code` is the exit status."""
 
 
 class FmError(Exception):
@@ -8,7 +8,7 @@ class FmError(Exception):
 
 
 class ConfigError(FmError):
-    """An option, a mesh or a work directory that cannot work."""
+    """An invalid option, mesh or work directory."""
 
     code = 2
 
@@ -20,7 +20,7 @@ class DataError(FmError):
 
 
 class CheckpointError(FmError):
-    """A checkpoint or weights file that is missing, damaged or of another shape."""
+    """A checkpoint or weights file that is missing, damaged or has the wrong shapes."""
 
     code = 4
 
@@ -32,7 +32,7 @@ class ResourceError(FmError):
 
 
 class NumericError(FmError):
-    """Numbers that went bad for longer than the run allows."""
+    """Loss or gradients stayed non-finite for longer than the run allows."""
 
     code = 6
 

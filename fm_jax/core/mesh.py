@@ -14,10 +14,10 @@ AXES = ("data", "fsdp", "tensor", "sequence")
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; one axis may be -1, which takes what the others leave."""
+    """Devices along each axis; one axis may be -1, which takes all remaining devices."""
 
-    data: int = -1  # batch split, parameters repeated
-    fsdp: int = 1  # batch split, parameters split too
+    data: int = -1  # batch split, parameters replicated
+    fsdp: int = 1  # batch and parameters split
     tensor: int = 1  # heads, feed-forward and vocabulary split
     sequence: int = 1  # time split (activations between blocks)
 
@@ -29,7 +29,7 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
     single-device mathematics. (`jax.make_mesh` would make them Explicit.)
 
     Raises:
-        ConfigError: the sizes do not multiply to the number of devices; the message says which.
+        ConfigError: the product of the sizes is not the number of devices; the message shows both.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = asdict(cfg)
@@ -42,12 +42,12 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
     if free:
         if len(devices) % fixed:
             raise ConfigError(
-                f"mesh.{free[0]} cannot be filled: {len(devices)} devices do not divide by {fixed} "
+                f"mesh.{free[0]} cannot be filled: {len(devices)} devices are not divisible by {fixed} "
                 f"({_product(sizes, skip=free[0])})"
             )
         sizes[free[0]] = len(devices) // fixed
     elif fixed != len(devices):
-        raise ConfigError(f"the mesh {_product(sizes)} = {fixed} does not equal the {len(devices)} devices there are")
+        raise ConfigError(f"the mesh {_product(sizes)} = {fixed} does not match the {len(devices)} available devices")
     shape = tuple(sizes[name] for name in AXES)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 

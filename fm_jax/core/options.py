@@ -1,4 +1,4 @@
-"""What the command line can set in a config: paths, types in words, nearest names, the help page."""
+"""The options that the command line can set in a config: paths, types as text, nearest names, the help page."""
 
 import ast
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One thing that can be set: dotted path, type hint, value now (or dataclasses.MISSING), where it is declared."""
+    """One option: dotted path, type hint, current value (or dataclasses.MISSING), the class that declares it."""
 
     path: str
     hint: Any
@@ -21,9 +21,9 @@ class Option:
 
 
 def options(cfg: Any, prefix: str = "") -> Iterator[Option]:
-    """Yield the options of a config (or of a dataclass, at its defaults) in order of declaration.
+    """Yield the options of a config (or of a dataclass, with its defaults) in order of declaration.
 
-    The options of an optional section are there even while the section is None: setting one creates it.
+    The options of an optional section are listed even while the section is None: setting one creates it.
     """
     cls, current = (cfg, None) if isinstance(cfg, type) else (type(cfg), cfg)
     hints = get_type_hints(cls)
@@ -40,7 +40,7 @@ def options(cfg: Any, prefix: str = "") -> Iterator[Option]:
 
 
 def help_text(cfg: Any, doc: str | None = None) -> str:
-    """Return a page with every option: name, type, value now, and the comment or docstring beside the field."""
+    """Return a page with every option: name, type, current value, and the field's comment or docstring."""
     notes = {cls: _comments(cls) for cls in {option.owner for option in options(cfg)}}
     rows = [
         (f"--{o.path}", describe(o.hint), show(o.value), notes[o.owner].get(o.path.rpartition(".")[2], ""))
@@ -49,11 +49,11 @@ def help_text(cfg: Any, doc: str | None = None) -> str:
     widths = [min(max((len(row[i]) for row in rows), default=0), limit) for i, limit in enumerate((44, 40, 24))]
     lines = ["  ".join([*(t.ljust(w) for t, w in zip(row[:3], widths, strict=True)), row[3]]) for row in rows]
     head = [inspect.cleandoc(doc), ""] if doc else []
-    return "\n".join([*head, "options (type, value now):", *(f"  {line}".rstrip() for line in lines)])
+    return "\n".join([*head, "options (type, current value):", *(f"  {line}".rstrip() for line in lines)])
 
 
 def hint_for(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return `; did you mean X?` for the nearest known name, in this section or another, or nothing."""
+    """Return `; did you mean X?` for the nearest known name in any section, or "" if none is near."""
     wanted = name.lower().replace("-", "_")
     last = wanted.rpartition(".")[2]
 
@@ -69,7 +69,7 @@ def hint_for(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def describe(hint: Any) -> str:
-    """Return a type in words: int, float, true|false, gelu|relu, int,int, float|none."""
+    """Return a type as text: int, float, true|false, gelu|relu, int,int, float|none."""
     if get_origin(hint) is Literal:
         return "|".join(str(choice) for choice in get_args(hint))
     if len(members(hint)) > 1:
@@ -84,7 +84,7 @@ def describe(hint: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """Return a value as one would type it."""
+    """Return a value as a user would type it."""
     if value is dataclasses.MISSING:
         return "(not set)"
     if value is None or isinstance(value, bool):
@@ -108,7 +108,7 @@ def section(hint: Any, value: Any) -> Any:
 
 
 def spelt(name: str) -> str:
-    """Return what a field is called outside Python: `from_` is "from", a word that no field can have for its name."""
+    """Return the option name of a field: `from_` is spelt "from", which Python does not allow as a field name."""
     return name.removesuffix("_")
 
 
@@ -118,7 +118,7 @@ def default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _comments(cls: type) -> dict[str, str]:
-    """Return what stands beside each field in the source: a docstring below it, else the comment on its line."""
+    """Return each field's note from the source: the docstring below it, else the comment on its line."""
     try:
         source = textwrap.dedent(inspect.getsource(cls))
         body = ast.parse(source).body[0].body  # type: ignore[attr-defined]

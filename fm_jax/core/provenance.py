@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: code, versions, machine, flags. Goes into run.json; holds no secrets."""
+"""What a run's numbers depend on: code, versions, machine, flags. Written to run.json; holds no secrets."""
 
 import hashlib
 import json
@@ -26,9 +26,9 @@ _VARIABLES = ("XLA_", "JAX_", "LIBTPU_INIT_ARGS", "NCCL_", "TF_CPP_MIN_LOG_LEVEL
 def record(
     *, experiment: str, preset: str, config: Mapping[str, Any], argv: Sequence[str], source: Path
 ) -> dict[str, Any]:
-    """Return what run.json says about this start; `source` is a file or directory of the running code.
+    """Return the entry of run.json for this start; `source` is a file or directory of the running code.
 
-    Starts the backend. Raises ResourceError where there is no device to run on.
+    Starts the backend. Raises ResourceError if there is no device to run on.
     """
     return {
         "experiment": experiment,
@@ -52,7 +52,7 @@ def fingerprint(config: Mapping[str, Any]) -> str:
 
 
 def git(source: Path) -> dict[str, Any] | None:
-    """Return {"revision", "dirty"} of the repository that `source` lies in, or None outside of one."""
+    """Return {"revision", "dirty"} of the repository that contains `source`, or None outside a repository."""
 
     def ask(*words: str) -> str:
         directory = source if source.is_dir() else source.parent
@@ -66,25 +66,25 @@ def git(source: Path) -> dict[str, Any] | None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that numbers can depend on, as installed."""
-    found = {}
+    """Return the installed versions of the packages that can change a run's numbers."""
+    installed = {}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def devices() -> dict[str, Any]:
     """Return kind and number of devices, and number of processes; ResourceError if the backend cannot start."""
     try:
-        found = jax.devices()
+        available = jax.devices()
     except RuntimeError as error:
         raise ResourceError(f"no device to run on: {str(error).splitlines()[0]}") from error
     return {
-        "platform": found[0].platform,
-        "kind": found[0].device_kind,
-        "count": len(found),
+        "platform": available[0].platform,
+        "kind": available[0].device_kind,
+        "count": len(available),
         "processes": jax.process_count(),
     }

@@ -1,4 +1,4 @@
-"""Logical axis names -> mesh axes: the only place that says how anything is split.
+"""Logical axis names -> mesh axes: the only place that decides how arrays are split.
 
 Parameters carry their names where they are made (`nn.with_logical_partitioning`); activations are
 constrained at block boundaries (`constrain`). Model code holds names, this table holds decisions.
@@ -35,7 +35,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 
 
 def spec(names: tuple[str | None, ...]) -> PartitionSpec:
-    """Translate logical names, one a dimension (None: not split), into a partition spec."""
+    """Translate logical names, one per dimension (None: not split), into a partition spec."""
     unknown = [name for name in names if name is not None and name not in RULES]
     if unknown:
         raise ValueError(f"unknown logical axes {unknown}; known are {', '.join(RULES)}")
@@ -43,9 +43,9 @@ def spec(names: tuple[str | None, ...]) -> PartitionSpec:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Ask the partitioner for a layout of `x`; does nothing where no mesh is set, or where it is mapped over by hand.
+    """Constrain the layout of `x` (same shape); does nothing without a mesh, or inside `pmap` and `shard_map`.
 
-    A dimension that its mesh axes do not divide (a last short batch, one decoded token) stays whole.
+    A dimension that its mesh axes do not divide (a last short batch, one decoded token) is not split.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not set(AXES) <= set(mesh.auto_axes):  # inside `pmap` and `shard_map` x is one device's part already
@@ -60,7 +60,7 @@ def shardings(boxed: Any, mesh: Mesh) -> Params:
     Leaves boxed by `nn.with_logical_partitioning` are split by `RULES`; others are replicated.
 
     Raises:
-        ConfigError: a dimension does not divide; the message names parameter, dimension and mesh axis.
+        ConfigError: a mesh axis does not divide a dimension; the message names parameter, dimension and axis.
     """
 
     def place(path: str, leaf: Any) -> NamedSharding:
@@ -70,7 +70,7 @@ def shardings(boxed: Any, mesh: Mesh) -> Params:
         for size, name, axis in zip(leaf.value.shape, leaf.names, split, strict=True):
             if size % _ways(mesh, axis):
                 raise ConfigError(
-                    f"{path}: dimension {name!r} of size {size} does not divide over "
+                    f"{path}: dimension {name!r} of size {size} is not divisible by "
                     f"mesh axis {axis} of size {_ways(mesh, axis)}"
                 )
         return NamedSharding(mesh, split)
@@ -83,7 +83,7 @@ def shardings(boxed: Any, mesh: Mesh) -> Params:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of a value that every device holds whole."""
+    """Return the sharding of a value that every device holds in full."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -93,7 +93,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def batch_ways(mesh: Mesh) -> int:
-    """Return over how many shards a batch is split."""
+    """Return the number of shards that a batch is split into."""
     return _ways(mesh, RULES["batch"])
 
 

@@ -1,4 +1,4 @@
-"""Nested dicts seen as flat ones: paths like "blocks/attn/q/kernel"."""
+"""Nested dicts as flat ones: paths like "blocks/attn/q/kernel"."""
 
 import math
 import re
@@ -30,10 +30,10 @@ def select(tree: Params, patterns: Iterable[str]) -> set[str]:
     paths = list(flatten(tree))
     chosen: set[str] = set()
     for pattern in patterns:
-        found = {path for path in paths if re.fullmatch(pattern, path)}
-        if not found:
-            raise ConfigError(f"pattern {pattern!r} matches no parameter; there are {', '.join(paths[:8])}, …")
-        chosen |= found
+        matches = {path for path in paths if re.fullmatch(pattern, path)}
+        if not matches:
+            raise ConfigError(f"pattern {pattern!r} matches no parameter; known are {', '.join(paths[:8])}, …")
+        chosen |= matches
     return chosen
 
 
@@ -47,11 +47,11 @@ def partition(tree: Params, patterns: Iterable[str]) -> tuple[Params, Params]:
 
 
 def merge(first: Params, second: Params) -> Params:
-    """Unite two trees that share no leaf: the inverse of `partition`."""
-    one, two = flatten(first), flatten(second)
-    if both := one.keys() & two.keys():
-        raise ValueError(f"both trees hold {sorted(both)[:5]}")
-    return unflatten(one | two)
+    """Merge two trees without common leaves: the inverse of `partition`."""
+    flat, more = flatten(first), flatten(second)
+    if shared := flat.keys() & more.keys():
+        raise ValueError(f"both trees contain {sorted(shared)[:5]}")
+    return unflatten(flat | more)
 
 
 def map_with_path(function: Callable[[str, Any], Any], tree: Params) -> Params:

@@ -1,4 +1,4 @@
-"""The few names that every room shares."""
+"""Type aliases that every package uses."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -45,7 +45,7 @@ def backbone(module: nn.Module) -> Any:
 
 
 Batch = Mapping[str, Any]
-"""Flat mapping from a field's name to an array whose first axis is the batch."""
+"""Field name -> array whose first axis is the batch."""
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 """Name -> (sum, weight). Sums and weights add up over microbatches, devices and hosts; division happens once."""

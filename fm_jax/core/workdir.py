@@ -1,7 +1,7 @@
-"""The work directory of a run: one experiment, one config, one trainer at a time, and run.json to say which.
+"""The work directory of a run: one experiment, one config, one trainer at a time.
 
-run.json     what runs here: experiment, config, code, machine, and every start
-owner.json   who runs here now; the lock is an flock on it, so it ends with the process
+run.json     the run: experiment, config, code, machine, and every start
+owner.json   the running process; the lock is an flock on this file, so it ends with the process
 """
 
 import contextlib
@@ -30,24 +30,24 @@ class Claim:
     """A work directory held by this process until `release` or the end of the process."""
 
     path: Path
-    previous: dict[str, Any] | None  # run.json as the last start left it
-    changed: list[str]  # allowed changes of the config since then, `key: old -> new`
+    previous: dict[str, Any] | None  # run.json of the last start
+    changed: list[str]  # allowed config changes since then, `key: old -> new`
     notices: list[str]  # lines for the user
     _lock: int
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        """Write run.json whole or not at all, with this start added to its list of starts."""
+        """Write run.json atomically, with this start added to its list of starts."""
         starts = (self.previous or {}).get("starts", [])
         this = {key: record[key] for key in ("time", "argv", "git", "devices") if key in record}
         data = {**record, "starts": [*starts, {**this, "changed": self.changed}][-_MAX_STARTS:]}
         write_atomically(self.path / "run.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
 
     def release(self) -> None:
-        """Let the directory go; an empty owner.json says that it was left in order."""
+        """Release the directory; an empty owner.json marks a clean end."""
         if self._lock < 0:
             return
         os.ftruncate(self._lock, 0)
-        if not (self.path / "run.json").exists():  # the run never began: leave no trace of it
+        if not (self.path / "run.json").exists():  # the run never began: remove its directory
             with contextlib.suppress(OSError):
                 (self.path / "owner.json").unlink()
                 self.path.rmdir()
@@ -64,14 +64,13 @@ class Claim:
 
 
 def claim(path: Path, *, experiment: str, config: Mapping[str, Any], resumable: Sequence[str] = ()) -> Claim:
-    """Take a new directory, or one where the same experiment ran with the same config.
+    """Claim a new directory, or one where the same experiment ran with the same config.
 
-    `resumable` are patterns (`fit.num_steps`, `log.*`) of keys that may differ from the earlier start. Where that left
-    nothing but its record, because it was refused for its data, say, everything may differ.
-    A refused directory is left as it was.
+    `resumable`: patterns (`fit.num_steps`, `log.*`) of keys that may differ from the earlier start. If that start
+    left only its record (its data was refused, say), every key may differ. A refused directory is not changed.
 
     Raises:
-        ConfigError: not writable, not ours, in use, or another experiment or config; the changed keys are listed.
+        ConfigError: not writable, not ours, in use, or another experiment or config; the message lists changed keys.
         ResourceError: no space left.
     """
     try:
@@ -86,7 +85,7 @@ def claim(path: Path, *, experiment: str, config: Mapping[str, Any], resumable: 
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file as a whole, on the disk before this returns: after a crash it is the old one or the new one."""
+    """Replace a file atomically and sync it to disk: after a crash it is either the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
@@ -105,15 +104,15 @@ def write_atomically(path: Path, text: str) -> None:
 
 def _claim(path: Path, experiment: str, config: Mapping[str, Any], resumable: Sequence[str]) -> Claim:
     if ":/" in str(path):
-        raise ConfigError(f"workdir {path} must be a local path; mount remote storage and give its mount point")
+        raise ConfigError(f"workdir {path} is not a local path; mount the remote storage and give its mount point")
     if path.exists() and not path.is_dir():
         raise ConfigError(f"workdir {path} is a file; give another --workdir")
     new = not path.exists()
-    found = [] if new else sorted(entry.name for entry in path.iterdir())
-    foreign = _kept(found)
-    if foreign and "run.json" not in found and "owner.json" not in found:
+    names = [] if new else sorted(entry.name for entry in path.iterdir())
+    foreign = _kept(names)
+    if foreign and "run.json" not in names and "owner.json" not in names:
         raise ConfigError(
-            f"workdir {path} holds files that no run wrote ({', '.join(foreign[:3])}); give a new or empty --workdir"
+            f"workdir {path} contains files that no run wrote ({', '.join(foreign[:3])}); give a new or empty --workdir"
         )
     path.mkdir(parents=True, exist_ok=True)
     lock = os.open(path / "owner.json", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -126,7 +125,7 @@ def _claim(path: Path, experiment: str, config: Mapping[str, Any], resumable: Se
         os.pwrite(lock, json.dumps(owner).encode(), 0)
         os.fsync(lock)
     except BaseException:
-        if "owner.json" not in found:
+        if "owner.json" not in names:
             (path / "owner.json").unlink(missing_ok=True)
         if new:
             path.rmdir()
@@ -136,7 +135,7 @@ def _claim(path: Path, experiment: str, config: Mapping[str, Any], resumable: Se
 
 
 def _take_lock(lock: int, path: Path) -> list[str]:
-    """Lock owner.json and return a line if its last owner went without releasing it."""
+    """Lock owner.json; return a notice if its last owner ended without releasing it."""
     text = os.pread(lock, 10_000, 0).decode(errors="replace")
     try:
         owner = json.loads(text) if text else {}
@@ -149,14 +148,14 @@ def _take_lock(lock: int, path: Path) -> list[str]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        more = "; it is gone, but a child of it still holds the lock" if gone else ""
+        more = "; that process has ended, but a child of it still holds the lock" if gone else ""
         raise ConfigError(f"workdir {path} is in use by {who}{more}") from None
-    except OSError:  # a file system without locks: the file's word is all there is
+    except OSError:  # a file system without locks: rely on the file's content
         if text and not gone:
             raise ConfigError(
-                f"workdir {path} is in use by {who}; if that run is over, remove {path / 'owner.json'}"
+                f"workdir {path} is in use by {who}; if that run has ended, remove {path / 'owner.json'}"
             ) from None
-    return [f"{path}: taking over from {who}, which did not end in order"] if text else []
+    return [f"{path}: taking over from {who}, which did not end cleanly"] if text else []
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
@@ -172,29 +171,31 @@ def _read_record(path: Path) -> dict[str, Any] | None:
 def _allowed_changes(
     path: Path, previous: Mapping[str, Any], experiment: str, config: Mapping[str, Any], resumable: Sequence[str]
 ) -> list[str]:
-    """Return the differences to the earlier start; ConfigError if one is not allowed."""
-    # A module may have moved to another folder since; its name, which is also that of runs/NAME, is its own.
+    """Return the config changes since the earlier start; ConfigError if one is not allowed."""
+    # A module may have moved to another folder since then; only its own name (that of runs/NAME) must be the same.
     same = str(previous["experiment"]).rpartition(".")[2] == experiment.rpartition(".")[2]
-    if not set(_kept(entry.name for entry in path.iterdir())) - {"run.json", "owner.json"}:  # it made nothing
+    if not set(_kept(entry.name for entry in path.iterdir())) - {"run.json", "owner.json"}:  # it wrote nothing else
         if not same:
             return []
         resumable = ("*",)
     if not same:
-        raise ConfigError(f"workdir {path} holds {previous['experiment']}, not {experiment}; give another --workdir")
+        raise ConfigError(
+            f"workdir {path} holds a run of {previous['experiment']}, not {experiment}; give another --workdir"
+        )
     different = changes(previous["config"], config)
     lines = {key: f"{key}: {old} -> {new}" for key, (old, new) in different.items()}
     refused = [line for key, line in lines.items() if not any(fnmatchcase(key, pattern) for pattern in resumable)]
     if refused:
         more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
         raise ConfigError(
-            f"workdir {path} holds a run with another config; give another --workdir or the old values of "
+            f"workdir {path} holds a run with another config; give another --workdir, or restore the old values: "
             f"{'; '.join(line[:60] for line in refused[:5])}{more}"
         )
     return list(lines.values())
 
 
 def _kept(names: Iterable[str]) -> list[str]:
-    """Return the names that somebody will want to keep."""
+    """Return the names except mount points, editor files and launcher logs (`_IGNORED`)."""
     return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in _IGNORED)]
 
 

@@ -1,6 +1,7 @@
-"""Random changes of one image, each a pure function of (image, generator): equal generators give equal bytes.
+"""Random augmentations of one image, each a pure function of (image, generator): equal generators give equal bytes.
 
-Images are uint8 [H, W, 3]; the generator is drawn from as often as the function says by its arguments, never more.
+Images are uint8 [H, W, 3] unless a docstring says otherwise. The number of draws from the generator depends only on
+the arguments.
 """
 
 import math
@@ -14,7 +15,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
 def flip(image: np.ndarray, rng: np.random.Generator, probability: float = 0.5) -> np.ndarray:
-    """Mirror left and right, at a probability."""
+    """Mirror [H, W, 3] left to right with a probability."""
     return np.ascontiguousarray(image[:, ::-1]) if rng.random() < probability else image
 
 
@@ -26,9 +27,10 @@ def centre(
     interpolation: Interpolation = "bilinear",
     stretch: bool = False,
 ) -> np.ndarray:
-    """Return the middle [size, size] after the shorter side was scaled to size / share (256 for 224 and 0.875).
+    """Resize [H, W, 3] to a shorter side of size / share (256 for 224 and 0.875), then crop the centre [size, size, 3].
 
-    With `stretch` both sides are. An odd margin is cut as transformers does it, the larger half below and to the right.
+    With `stretch` both sides are resized to size / share. An odd margin is split as in transformers: the larger half
+    below and to the right.
     """
     height, width = image.shape[:2]
     short = round(size / share)
@@ -47,17 +49,17 @@ def random_resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     interpolation: Interpolation = "bilinear",
 ) -> np.ndarray:
-    """Return a random rectangle of the image, scaled to [size, size].
+    """Crop a random rectangle of [H, W, 3] and resize it to [size, size, 3].
 
-    Its share of the area is uniform, its ratio of width to height uniform in the logarithm; of ten that do not fit,
-    the largest middle rectangle of an allowed ratio is taken. Source: Szegedy et al. 2015, section 6.
+    Its share of the area is uniform, its aspect ratio (width / height) log-uniform. If ten draws do not fit, the
+    largest centred rectangle of an allowed ratio is used. Source: Szegedy et al. 2015, section 6.
     """
     left, top, width, height = _rectangle(image.shape[0], image.shape[1], rng, area, ratio)
     return resize(image, size, size, box=(left, top, left + width, top + height), interpolation=interpolation)
 
 
 def pad_crop(image: np.ndarray, rng: np.random.Generator, pad: int = 4, fill: int = 0) -> np.ndarray:
-    """Add a frame of `pad` pixels and cut out a random part of the old size. Source: He et al. 2015, section 4.2."""
+    """Pad by `pad` pixels and crop a random [H, W, 3] of the old size. Source: He et al. 2015, section 4.2."""
     height, width = image.shape[:2]
     framed = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), constant_values=fill)
     top, left = rng.integers(0, 2 * pad + 1, 2)
@@ -74,7 +76,10 @@ def affine(
     shear: float = 0.1,
     fill: int = 0,
 ) -> np.ndarray:
-    """Turn, shift (in shares of the sides), scale and shear by up to so much, each uniform; what comes in is `fill`."""
+    """Rotate, translate (in shares of the sides), scale and shear [H, W, 3]; pixels from outside are `fill`.
+
+    Each amount is uniform between minus and plus its argument.
+    """
     angle, stretch, slant = rng.uniform(-1, 1, 3) * (math.radians(degrees), scale, shear)
     moved = rng.uniform(-shift, shift, 2) * image.shape[1::-1]
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
@@ -82,12 +87,12 @@ def affine(
 
 
 def warp(image: np.ndarray, matrix: np.ndarray, shift: np.ndarray, *, fill: int = 0) -> np.ndarray:
-    """Move every point p (x, y from the middle) to matrix [2, 2] @ p + shift [2]; bilinear."""
+    """Move every point p (x, y from the centre) of [H, W, 3] to matrix [2, 2] @ p + shift [2]; bilinear."""
     from PIL import Image
 
     height, width = image.shape[:2]
     middle = np.array([width / 2, height / 2])
-    back = np.linalg.inv(matrix)  # Pillow wants to know where each new pixel comes from
+    back = np.linalg.inv(matrix)  # Pillow takes the map from new pixels to old ones
     origin = middle - back @ (middle + shift)
     data = (back[0, 0], back[0, 1], origin[0], back[1, 0], back[1, 1], origin[1])
     moved = Image.fromarray(image).transform(
@@ -105,26 +110,27 @@ def color_jitter(
     saturation: float = 0.0,
     hue: float = 0.0,
 ) -> np.ndarray:
-    """Change brightness, contrast and saturation by factors of 1 ± strength, hue by up to `hue` turns, in random order.
+    """Scale brightness, contrast and saturation by 1 ± strength, shift hue by up to `hue` turns, in random order.
 
-    Rounded once, at the end. Source: Howard 2013; the order and ranges of Chen et al. 2020, appendix A.
+    [H, W, 3] -> [H, W, 3]; rounded once, at the end. Source: Howard 2013; order and ranges of Chen et al. 2020,
+    appendix A.
     """
     strengths = (brightness, contrast, saturation)
     factors = [rng.uniform(max(0.0, 1 - strength), 1 + strength) for strength in strengths]
     turn = rng.uniform(-hue, hue)
     values = image.astype(np.float32)
-    for what in rng.permutation(4):
-        if what == 3 and hue:
+    for operation in rng.permutation(4):  # brightness, contrast, saturation, hue
+        if operation == 3 and hue:
             values = rotate_hue(values, turn)
-        elif what < 3 and strengths[what]:
-            grey = _grey(values) if what else np.float32(0)
-            base = grey.mean() if what == 1 else grey
-            values = np.clip(base + np.float32(factors[what]) * (values - base), 0, 255)
+        elif operation < 3 and strengths[operation]:
+            grey = _grey(values) if operation else np.float32(0)
+            base = grey.mean() if operation == 1 else grey
+            values = np.clip(base + np.float32(factors[operation]) * (values - base), 0, 255)
     return to_bytes(values)
 
 
 def rotate_hue(values: np.ndarray, turn: float) -> np.ndarray:
-    """Turn the hue of float [H, W, 3] by so many whole turns; lightest and darkest channel of a pixel stay (HSV)."""
+    """Rotate the hue of float [H, W, 3] by `turn` full circles (HSV); a pixel's largest and smallest values stay."""
     red, green, blue = np.ascontiguousarray(np.moveaxis(values, 2, 0))  # whole planes: 3 times faster than by pixel
     high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     span = high - low
@@ -134,23 +140,23 @@ def rotate_hue(values: np.ndarray, turn: float) -> np.ndarray:
     sixth = np.where(
         high == red, (green - blue) * each, np.where(high == green, 2 + (blue - red) * each, 4 + (red - green) * each)
     )
-    found = np.empty_like(values)
+    rotated = np.empty_like(values)
     for channel, start in enumerate((5, 3, 1)):
         place = sixth + np.float32(start + 6 * turn)
         place -= 6 * np.floor(place * np.float32(1 / 6))
-        found[..., channel] = high - span * np.clip(np.minimum(place, 4 - place), 0, 1)
-    return found
+        rotated[..., channel] = high - span * np.clip(np.minimum(place, 4 - place), 0, 1)
+    return rotated
 
 
 def greyscale(image: np.ndarray) -> np.ndarray:
-    """Return the luma in all three channels."""
+    """Convert [H, W, 3] to greyscale: the luma in all three channels, [H, W, 3]."""
     return np.repeat(to_bytes(_grey(image.astype(np.float32))), 3, axis=2)
 
 
 def blur(
     image: np.ndarray, rng: np.random.Generator, *, sigma: tuple[float, float] = (0.1, 2.0), kernel: float = 0.1
 ) -> np.ndarray:
-    """Smooth by a Gaussian of random width in pixels, cut off at half of `kernel` of the height (Chen et al. 2020)."""
+    """Blur [H, W, 3] by a Gaussian of random sigma in pixels; the kernel's width is kernel × H (Chen et al. 2020)."""
     from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]  # scipy comes with jax
 
     width = rng.uniform(*sigma)
@@ -159,7 +165,7 @@ def blur(
 
 
 def noise(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Add normal noise of a standard deviation in shares of the range."""
+    """Add Gaussian noise to [H, W, 3]; its standard deviation is 255 × strength."""
     return to_bytes(image + rng.normal(0, 255 * strength, image.shape))
 
 
@@ -171,12 +177,12 @@ def erase(
     area: tuple[float, float] = (0.02, 1 / 3),
     ratio: tuple[float, float] = (0.3, 10 / 3),
 ) -> np.ndarray:
-    """Fill a random rectangle of a normalised float image with N(0, 1), at a probability.
+    """Fill a random rectangle of a normalised float image [H, W, C] with N(0, 1), with a probability.
 
     Source: Zhong et al. 2017, with the areas and shapes of timm's random_erasing.py, which DeiT and MAE use.
     """
     if not np.issubdtype(image.dtype, np.floating):
-        raise DataError(f"erase takes normalised images, not {image.dtype}; normalise first")
+        raise DataError(f"random erasing needs a normalised float image, not {image.dtype}; normalise first")
     if rng.random() >= probability:
         return image
     left, top, width, height = _rectangle(image.shape[0], image.shape[1], rng, area, ratio)

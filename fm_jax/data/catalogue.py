@@ -1,4 +1,4 @@
-"""Sets of tensorflow-datasets by name, read as ArrayRecord without TensorFlow, with every failure one line."""
+"""Data sets of tensorflow-datasets by name, read as ArrayRecord without TensorFlow; every failure is one line."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,33 +10,33 @@ from fm_jax.core.errors import DataError
 def open_split(
     name: str, split: str, data_dir: Path, *, fields: Sequence[str], download: bool = False, encoded: Sequence[str] = ()
 ) -> tuple[Any, Sequence[Any]]:
-    """Open a split of a set that is prepared as ArrayRecord, or prepare it where that was asked for.
+    """Open a split of a data set that is prepared as ArrayRecord; with `download`, prepare it first.
 
     Args:
-        name: as tensorflow-datasets has it, such as lm1b, wiki40b/en or imagenet2012.
-        split: as the set has it; slices such as train[:99%] are allowed.
-        data_dir: where prepared sets are kept.
-        fields: that must be there.
-        download: let tensorflow-datasets fetch a set that is not prepared yet.
-        encoded: fields that stay the bytes of their files.
+        name: name in tensorflow-datasets, such as lm1b, wiki40b/en or imagenet2012.
+        split: name of the split in the data set; slices such as train[:99%] are allowed.
+        data_dir: directory of prepared data sets.
+        fields: fields that the records must have.
+        download: let tensorflow-datasets download and prepare a missing data set.
+        encoded: fields returned as the bytes of their files, not decoded.
 
     Returns:
         The builder's info, and records by random access.
 
     Raises:
-        DataError: no such set, split or field, not prepared, or empty.
+        DataError: unknown data set, split or field, not prepared, or empty.
     """
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except Exception as error:  # an unknown name lists every set there is, over hundreds of lines
-        raise DataError(f"tensorflow-datasets has no corpus {name!r}: {line(error)}") from error
+    except Exception as error:  # for an unknown name, TFDS lists every data set over hundreds of lines
+        raise DataError(f"tensorflow-datasets has no data set {name!r}: {line(error)}") from error
     if not builder.is_prepared():
         if not download:
             raise DataError(
-                f"{name} is not prepared under {data_dir}; set download to true to fetch it, or prepare it on "
-                f"another machine with file_format array_record and copy {builder.data_path} here"
+                f"{name} is not prepared under {data_dir}; set download to true, or prepare it on another machine "
+                f"with file_format array_record and copy {builder.data_path} here"
             )
         try:
             builder.download_and_prepare()
@@ -56,6 +56,6 @@ def open_split(
 
 
 def line(error: Exception) -> str:
-    """Return the first line of an error, or its type."""
+    """Return the first line of an error's message, or its type."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200]

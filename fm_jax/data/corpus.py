@@ -1,9 +1,9 @@
-"""From a config to token blocks: a tokenizer and one token stream a split, made once and kept.
+"""From a config to token blocks: a tokenizer and one token stream per split, built once and kept.
 
-A stream is of documents, or for encoders of their sentences, an empty one closing each document.
+A stream holds documents or, for encoders, their sentences; an empty sentence ends each document.
 
-Below `data_dir`, `corpora/KEY/` holds the tokenizer and `train/`, `validation/`, `test/`; KEY changes with the
-documents, the tokenizer's scheme and the size of its vocabulary, so nothing stale is ever reused.
+`data_dir/corpora/KEY/` holds the tokenizer and `train/`, `validation/`, `test/`. KEY changes with the documents, the
+tokenizer's scheme and its vocabulary size, so nothing stale is ever reused.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ from fm_jax.data.sentences import Sentences
 from fm_jax.data.tokenizer import Tokenizer
 
 Scheme = Literal["bytes", "t5", "wordpiece"]
-SENTINELS = 100  # of scheme t5
+SENTINELS = 100  # sentinel tokens of scheme t5
 
-# Hashing a stream takes about a second a gigabyte: below this it is done at every start.
+# Hashing a stream takes about a second per gigabyte: smaller streams are verified at every start.
 _VERIFY_BELOW = 1 << 30
-_TRAIN_ON = 200_000_000  # characters a tokenizer is trained on; more changes hardly a merge and fills the memory
+_TRAIN_ON = 200_000_000  # characters a tokenizer is trained on; more changes hardly any merge and fills the memory
 
 
 @dataclass(frozen=True)
@@ -39,25 +39,26 @@ class Corpus:
         return tokens.load(self._split(split))
 
     def num_bytes(self, split: str) -> int:
-        """Return the UTF-8 bytes of a split, for bits per byte: nats summed over all targets / ln 2 / bytes."""
+        """Return the number of UTF-8 bytes of a split, for bits per byte: sum of nats / ln 2 / bytes."""
         folder = self._split(split)
-        found = tokens.load(folder) if (folder / "tokens.bin").exists() else records.load(folder)
-        return found.num_bytes
+        stream = tokens.load(folder) if (folder / "tokens.bin").exists() else records.load(folder)
+        return stream.num_bytes
 
     def blocks(self, split: str, length: int, *, apart: bool = False) -> text.Blocks | records.RecordBlocks:
-        """Return a split as blocks of `length` tokens; with `apart` documents do not see each other.
+        """Return a split as blocks of `length` tokens; with `apart`, attention does not cross documents.
 
         Raises:
-            DataError: the split was written as ArrayRecord blocks of another length, or apart is asked of those.
+            DataError: the split was written as ArrayRecord blocks of another length, or `apart` was requested of such
+                blocks.
         """
         folder = self._split(split)
         if (folder / "tokens.bin").exists():
             return text.Blocks(tokens.load(folder), length, apart=apart, name=f"{split} of {self.folder.name}")
-        found = records.load(folder)
-        if found.length != length or apart:
-            what = "documents kept apart" if apart else f"length {length}"
-            raise DataError(f"{folder} holds blocks of {found.length} tokens and cannot give {what}")
-        return found
+        stored = records.load(folder)
+        if stored.length != length or apart:
+            wanted = "separate documents (apart)" if apart else f"blocks of {length}"
+            raise DataError(f"{folder} stores fixed blocks of {stored.length} tokens and cannot give {wanted}")
+        return stored
 
     def packed(self, split: str, length: int) -> text.Packed:
         """Return a split as whole documents packed into rows of `length` tokens."""
@@ -76,42 +77,43 @@ def prepare(
     scheme: Scheme = "bytes",
     by_sentence: bool = False,
 ) -> Corpus:
-    """Open a corpus, training its tokenizer (on the train split only) and tokenising it where that was not done yet.
+    """Open a corpus; train its tokenizer (on the train split only) and tokenise it if that was not done yet.
 
-    Kind "tokens" is opened as it is: `path` holds tokenizer.json and a folder a split, written by `tokens.write` or
-    `records.write`.
+    A corpus of kind "tokens" is already tokenised: `path` holds tokenizer.json and a folder per split, written by
+    `tokens.write` or `records.write`.
 
     Args:
         cfg: the corpus.
-        data_dir: where built corpora and tokens are kept.
-        vocab_size: of the tokenizer; a corpus of kind "tokens" must have just this one.
-        splits: those needed; others are left alone.
-        scheme: byte-level BPE, the same with T5's layout and sentinels, or BERT's WordPiece without case.
-        by_sentence: cut documents into sentences, as `sentence_pairs` reads them.
+        data_dir: directory of built corpora and tokens.
+        vocab_size: the tokenizer's vocabulary size; a corpus of kind "tokens" must have exactly this size.
+        splits: the splits to tokenise.
+        scheme: byte-level BPE, byte-level BPE with T5's layout and sentinels, or BERT's uncased WordPiece.
+        by_sentence: split documents into sentences, as `sentence_pairs` reads them.
 
     Raises:
-        DataError: what `source.documents`, `tokenizer.train` and `tokens.load` raise.
+        DataError: as `source.documents`, `tokenizer.train` and `tokens.load` raise.
     """
     if cfg.kind == "tokens":
         assert cfg.path is not None
-        found = tokenizer.load(cfg.path)
-        if found.vocab_size != vocab_size:
+        words = tokenizer.load(cfg.path)
+        if words.vocab_size != vocab_size:
             raise DataError(
-                f"{cfg.path} has a vocabulary of {found.vocab_size}, not {vocab_size}; set vocab_size to it"
+                f"{cfg.path} has a vocabulary of {words.vocab_size}, not {vocab_size}; "
+                f"set vocab_size to {words.vocab_size}"
             )
-        return Corpus(found, cfg.path, cfg.splits)
+        return Corpus(words, cfg.path, cfg.splits)
     form = ("" if scheme == "bytes" else f"-{scheme}") + ("-sentences" if by_sentence else "")
     key = f"{source.fingerprint(cfg, 'train', data_dir)}-{vocab_size}{form}"
     name = f"{cfg.kind}-{vocab_size}{form}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     folder = data_dir / "corpora" / name
     if (folder / "tokenizer.json").is_file():
-        learned = tokenizer.load(folder)
+        trained = tokenizer.load(folder)
     else:
-        learned = _learn(scheme, _sample(source.documents(cfg, "train", data_dir)), vocab_size)
-        learned.save(folder)
+        trained = _learn(scheme, _sample(source.documents(cfg, "train", data_dir)), vocab_size)
+        trained.save(folder)
     for split in splits:
-        _tokenise(cfg, split, data_dir, learned, folder / split, by_sentence)
-    return Corpus(learned, folder)
+        _tokenise(cfg, split, data_dir, trained, folder / split, by_sentence)
+    return Corpus(trained, folder)
 
 
 def _learn(scheme: Scheme, texts: Iterator[str], vocab_size: int) -> Tokenizer:
@@ -121,7 +123,7 @@ def _learn(scheme: Scheme, texts: Iterator[str], vocab_size: int) -> Tokenizer:
 
 
 def _sample(documents: source.Documents) -> Iterator[str]:
-    """Yield all documents of a small corpus, and a fixed spread of those of a large one."""
+    """Yield all documents of a small corpus, or an evenly spread, fixed sample of a large one."""
     count, characters = len(documents), 0
     step = next(s for s in range(max(1, int(count * 0.618)), 2 * count + 2) if math.gcd(s, count) == 1)
     for i in range(count):
@@ -137,8 +139,8 @@ def _tokenise(
 ) -> None:
     mark = source.fingerprint(cfg, split, data_dir) + ("-sentences" if by_sentence else "")
     if folder.is_dir():
-        found = tokens.load(folder)
-        if found.index.made_from == tokens.made_from(mark, learned):
+        stored = tokens.load(folder)
+        if stored.index.made_from == tokens.made_from(mark, learned):
             if (folder / "tokens.bin").stat().st_size < _VERIFY_BELOW:
                 tokens.load(folder, verify=True)
             return

@@ -1,4 +1,4 @@
-"""Host batches to global arrays, a few ahead of the step that needs them."""
+"""Move host batches to the devices as global arrays, a few ahead of the step that needs them."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -16,16 +16,16 @@ def prefetch(
     *,
     depth: int = 2,
 ) -> Generator[Batch, None, None]:
-    """Yield each batch as global arrays, with `depth` more on their way to the devices.
+    """Yield each batch as global arrays [B, …] while `depth` more are being transferred.
 
-    Transfers are asynchronous, so they overlap the step that is running. Each process passes its own rows (axis 0);
-    the rows of all processes together are the global batch. An error of `batches` is raised up to `depth` batches
-    before the one it is in. Closing this iterator closes `batches`.
+    Transfers are asynchronous, so they overlap the running step. Each process passes its own rows [B / processes, …];
+    together they form the global batch. An error in `batches` is raised up to `depth` batches early. Closing this
+    iterator closes `batches`.
 
     Args:
-        batches: this process's rows; numpy arrays.
-        depth: batches on their way; 0 transfers each when it is asked for.
-        sharding: of every field, or a function from a field's name and host array to its sharding.
+        batches: this process's rows as numpy arrays.
+        sharding: the sharding of every field, or a function from a field's name and host array to its sharding.
+        depth: batches transferred ahead; 0 transfers each batch when it is requested.
     """
     if depth < 0:
         raise ValueError(f"depth must be 0 or more, not {depth}")
@@ -43,7 +43,7 @@ def prefetch(
 
 
 def put(batch: Mapping[str, np.ndarray], sharding: Sharding | Callable[[str, np.ndarray], Sharding]) -> Batch:
-    """Return one host batch as global arrays."""
+    """Return one host batch [B / processes, …] as global arrays [B, …]."""
     where = {name: sharding(name, value) if callable(sharding) else sharding for name, value in batch.items()}
     if jax.process_count() == 1:  # one call for all fields, and no bookkeeping of processes
         return jax.device_put(dict(batch), where)

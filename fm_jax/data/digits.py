@@ -1,4 +1,4 @@
-"""Handwritten digits, 1,797 of 8 × 8 pixels in 17 levels of grey, which come with scikit-learn (UCI, Alpaydın 1998)."""
+"""Handwritten digits: 1,797 images of 8 × 8 pixels in 17 grey levels, included in scikit-learn (UCI, Alpaydın 1998)."""
 
 import hashlib
 from functools import cache
@@ -13,16 +13,16 @@ SHARES = (0.625, 0.125, 0.25)
 
 
 class Digits:
-    """One split, as pictures: (uint8 [8, 8, 3], digit). Equal images share a split; each has all classes alike."""
+    """One split as (uint8 [8, 8, 3], digit). Equal images share a split; splits are stratified by class."""
 
     classes = CLASSES
 
     def __init__(self, split: str, seed: int = 0) -> None:
         if split not in SPLITS:
-            raise DataError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+            raise DataError(f"the digits have no split {split!r}; choose {', '.join(SPLITS)}")
         images, labels = load()
         self.rows = rows(images, labels, seed)[SPLITS.index(split)]
-        """Numbers of this split's images among all."""
+        """Indices of this split's images among all 1,797."""
         self._images, self._labels = images[self.rows], labels[self.rows]
         self.name = f"digits/{split}"
         digest = hashlib.sha256(self._images.tobytes() + self._labels.tobytes()).hexdigest()
@@ -35,13 +35,13 @@ class Digits:
         return np.repeat(self._images[index][..., None], 3, axis=2), int(self._labels[index])
 
     def id(self, index: int) -> str:
-        """Return the image's number among all 1,797."""
+        """Return the image's index among all 1,797, as text."""
         return str(self.rows[index])
 
 
 @cache
 def load() -> tuple[np.ndarray, np.ndarray]:
-    """Return all images, uint8 [1797, 8, 8] of 0 to 255, and digits, int32 [1797]; do not write into them.
+    """Return all images, uint8 [1797, 8, 8] of 0 to 255, and digits, int32 [1797]; both are read-only.
 
     Raises:
         ConfigError: scikit-learn is missing.
@@ -49,22 +49,22 @@ def load() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ConfigError('the digits come with scikit-learn; install "fm_jax[quickstart]"') from error
-    found = load_digits()
-    images, labels = np.rint(found.images * (255 / 16)).astype(np.uint8), found.target.astype(np.int32)
+        raise ConfigError('the digits need scikit-learn; install "fm_jax[quickstart]"') from error
+    digits = load_digits()
+    images, labels = np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int32)
     for array in (images, labels):
         array.setflags(write=False)
     return images, labels
 
 
 def rows(images: np.ndarray, labels: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Divide images into train, validation and test, each class by itself in the same shares, equal images together.
+    """Split images [N, 8, 8] into train, validation and test, stratified by class, equal images together.
 
     Returns:
-        Numbers of the images, ascending, of each split.
+        The ascending image indices of each split.
     """
     rng = np.random.default_rng(seed)
-    found: tuple[list[int], list[int], list[int]] = ([], [], [])
+    splits: tuple[list[int], list[int], list[int]] = ([], [], [])
     for label in np.unique(labels):
         same: dict[bytes, list[int]] = {}
         for row in np.flatnonzero(labels == label):
@@ -72,7 +72,7 @@ def rows(images: np.ndarray, labels: np.ndarray, seed: int = 0) -> tuple[np.ndar
         groups = list(same.values())
         order = rng.permutation(len(groups))
         ends = np.rint(np.cumsum(SHARES) * len(groups)).astype(int)
-        for split, start, end in zip(found, [0, *ends], ends, strict=False):
+        for split, start, end in zip(splits, [0, *ends], ends, strict=False):
             split += [row for group in order[start:end] for row in groups[group]]
-    train, validation, test = (np.sort(np.array(split)) for split in found)
+    train, validation, test = (np.sort(np.array(split)) for split in splits)
     return train, validation, test

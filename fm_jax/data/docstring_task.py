@@ -1,11 +1,11 @@
-"""A labelled task made of the running Python's own text: name the package that a docstring belongs to.
+"""A classification task from the running Python's own docstrings: predict the package a docstring belongs to.
 
-Ten packages that CPython 3.11 to 3.14 all have, that no distribution packages apart (so not tkinter and idlelib), and
-that hold at least 60 docstrings of six words or more in at least three modules. Modules, not docstrings, are divided
-into train, validation and test, so a score measures what is known of the package and not of a neighbouring method;
-and the division is the corpus's own, so a model pretrained on its train split has seen no docstring of the test.
+The classes are ten packages that CPython 3.11 to 3.14 all have, that every distribution includes (so not tkinter and
+idlelib), and that have at least 60 docstrings of six words or more in at least three modules. Modules, not docstrings,
+are split into train, validation and test, so a score measures knowledge of the package and not of a neighbouring
+method. The pretraining corpus has the same split, so a model pretrained on its train split has seen no test docstring.
 
-The label is not printed in the text: see `masked_docstrings`.
+The text does not contain the label: see `masked_docstrings`.
 """
 
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ class Examples:
     labels: np.ndarray  # [N] int32
     modules: tuple[str, ...]
     classes: tuple[str, ...] = CLASSES
-    second: tuple[str, ...] = ()  # of pairs of texts, the second ones
+    second: tuple[str, ...] = ()  # second texts, for pairs
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Examples":
-        """Return the examples of these rows, in this order."""
+        """Return the examples of these rows [n], in this order."""
         return replace(
             self,
             texts=tuple(self.texts[i] for i in rows),
@@ -49,10 +49,10 @@ class Examples:
 
 
 def load(split: str, data_dir: Path) -> Examples:
-    """Read one split of the task, building it (seconds, once a Python version) where it is not there yet.
+    """Read one split of the task; build it first if missing (seconds, once per Python version).
 
     Raises:
-        DataError: an unknown split, or a Python without its library's sources.
+        DataError: an unknown split, or a Python installed without the sources of its standard library.
     """
     from fm_jax.data import python_docs
 
@@ -77,6 +77,6 @@ def few(examples: Examples, per_class: int, *, seed: int) -> Examples:
     for label, name in enumerate(examples.classes):
         mine = order[examples.labels[order] == label]
         if len(mine) < per_class:
-            raise DataError(f"{per_class} labels a class asked for, but {name} has only {len(mine)} examples")
+            raise DataError(f"cannot draw {per_class} examples per class: {name} has only {len(mine)}")
         rows += mine[:per_class].tolist()
     return examples.take(rows)

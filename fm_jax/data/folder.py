@@ -1,8 +1,8 @@
 """Plain text and JSON-lines files in folders.
 
-A split is what lies in a folder of its name, or in files whose names start with it (`train/…`, `train.jsonl`,
-`train-00001.txt`). Where no file is named after a split, documents are divided by a hash of file and line: 90 % train,
-5 % validation, 5 % test.
+A split is a folder of its name, or the files whose names start with it (`train/…`, `train.jsonl`, `train-00001.txt`).
+If no file is named after a split, documents are assigned by a hash of file and line: 90 % train, 5 % validation,
+5 % test.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ _SHARES = {"train": (0.0, 0.9), "validation": (0.9, 0.95), "test": (0.95, 1.0)}
 
 
 class TextFiles:
-    """A document a file (`*.txt`, `*.md`, `*.rst`, or the one file that is named)."""
+    """One document per file (`*.txt`, `*.md`, `*.rst`, or `path` itself if it is a file)."""
 
     def __init__(self, path: Path, split: str, here: str) -> None:
         self._root, files, divided = _find(path, here, (".txt", ".md", ".rst"))
@@ -39,7 +39,7 @@ class TextFiles:
             line = data[: error.start].count(b"\n") + 1
             raise DataError(f"{file}:{line}: not UTF-8 text (byte {error.start}: {data[error.start]:#04x})") from None
         if not text.strip():
-            raise DataError(f"{file} is empty; remove it or fill it")
+            raise DataError(f"{file} is empty; remove it or add text")
         return text
 
     def _name(self, file: Path) -> str:
@@ -47,9 +47,9 @@ class TextFiles:
 
 
 class JsonLines:
-    """A document a line (`*.jsonl`, `*.json`, or the one file that is named); blank lines are passed over.
+    """One document per line (`*.jsonl`, `*.json`, or `path` itself if it is a file); blank lines are skipped.
 
-    Opening reads every file once, to find the lines.
+    Opening reads every file once, to index the lines.
     """
 
     def __init__(self, path: Path, split: str, here: str, field: str) -> None:
@@ -88,7 +88,7 @@ class JsonLines:
             raise DataError(f"{where}: not JSON: {error}") from None
         if not isinstance(record, dict) or self._field not in record:
             has = ", ".join(map(repr, list(record)[:8])) if isinstance(record, dict) else type(record).__name__
-            raise DataError(f"{where}: no field {self._field!r} (there is {has})")
+            raise DataError(f"{where}: no field {self._field!r} (the line has {has})")
         text = record[self._field]
         if not isinstance(text, str):
             raise DataError(f"{where}: field {self._field!r} is {type(text).__name__}, not text")
@@ -96,7 +96,7 @@ class JsonLines:
 
 
 def _find(path: Path, here: str, suffixes: tuple[str, ...]) -> tuple[Path, list[Path], bool]:
-    """Return (root, files in a stable order, whether these files are the split already)."""
+    """Return (root, files in a stable order, whether these files are already the split)."""
     if not path.exists():
         raise DataError(f"{path} does not exist")
     if path.is_file():
@@ -109,18 +109,18 @@ def _find(path: Path, here: str, suffixes: tuple[str, ...]) -> tuple[Path, list[
         mine = [file for file, top in named.items() if _named(top, here)]
         if not mine:
             tops = ", ".join(sorted(set(named.values()))[:8])
-            raise DataError(f"{path} has no folder or file named after the split {here!r} (there is {tops})")
+            raise DataError(f"{path} has no folder or file named after the split {here!r} (it contains {tops})")
         return path, mine, True
     return path, files, False
 
 
 def _named(top: str, name: str) -> bool:
-    """Say whether a file or folder is named after a split: train, train.txt, train-00001.txt, but not trainees.txt."""
+    """Return whether a file or folder is named after a split: train, train.txt, train-00001.txt, not trainees.txt."""
     return top == name or (top.startswith(name) and not top[len(name)].isalnum())
 
 
 def _lines(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the byte at which each line with something on it starts, and its number, both int64."""
+    """Return the start byte and the line number of each line that is not blank, both int64 [N]."""
     starts, numbers, position = [], [], 0
     try:
         with open(file, "rb") as stream:
@@ -145,7 +145,8 @@ def _check_some(count: int, path: Path, here: str, total: int, unit: str) -> Non
         raise DataError(f"{path} is empty")
     if not count:
         raise DataError(
-            f"none of the {total} {unit} of {path} fall into split {here!r}; make folders train, validation and test"
+            f"none of the {total} {unit} of {path} fall into split {here!r}; "
+            "sort them into folders train, validation and test"
         )
 
 
@@ -157,7 +158,7 @@ def _read(file: Path) -> bytes:
 
 
 def _fingerprint(kind: str, split: str, root: Path, files: list[Path]) -> str:
-    """Return a name for these files by name, size and time of change; hashing a large corpus would take minutes."""
+    """Hash the files' names, sizes and modification times; hashing a large corpus itself would take minutes."""
     digest = hashlib.sha256(f"{kind}\0{split}\0".encode())
     for file in files:
         info = file.stat()

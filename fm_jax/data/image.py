@@ -1,7 +1,7 @@
-"""Image files to pixels: every mode becomes uint8 RGB, and what cannot be read is an error that names it and says why.
+"""Image files to pixels: every mode becomes uint8 RGB; an unreadable file is an error that names it and says why.
 
-Pillow alone would turn 16 bits to white, put transparent pixels on whatever colour lies beneath them, leave a
-telephone's photograph on its side, and decode ten kilobytes to a gigabyte with no more than a printed warning.
+Pillow alone would clip 16-bit images to white, show the hidden colour of transparent pixels, ignore the EXIF
+orientation of phone photographs, and decode ten kilobytes to a gigabyte with only a printed warning.
 """
 
 import io
@@ -18,39 +18,39 @@ from fm_jax.core.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # no format that runs another program, as EPS does
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # none runs another program, as EPS does
 MAX_PIXELS = 25_000_000
-MOST_PIXELS = 89_478_485  # of any image: Pillow takes more for a decompression bomb (256 MB of three bytes a pixel)
+MOST_PIXELS = 89_478_485  # upper bound of max_pixels: Pillow treats more as a decompression bomb (256 MB of RGB)
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
-# `catch_warnings` changes the process and is no thread's own: only what stands under this lock may use it here.
+# `catch_warnings` changes the whole process, not one thread: use it only under this lock.
 _WARNINGS = threading.Lock()
 _ORIENTATION = 0x0112
 
 
 def decode(file: bytes | Path, *, max_pixels: int = MAX_PIXELS, name: str = "") -> np.ndarray:
-    """Return an image as uint8 [H, W, 3], upright as its EXIF data say, transparent pixels on white.
+    """Decode an image to uint8 [H, W, 3], EXIF orientation applied, transparent pixels on white.
 
-    Grey is repeated, 16 bits are scaled to 8, of an animation the first frame is taken.
+    Greyscale is repeated to three channels, 16 bits are scaled to 8, an animation gives its first frame.
 
     Args:
-        file: its bytes, or where it is.
-        max_pixels: more are refused by the header, before anything is decoded.
-        name: for messages; of a path the path.
+        file: the file's bytes or its path.
+        max_pixels: limit on height × width, checked in the header before decoding.
+        name: name for messages; by default the path.
 
     Raises:
-        DataError: missing, empty, truncated, too large, not of FORMATS, or numbers without a known range (32-bit).
+        DataError: missing, empty, truncated, too large, not in FORMATS, or of unknown range (32-bit values).
     """
     from PIL import Image
 
     if isinstance(file, Path):
         name = name or str(file)
         try:
-            if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for, a device read without end
-                raise DataError(f"{name}: no regular file")
+            if not stat.S_ISREG(file.stat().st_mode):  # a pipe would block, a device may never end
+                raise DataError(f"{name}: not a regular file")
             file = file.read_bytes()
         except OSError as error:
-            raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
+            raise DataError(f"{name}: cannot read the file: {error.strerror or error}") from error
     name = name or "image"
     if not file:
         raise DataError(f"{name}: the file is empty")
@@ -62,20 +62,20 @@ def decode(file: bytes | Path, *, max_pixels: int = MAX_PIXELS, name: str = "") 
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise DataError(f"{name}: too large: {error}; the limit is max_pixels {max_pixels:,}") from error
         except Exception as error:
-            what = f"no image of {', '.join(FORMATS)}, or its header is damaged"
-            raise DataError(f"{name}: {what} ({len(file):,} bytes)") from error
+            reason = f"not an image in {', '.join(FORMATS)}, or its header is damaged"
+            raise DataError(f"{name}: {reason} ({len(file):,} bytes)") from error
     if picture.width * picture.height > max_pixels:
         size = f"{picture.width:,} × {picture.height:,}"
-        raise DataError(f"{name}: {size} pixels are more than max_pixels {max_pixels:,}")
+        raise DataError(f"{name}: {size} pixels exceed max_pixels {max_pixels:,}")
     try:
         picture.load()
         pixels = _rgb(picture, name)
         return np.ascontiguousarray(_upright(pixels, _orientation(picture)))
     except DataError:
         raise
-    except Exception as error:  # OSError where truncated, SyntaxError for a broken PNG, and whatever a plugin raises
+    except Exception as error:  # OSError if truncated, SyntaxError for a broken PNG, anything from a plugin
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{name}: {picture.format} cannot be decoded: {lines[0][:120]}") from error
+        raise DataError(f"{name}: cannot decode the {picture.format} file: {lines[0][:120]}") from error
 
 
 def resize(
@@ -86,9 +86,9 @@ def resize(
     box: tuple[float, float, float, float] | None = None,
     interpolation: Interpolation = "bilinear",
 ) -> np.ndarray:
-    """Return uint8 [height, width, 3] of an image, or of a box (left, top, right, bottom) of it.
+    """Resize uint8 [H, W, 3], or a box (left, top, right, bottom) of it, to [height, width, 3].
 
-    It is smoothed where it shrinks. What is already of that size is returned as it is.
+    Shrinking is antialiased. An image that already has this size is returned unchanged.
     """
     from PIL import Image
 
@@ -100,19 +100,19 @@ def resize(
 
 
 def normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """Return (image / 255 - mean) / std of uint8 [..., C], in float32."""
+    """Return (image / 255 - mean) / std of uint8 [..., C] as float32 [..., C]."""
     scale = 1 / (255 * np.asarray(std, np.float32))
     return image * scale - np.asarray(mean, np.float32) / np.asarray(std, np.float32)
 
 
 def denormalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """Return uint8 [..., C] of what `normalise` gave, or a model predicted; out of range is clipped."""
+    """Invert `normalise`: float [..., C] to uint8 [..., C]; values out of range are clipped."""
     values = np.asarray(image, np.float32) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
     return to_bytes(255 * values)
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
-    """Return values of 0 to 255 rounded and clipped, as uint8."""
+    """Round values, clip them to 0 … 255 and return them as uint8 of the same shape."""
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
@@ -120,11 +120,13 @@ def _rgb(picture: "Image", name: str) -> np.ndarray:
     from PIL import Image
 
     if picture.mode == "F":
-        raise DataError(f"{name}: 32-bit floats have no known range; save it with 8 or 16 bits")
+        raise DataError(f"{name}: 32-bit floats have no known range; save the image with 8 or 16 bits")
     if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
         values = np.asarray(picture).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise DataError(f"{name}: {values.min()} to {values.max()} does not fit 16 bits; save it with 8 or 16")
+            raise DataError(
+                f"{name}: values {values.min()} to {values.max()} do not fit 16 bits; save the image with 8 or 16 bits"
+            )
         return np.repeat(((values + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
@@ -134,7 +136,7 @@ def _rgb(picture: "Image", name: str) -> np.ndarray:
 
 def _orientation(picture: "Image") -> int:
     with _WARNINGS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # damaged EXIF data: the pixels are sound, and stay as they are stored
+        warnings.simplefilter("ignore")  # damaged EXIF data: the pixels are intact and keep their stored orientation
         try:
             return int(picture.getexif().get(_ORIENTATION, 1))
         except Exception:

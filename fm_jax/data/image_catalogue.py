@@ -1,4 +1,4 @@
-"""Labelled images of tensorflow-datasets (imagenet2012, cifar10, cifar100, …), decoded by our own rules."""
+"""Labelled images of tensorflow-datasets (imagenet2012, cifar10, cifar100, …), decoded by `image.decode`."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from fm_jax.data.image import MAX_PIXELS, decode
 
 
 class CatalogueImages:
-    """One split, as pictures: (uint8 [H, W, 3], class)."""
+    """One split as (uint8 [H, W, 3], class)."""
 
     def __init__(
         self,
@@ -26,13 +26,13 @@ class CatalogueImages:
         """Open a split; `image` and `label` name the fields.
 
         Raises:
-            DataError: as `catalogue.open_split`, or a field that holds no class.
+            DataError: as `catalogue.open_split`, or the label field is not a class.
         """
         fields = (image, label)
         info, self._rows = open_split(name, split, data_dir, fields=fields, download=download, encoded=(image,))
         names = getattr(info.features[label], "names", None)
         if not names:
-            raise DataError(f"field {label!r} of {name} has no names of classes; name one that has")
+            raise DataError(f"field {label!r} of {name} has no class names; choose a field that has them")
         self.classes = tuple(names)
         self._image, self._label, self._max_pixels = image, label, max_pixels
         self.name = f"{name}/{split}"
@@ -47,10 +47,10 @@ class CatalogueImages:
         except IndexError:
             raise
         except Exception as error:  # a damaged file: the reader raises RuntimeError with C++ text
-            raise DataError(f"record {index} cannot be read: {line(error)}") from error
-        found = decode(bytes(row[self._image]), max_pixels=self._max_pixels, name=f"record {index}")
-        return found, int(row[self._label])
+            raise DataError(f"cannot read record {index}: {line(error)}") from error
+        pixels = decode(bytes(row[self._image]), max_pixels=self._max_pixels, name=f"record {index}")
+        return pixels, int(row[self._label])
 
     def id(self, index: int) -> str:
-        """Return the record's number."""
+        """Return the record's index, as text."""
         return str(index)

@@ -14,15 +14,15 @@ from fm_jax.data.docstring_task import Examples
 class Config:
     """Where labelled texts come from."""
 
-    path: Path | None = None  # folder of train, validation and test .jsonl; None: the docstring task
-    text: str = "text"  # field of the text
-    second: str = ""  # field of the second text, for pairs
-    label: str = "label"  # field of the label, any string
+    path: Path | None = None  # folder with train, validation and test .jsonl; none: the docstring task
+    text: str = "text"  # field with the text
+    second: str = ""  # field with the second text, for pairs
+    label: str = "label"  # field with the label, any string
 
 
 @dataclass(frozen=True)
 class Task:
-    """Three splits and the names of the classes that the labels number."""
+    """Three splits, and the class names that labels index."""
 
     classes: tuple[str, ...]
     train: Examples
@@ -31,14 +31,14 @@ class Task:
 
 
 def load(cfg: Config, data_dir: Path) -> Task:
-    """Read all three splits; classes of a folder are the training labels in sorted order.
+    """Read all three splits; the classes of a folder are its training labels in sorted order.
 
     Raises:
-        ConfigError: a second text asked of the docstring task.
-        DataError: a split is missing or empty, or has a label that the training split lacks (it is named).
+        ConfigError: a second text was requested of the docstring task.
+        DataError: a split is missing or empty, or has a label that the training split does not have.
     """
     if cfg.path is None and cfg.second:
-        raise ConfigError(f"data.second {cfg.second} needs data.path: the docstring task has no second texts")
+        raise ConfigError(f"data.second {cfg.second} needs data.path; the docstring task has no second texts")
     if cfg.path is None:
         train, validation, test = (docstring_task.load(split, data_dir) for split in standard_library.SPLITS)
         return Task(docstring_task.CLASSES, train, validation, test)
@@ -46,8 +46,8 @@ def load(cfg: Config, data_dir: Path) -> Task:
     labels = {split: _column(cfg.path, split, cfg.label) for split in standard_library.SPLITS}
     second = {split: _column(cfg.path, split, cfg.second) if cfg.second else () for split in standard_library.SPLITS}
     classes = tuple(sorted(set(labels["train"])))
-    for split, found in labels.items():
-        if unknown := sorted(set(found) - set(classes)):
+    for split, names in labels.items():
+        if unknown := sorted(set(names) - set(classes)):
             raise DataError(f"{cfg.path}: {split} has the label {unknown[0]!r}, which no training text has")
     number = {name: index for index, name in enumerate(classes)}
     train, validation, test = (

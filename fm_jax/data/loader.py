@@ -1,8 +1,8 @@
 """Batches as a pure function of (seed, step), for any number of hosts, workers and threads.
 
-Global batch `step` is rows step·B … step·B + B − 1 of an endless shuffled order; host h of H reads rows
-h·B/H … (h+1)·B/H − 1 of it, so the global array is the same, row for row, however many hosts assemble it. The only
-state is the number of the next batch, and resuming there costs nothing.
+Global batch `step` is rows step·B … step·B + B − 1 of an endless shuffled order. Host h of H reads rows
+h·B/H … (h+1)·B/H − 1 of it, so the global array does not depend on the number of hosts. The only state is the index of
+the next batch, so resuming costs nothing.
 """
 
 import hashlib
@@ -22,61 +22,61 @@ HostBatch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Batches:
-    """Shuffled batches without end; every row of the source is used once before any is used again."""
+    """Endless shuffled batches; every row of the source is used once before any is repeated."""
 
     source: Source | Mixture
-    batch_size: int  # rows of the global batch, over all hosts
+    batch_size: int  # rows of the global batch, summed over all hosts
     seed: int = 0
     host: int = 0
     hosts: int = 1
-    workers: int = 0  # processes that read ahead; 0 reads in threads of this one
-    threads: int = 2  # that read ahead, here or in each worker; 0 reads when asked (only without workers)
-    repeats: int = 1  # rows near each other that are one row of the source, each drawn anew (Hoffer et al. 2020)
+    workers: int = 0  # processes that read ahead; 0: threads of this process read
+    threads: int = 2  # threads that read ahead, here or in each worker; 0: read on demand (only without workers)
+    repeats: int = 1  # augmentations of one source row within a batch (repeated augmentation, Hoffer et al. 2020)
 
     def __post_init__(self) -> None:
         _check_hosts(self.batch_size, self.host, self.hosts)
         if self.workers < 0 or self.threads < 0:
             raise ConfigError(f"workers ({self.workers}) and threads ({self.threads}) must be 0 or more")
         if not 1 <= self.repeats <= self.batch_size:
-            raise ConfigError(f"repeats must be within 1 and batch_size {self.batch_size}, not {self.repeats}")
+            raise ConfigError(f"repeats must be between 1 and batch_size {self.batch_size}, not {self.repeats}")
 
     @property
     def fingerprint(self) -> str:
-        """Name of the stream: it changes with the data, the batch size and the seed, not with hosts or workers."""
+        """Hash of the stream: it depends on data, batch size and seed, not on hosts or workers."""
         text = f"{mixture.fingerprint(self.source)}/{self.batch_size}/{self.seed}"
         text += f"/{self.repeats}" if self.repeats > 1 else ""
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def state(self, next_batch: int) -> dict[str, Any]:
-        """Return what a checkpoint has to keep."""
+        """Return the stream's state for a checkpoint."""
         return {"next_batch": next_batch, "fingerprint": self.fingerprint}
 
     def resume(self, state: dict[str, Any]) -> int:
-        """Return the number of the next batch from a checkpoint's state.
+        """Return the index of the next batch from a checkpoint's state.
 
         Raises:
             DataError: the state belongs to another stream.
         """
         if state.get("fingerprint") != self.fingerprint:
             raise DataError(
-                f"the checkpoint was made with data stream {state.get('fingerprint')}, this is {self.fingerprint}: "
+                f"the checkpoint was made with data stream {state.get('fingerprint')}, this is {self.fingerprint}; "
                 "data, batch_size and seed must be the same to resume"
             )
         return int(state["next_batch"])
 
     def iterate(self, start: int = 0) -> Iterator[HostBatch]:
-        """Return this host's rows of global batches start, start + 1, … for ever; close the iterator to stop readers.
+        """Yield this host's rows of global batches start, start + 1, … without end; closing the iterator stops readers.
 
         Raises:
-            DataError: while iterating: a row that cannot be read, or values out of range; it names source and row.
+            DataError: while iterating: a row is unreadable or has values out of range; the message names both.
         """
         if start < 0:
-            raise ConfigError(f"batches are counted from 0, not {start}")
+            raise ConfigError(f"the first batch must be 0 or later, not {start}")
         rows = self.batch_size // self.hosts
         sources, _ = mixture.parts(self.source)
         if (total := sum(map(len, sources))) < self.batch_size:
             names = ", ".join(source.name for source in sources)
-            raise DataError(f"{names}: {total} rows are fewer than one batch of {self.batch_size}")
+            raise DataError(f"{names}: {total} rows are too few for one batch of {self.batch_size}")
         order = mixture.order(self.source, self.seed)
         return self._read(
             _Reader(sources, order, self.batch_size, self.host * rows, rows, self.seed, self.repeats), start
@@ -95,7 +95,7 @@ class Batches:
         iterator = iter(stream)
         try:
             for batch in iterator:
-                # Workers hand over views of shared memory, which warn when one outlives the readers: copy them.
+                # Workers return views of shared memory, which warn when they outlive the readers: copy them.
                 yield {name: np.array(value) for name, value in batch.items()} if self.workers else batch
         finally:
             if hasattr(iterator, "close"):
@@ -104,9 +104,9 @@ class Batches:
 
 @dataclass(frozen=True)
 class Epoch:
-    """All rows of a source once, in order, for evaluation; the last batch is filled up with rows of weight 0.
+    """One ordered pass over a source, for evaluation; the last batch is padded with rows of weight 0.
 
-    Every batch has `batch_size` / `hosts` rows, so one compiled step serves all. Iterate as often as needed.
+    Every batch has `batch_size` / `hosts` rows, so one compiled step serves all. It can be iterated repeatedly.
     """
 
     source: Source
@@ -127,18 +127,18 @@ class Epoch:
         for step in range(len(self)):
             first = step * self.batch_size + self.host * rows
             numbers = range(first, min(first + rows, total))
-            # A host that has no rows left fills its part with copies of row 0, at weight 0.
-            found = [_row(self.source, number) for number in numbers] or [_row(self.source, 0)]
-            batch = _stack(found, self.source)
+            # A host without rows left pads with copies of row 0, at weight 0.
+            mine = [_row(self.source, number) for number in numbers] or [_row(self.source, 0)]
+            batch = _stack(mine, self.source)
             _check_limits(batch, self.source)
             if "weights" not in batch:
-                raise DataError(f"{self.source.name} has no weights, so its last batch cannot be filled up")
+                raise DataError(f"{self.source.name} has no field 'weights', so its last batch cannot be padded")
             yield _fill(batch, rows, len(numbers))
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Step -> one host's rows of that global batch; sent to workers whole."""
+    """Step -> one host's rows of that global batch; it is pickled to workers."""
 
     sources: tuple[Source, ...]
     order: Any  # grain.MapDataset of (source, row)
@@ -151,8 +151,8 @@ class _Reader:
     def __call__(self, step: int) -> HostBatch:
         begin = step * self.batch_size + self.first
         picked = [self.order[_visited(i, self.repeats)] for i in range(begin, begin + self.rows)]
-        found = [_row(self.sources[number], row, (self.seed, begin + k)) for k, (number, row) in enumerate(picked)]
-        batch = _stack(found, *self.sources)
+        rows = [_row(self.sources[number], row, (self.seed, begin + k)) for k, (number, row) in enumerate(picked)]
+        batch = _stack(rows, *self.sources)
         for number, source in enumerate(self.sources):
             mine = slice(None) if len(self.sources) == 1 else [k for k, (n, _) in enumerate(picked) if n == number]
             _check_limits({name: value[mine] for name, value in batch.items()}, source)
@@ -160,10 +160,10 @@ class _Reader:
 
 
 def _visited(place: int, repeats: int) -> int:
-    """Return which row of the order stands at a place, so that no row stands beside itself.
+    """Return the index in the order of the row at a place of the repeated stream; no row is its own neighbour.
 
-    A few rows take turns until each was seen `repeats` times: mixing (`mixing.py`) pairs neighbours, and an image mixed
-    with itself is not mixed. An odd number of them, so that a row has another partner the next time.
+    Mixing (`mixing.py`) pairs neighbours, and an image mixed with itself is not mixed. So 2 · repeats - 1 rows take
+    turns until each was seen `repeats` times; their number is odd so that partners change.
     """
     few = 2 * repeats - 1
     group, within = divmod(place, few * repeats)
@@ -171,9 +171,10 @@ def _visited(place: int, repeats: int) -> int:
 
 
 def _row(source: Source, number: int, seed: tuple[int, int] | None = None) -> HostBatch:
-    """Read one row, or draw it where the source is random; any error becomes a DataError that names source and row.
+    """Read one row, or draw it if the source is random; any error becomes a DataError that names source and row.
 
-    A row is drawn from (seed, its place in the endless order): each visit differs, and no host or worker matters.
+    The random generator depends on (seed, place in the endless order): each visit differs, hosts and workers do not
+    matter.
     """
     try:
         if seed is not None and isinstance(source, Drawn):
@@ -188,20 +189,20 @@ def _stack(rows: list[HostBatch], *sources: Source) -> HostBatch:
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     except (KeyError, ValueError) as error:
         names = ", ".join(source.name for source in sources)
-        raise DataError(f"rows of {names} do not have the same fields and shapes: {error}") from error
+        raise DataError(f"rows of {names} differ in fields or shapes: {error}") from error
 
 
 def _check_limits(batch: HostBatch, source: Source) -> None:
-    """Refuse ids and labels out of range: indexing on a device would clamp them or return NaN without a word."""
+    """Refuse ids and labels out of range: indexing on a device would silently clamp them or return NaN."""
     for name, limit in source.limits.items():
         values = batch[name]
         if values.size and (values.min() < 0 or values.max() >= limit):
             wrong = values.min() if values.min() < 0 else values.max()
-            raise DataError(f"{source.name}: {name} holds {wrong}, outside 0 … {limit - 1}")
+            raise DataError(f"{source.name}: {name} contains {wrong}, outside 0 … {limit - 1}")
 
 
 def _fill(batch: HostBatch, rows: int, used: int) -> HostBatch:
-    """Repeat the first row, at weight 0, until there are `rows`."""
+    """Pad the batch to `rows` rows with copies of the first row at weight 0."""
     missing = rows - len(batch["weights"])
     batch = {name: np.concatenate([value, np.repeat(value[:1], missing, 0)]) for name, value in batch.items()}
     batch["weights"][used:] = 0
@@ -210,9 +211,9 @@ def _fill(batch: HostBatch, rows: int, used: int) -> HostBatch:
 
 def _check_hosts(batch_size: int, host: int, hosts: int) -> None:
     if batch_size < 1 or hosts < 1 or batch_size % hosts:
-        raise ConfigError(f"batch_size {batch_size} does not divide over {hosts} hosts")
+        raise ConfigError(f"batch_size {batch_size} is not divisible by {hosts} hosts")
     if not 0 <= host < hosts:
-        raise ConfigError(f"host {host} is not one of 0 … {hosts - 1}")
+        raise ConfigError(f"host {host} is not in 0 … {hosts - 1}")
 
 
 def _mark_flags_as_parsed() -> None:

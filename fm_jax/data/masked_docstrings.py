@@ -1,8 +1,8 @@
-"""Docstrings from which nothing prints the package they belong to.
+"""Docstrings with the name of their package masked, for the docstring task.
 
-Names of the labelled packages, wherever they stand and however they are written ("HTTPServer", "emails"), with the
-dotted path behind them, and names of their modules where they qualify another name ("events.AbstractEventLoop"), are
-replaced by `MASK`. All ten packages are masked in every text, so that the mask itself says nothing.
+`MASK` replaces two things: the names of the labelled packages in any spelling ("HTTPServer", "emails") with the dotted
+path behind them, and the names of their modules where they qualify another name ("events.AbstractEventLoop"). All ten
+packages are masked in every text, so the mask itself gives nothing away.
 """
 
 import functools
@@ -18,10 +18,10 @@ _MIN_WORDS = 6
 
 
 def generate(modules: Sequence[standard_library.Module]) -> Iterator[tuple[str, str, str, int]]:
-    """Yield (split, module, masked text, label) from the corpus's modules; label an index into `CLASSES`.
+    """Yield (split, module, masked text, label) from the corpus's modules; the label is an index into `CLASSES`.
 
-    A docstring that several modules share, or that stands inside a longer text of the train split, says nothing
-    about its package or is no test: it is left out.
+    A docstring that several modules share is left out because it does not identify its package. A test docstring that
+    occurs inside a text of the train split is left out too.
     """
     train = " ".join(block.words for module in modules if module.split == "train" for block in module.blocks)
     examples = []
@@ -39,7 +39,7 @@ def generate(modules: Sequence[standard_library.Module]) -> Iterator[tuple[str, 
 
 
 def mask(text: str) -> str:
-    """Replace what prints the label; see the top of this file."""
+    """Mask everything that reveals the label; see the module docstring."""
     packages, qualifiers = _patterns()
     return qualifiers.sub(MASK, packages.sub(MASK, text))
 

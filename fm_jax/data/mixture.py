@@ -15,7 +15,7 @@ class Source(Protocol):
 
     name: str  # for messages
     fingerprint: str  # changes with the rows
-    limits: Mapping[str, int]  # field -> what every value of it must be below (and not below 0)
+    limits: Mapping[str, int]  # field -> exclusive upper bound of its values (the lower bound is 0)
 
     def __len__(self) -> int: ...
 
@@ -24,19 +24,18 @@ class Source(Protocol):
 
 @runtime_checkable
 class Drawn(Protocol):
-    """A source whose rows are drawn anew at each visit of training; `source[index]` is its one row for evaluation."""
+    """A source with random rows in training (augmentation, masking); `source[index]` is the fixed evaluation row."""
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return one row, whose every random choice is taken from `rng`."""
+        """Return one random row; every random choice uses `rng`."""
         ...
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Draw from several sources in proportion to their weights; each is shuffled and repeated by itself.
+    """Draw from several sources in proportion to their weights; each is shuffled and repeated independently.
 
-    After n rows every source has given n × its share, to within a few rows, so weights hold in every stretch and not
-    only on average.
+    After any n rows each source has given n × its share, to within a few rows; weights do not hold only on average.
     """
 
     sources: tuple[Source, ...]
@@ -44,9 +43,11 @@ class Mixture:
 
     def __post_init__(self) -> None:
         if not self.sources or len(self.sources) != len(self.weights):
-            raise ConfigError(f"a mixture of {len(self.sources)} sources has {len(self.weights)} weights")
+            raise ConfigError(
+                f"a mixture of {len(self.sources)} sources needs as many weights, not {len(self.weights)}"
+            )
         if not all(np.isfinite(weight) and weight > 0 for weight in self.weights):
-            raise ConfigError(f"weights of a mixture must be above 0: {self.weights}")
+            raise ConfigError(f"a mixture's weights must be above 0, not {self.weights}")
 
 
 def parts(source: Source | Mixture) -> tuple[tuple[Source, ...], tuple[float, ...]]:
@@ -55,33 +56,33 @@ def parts(source: Source | Mixture) -> tuple[tuple[Source, ...], tuple[float, ..
 
 
 def fingerprint(source: Source | Mixture) -> str:
-    """Return a name that changes with any row of any source and with the weights."""
+    """Return a fingerprint that changes with any row of any source and with the weights."""
     sources, weights = parts(source)
-    return "+".join(f"{weight:g}×{one.fingerprint}" for one, weight in zip(sources, weights, strict=True))
+    return "+".join(f"{weight:g}×{member.fingerprint}" for member, weight in zip(sources, weights, strict=True))
 
 
 def order(source: Source | Mixture, seed: int) -> Any:
     """Return the endless order of rows as a `grain.MapDataset` of (source, row), a pure function of the seed.
 
-    Every pass over a source is shuffled anew. Only numbers are shuffled: a row is read once its batch is asked for.
+    Every pass over a source has a new shuffle. Only indices are shuffled: a row is read when its batch is.
     """
     import grain
 
     sources, weights = parts(source)
     streams = []
-    for number, one in enumerate(sources):
-        if not len(one):
-            raise DataError(f"{one.name} is empty")
-        # Two sources of one length must not be shuffled alike, and Grain takes seeds of 32 bits.
+    for number, member in enumerate(sources):
+        if not len(member):
+            raise DataError(f"{member.name} is empty")
+        # Two sources of equal length need different shuffles, and Grain takes 32-bit seeds.
         own = int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")
-        rows = grain.MapDataset.range(len(one)).seed(own).shuffle()
+        rows = grain.MapDataset.range(len(member)).seed(own).shuffle()
         streams.append(rows.map(_Tag(number)).repeat())
     return streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights=weights)
 
 
 @dataclass(frozen=True)
 class _Tag:
-    """Put the number of its source before a row's."""
+    """Row -> (index of its source, row)."""
 
     number: int
 

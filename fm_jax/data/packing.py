@@ -1,4 +1,4 @@
-"""Which pieces share a row: best fit, longest first, decided once from the lengths alone."""
+"""Sequence packing: which pieces share a row, by best-fit decreasing on their lengths."""
 
 from collections.abc import Sequence
 
@@ -6,20 +6,20 @@ import numpy as np
 
 
 def pack(lengths: Sequence[int] | np.ndarray, size: int) -> list[list[int]]:
-    """Put pieces of these lengths into rows of `size`, none cut, and return the pieces of each row.
+    """Pack pieces of these lengths [N] into rows of `size` without cutting any; return the pieces of each row.
 
-    Best-fit decreasing: a piece goes where it leaves the least room, the longest pieces first; at most 11/9 of the
-    fewest rows possible, and one more (Johnson 1973). The same lengths give the same rows.
+    Best-fit decreasing: longest piece first, each into the row where it leaves the least room. Uses at most
+    11/9 · optimum + 1 rows (Johnson 1973) and is deterministic.
 
     Raises:
-        ValueError: a piece that is empty or longer than a row.
+        ValueError: a piece is empty or longer than a row.
     """
     lengths = np.asarray(lengths, np.int64)
     if lengths.size and not 1 <= lengths.min() <= lengths.max() <= size:
         raise ValueError(f"pieces must have 1 to {size} tokens, not {lengths.min()} to {lengths.max()}")
     rows: list[list[int]] = []
     open_rows: dict[int, list[int]] = {}  # room left -> rows with that room
-    rooms = 0  # bit r is set where open_rows[r] is not empty: the best fit is the lowest set bit from `length` up
+    rooms = 0  # bit r is set if open_rows[r] is not empty: the best fit is the lowest set bit >= `length`
     for piece in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[piece])
         fitting = rooms >> length

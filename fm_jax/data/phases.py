@@ -1,4 +1,4 @@
-"""One stream of batches after another: BERT reads rows of 128 tokens for nine tenths of its steps, then of 512."""
+"""Streams of batches in sequence: BERT trains on 128 tokens for 90 % of its steps, then on 512."""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,41 +11,43 @@ from fm_jax.data.loader import Batches, HostBatch
 
 @dataclass(frozen=True)
 class Phases:
-    """Streams in turn, each from its own first batch; a compiled step is compiled again where shapes change."""
+    """Streams in sequence, each from its own batch 0; a jitted step recompiles when shapes change."""
 
     streams: tuple[Batches, ...]
-    starts: tuple[int, ...]  # the step at which each begins, the first at 0
+    starts: tuple[int, ...]  # the step at which each stream begins; the first is 0
 
     def __post_init__(self) -> None:
         """Refuse phases that are not in order."""
         if len(self.streams) != len(self.starts) or self.starts[:1] != (0,) or list(self.starts) != sorted(self.starts):
-            raise ConfigError(f"{len(self.streams)} streams begin at steps {self.starts}; the first at 0, in order")
+            raise ConfigError(
+                f"{len(self.streams)} phases start at steps {self.starts}; give one ascending start per phase, from 0"
+            )
 
     @property
     def fingerprint(self) -> str:
-        """Name of the whole: it changes with any of the streams and with where they begin."""
-        text = "/".join(f"{start}:{one.fingerprint}" for start, one in zip(self.starts, self.streams, strict=True))
+        """Hash of the whole: it changes with any stream and any start."""
+        text = "/".join(f"{start}:{phase.fingerprint}" for start, phase in zip(self.starts, self.streams, strict=True))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def state(self, next_batch: int) -> dict[str, Any]:
-        """Return what a checkpoint has to keep."""
+        """Return the stream's state for a checkpoint."""
         return {"next_batch": next_batch, "fingerprint": self.fingerprint}
 
     def resume(self, state: dict[str, Any]) -> int:
-        """Return the number of the next batch from a checkpoint's state.
+        """Return the index of the next batch from a checkpoint's state.
 
         Raises:
             DataError: the state belongs to other phases.
         """
         if state.get("fingerprint") != self.fingerprint:
             raise DataError(
-                f"the checkpoint was made with data stream {state.get('fingerprint')}, this is {self.fingerprint}: "
+                f"the checkpoint was made with data stream {state.get('fingerprint')}, this is {self.fingerprint}; "
                 "data, batch_size, seed and phases must be the same to resume"
             )
         return int(state["next_batch"])
 
     def iterate(self, start: int = 0) -> Iterator[HostBatch]:
-        """Return this host's rows of global batches start, start + 1, … for ever."""
+        """Yield this host's rows of global batches start, start + 1, … without end."""
         for number, (begin, stream) in enumerate(zip(self.starts, self.streams, strict=True)):
             stop = self.starts[number + 1] if number + 1 < len(self.starts) else None
             if stop is not None and start >= stop:

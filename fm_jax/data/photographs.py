@@ -1,4 +1,4 @@
-"""Two photographs that come with scikit-learn: a Chinese temple and a flower, 427 × 640 pixels."""
+"""Two photographs included in scikit-learn: a Chinese temple and a flower, 427 × 640 pixels."""
 
 from functools import cache
 
@@ -11,17 +11,17 @@ NAMES = ("china", "flower")
 
 @cache
 def load(name: str) -> np.ndarray:
-    """Return a photograph, uint8 [427, 640, 3]; do not write into it.
+    """Return a photograph, uint8 [427, 640, 3], read-only.
 
     Raises:
         ConfigError: no such photograph, or scikit-learn is missing.
     """
     if name not in NAMES:
-        raise ConfigError(f"no photograph {name!r}; there are {', '.join(NAMES)}")
+        raise ConfigError(f"no photograph {name!r}; choose {' or '.join(NAMES)}")
     try:
         from sklearn.datasets import load_sample_image
     except ImportError as error:
-        raise ConfigError('the photographs come with scikit-learn; install "fm_jax[quickstart]"') from error
+        raise ConfigError('the photographs need scikit-learn; install "fm_jax[quickstart]"') from error
     image = np.array(load_sample_image(f"{name}.jpg"))
     image.setflags(write=False)
     return image

@@ -1,6 +1,6 @@
-"""The running Python's own text as a tensorflow-datasets builder, in ArrayRecord files, without TensorFlow.
+"""The running Python's own documentation as a tensorflow-datasets builder: ArrayRecord files, without TensorFlow.
 
-Two contents of one corpus, divided alike by module: "modules" (one record a module or reference topic, for
+The corpus has two forms with the same split by module: "modules" (one record per module or reference topic, for
 pretraining) and "docstrings" (one masked docstring with its package as the label; see `masked_docstrings`).
 
 Importing this module imports tensorflow-datasets (about a second): import it where it is used.
@@ -25,17 +25,17 @@ Content = Literal["modules", "docstrings"]
 
 @dataclasses.dataclass(kw_only=True)
 class Config(tfds.core.BuilderConfig):
-    """What to keep of which Python; the name holds a fingerprint of the sources, so another Python never answers."""
+    """Form and packages; the name contains a fingerprint of the sources, so each Python has its own data set."""
 
     content: Content = "modules"
-    only: tuple[str, ...] = ()  # top-level packages and modules; empty for all
+    only: tuple[str, ...] = ()  # top-level packages and modules; empty: all
 
 
 class PythonDocs(tfds.core.GeneratorBasedBuilder):
-    """Docstrings, comments and reference topics of the Python that runs this, divided by module."""
+    """Docstrings, comments and reference topics of the running Python, split by module."""
 
-    VERSION = tfds.core.Version("1.0.0")  # to be raised with any change of what is extracted
-    # TFDS 4.9.10 finds this path with importlib_resources, which it uses but does not ask for.
+    VERSION = tfds.core.Version("1.0.0")  # raise it when the extraction changes
+    # TFDS 4.9.10 finds this path with importlib_resources, which it does not declare as a dependency.
     code_path = epath.Path(__file__)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -57,8 +57,8 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         del dl_manager  # nothing is downloaded
         modules = standard_library.read(self.builder_config.only)
-        found = list(_texts(modules) if self.builder_config.content == "modules" else _labelled(modules))
-        rows = {split: [row for where, row in found if where == split] for split in standard_library.SPLITS}
+        examples = list(_texts(modules) if self.builder_config.content == "modules" else _labelled(modules))
+        rows = {split: [row for where, row in examples if where == split] for split in standard_library.SPLITS}
         return {split: self._generate_examples(mine) for split, mine in rows.items() if mine}
 
     def _generate_examples(self, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -66,12 +66,12 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder):
 
 
 def build(data_dir: Path, content: Content = "modules", *, only: Sequence[str] = ()) -> PythonDocs:
-    """Return the builder of this Python's corpus under `data_dir`, prepared; what is there already is not made again.
+    """Return the builder of this Python's corpus under `data_dir`; prepare it first if missing.
 
     Several processes may call this at once.
 
     Raises:
-        DataError: no sources to read, or the folder cannot be written.
+        DataError: the Python has no sources, or the folder cannot be written.
     """
     name = f"{content}-{standard_library.fingerprint(tuple(only))}"
     config = Config(name=name, description=f"CPython {name}", content=content, only=tuple(only))
@@ -84,7 +84,7 @@ def build(data_dir: Path, content: Content = "modules", *, only: Sequence[str] =
                 builder.download_and_prepare()
             except OSError as error:
                 failed = error
-        # Another process may have finished the same folder after this builder looked for it, and before our rename.
+        # Another process may have finished the same folder after this builder looked for it and before our rename.
         if failed or not builder.info.splits:
             builder = PythonDocs(config=config, data_dir=data_dir, file_format="array_record")
     if not builder.info.splits:
@@ -105,7 +105,7 @@ def rows(builder: PythonDocs, split: str) -> Sequence[Mapping[str, Any]]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep TFDS from drawing bars and from warning of a folder that is about to be made."""
+    """Silence TFDS's progress bars, and its warning about a folder that does not exist yet."""
     tfds.disable_progress_bar()
     absl = logging.getLogger("absl")
     level = absl.level

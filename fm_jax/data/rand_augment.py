@@ -8,20 +8,21 @@ import numpy as np
 from fm_jax.core.errors import ConfigError
 from fm_jax.data.augment import warp
 
-TOP = 10.0  # the strongest magnitude
+TOP = 10.0  # the largest magnitude
 
 
 def rand_augment(image: np.ndarray, rng: np.random.Generator, layers: int = 2, magnitude: float = 9.0) -> np.ndarray:
-    """Apply `layers` operations, drawn with replacement from the paper's 14, at `magnitude` of 0 to 10.
+    """Apply to [H, W, 3] `layers` operations, drawn with replacement from the paper's 14, at `magnitude` in 0 to 10.
 
-    Where an operation has two directions, one is drawn. timm's, which DeiT and MAE use, leaves each out at probability
-    0.5, spreads the magnitude by 0.5, and has two other operations (invert, solarize-add) and no identity.
+    An operation with two directions takes a random one. timm's version, which DeiT and MAE use, differs: it skips each
+    operation with probability 0.5, varies the magnitude with standard deviation 0.5, has invert and solarize-add, and
+    no identity.
 
     Raises:
         ConfigError: a magnitude out of range.
     """
     if not 0 <= magnitude <= TOP:
-        raise ConfigError(f"RandAugment's magnitude must lie in 0 to {TOP:g}, not {magnitude}")
+        raise ConfigError(f"RandAugment's magnitude must be in 0 to {TOP:g}, not {magnitude}")
     for number in rng.integers(0, len(OPERATIONS), layers):
         sign = 1 if rng.random() < 0.5 else -1
         image = OPERATIONS[list(OPERATIONS)[number]](image, magnitude / TOP, sign)
@@ -63,7 +64,7 @@ def _equalize(image: np.ndarray, strength: float, sign: int) -> np.ndarray:
 
 
 def _posterize(image: np.ndarray, strength: float, sign: int) -> np.ndarray:
-    lost = round(4 * strength)  # of 8 bits
+    lost = round(4 * strength)  # of the 8 bits
     return image >> lost << lost
 
 
@@ -97,4 +98,4 @@ OPERATIONS: dict[str, Callable[[np.ndarray, float, int], np.ndarray]] = {
     "translate_x": _translate_x,
     "translate_y": _translate_y,
 }
-"""Name -> (image, strength of 0 to 1, direction of ±1) -> image. Those without a strength ignore it."""
+"""Name -> function (image [H, W, 3], strength in 0 to 1, direction ±1) -> image; some ignore strength or direction."""

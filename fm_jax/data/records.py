@@ -1,4 +1,4 @@
-"""Pre-tokenised blocks in ArrayRecord files, which check themselves and are read in place by many machines.
+"""Tokenised blocks in ArrayRecord files, which have checksums and can be read in place by many machines.
 
 A folder holds `blocks-*.array_record` and `index.json`. A record is the `length` + 1 token ids of one block (the last
 may be shorter), uint16 or uint32, little endian; consecutive blocks share one token.
@@ -22,7 +22,7 @@ from fm_jax.data.tokens import Tokens
 
 @dataclass(frozen=True)
 class Index:
-    """What index.json says."""
+    """The content of index.json."""
 
     files: tuple[str, ...]
     dtype: str
@@ -31,7 +31,7 @@ class Index:
     num_bytes: int  # UTF-8 bytes of the text, for bits per byte
     vocab_size: int
     pad_id: int
-    sha256: str  # of the token stream
+    sha256: str  # hash of the token stream
 
 
 class RecordBlocks:
@@ -51,7 +51,7 @@ class RecordBlocks:
             raise IndexError(index)
         stream = np.frombuffer(self._source[index], self._index.dtype).astype(np.int32)
         if not 2 <= len(stream) <= self._index.length + 1:
-            raise DataError(f"{len(stream)} tokens, not 2 to {self._index.length + 1}")
+            raise DataError(f"the record has {len(stream)} tokens, not 2 to {self._index.length + 1}")
         return shifted(stream, self._index.length, self._index.pad_id)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class RecordBlocks:
 
     @property
     def length(self) -> int:
-        """Tokens a row, fixed when the records were written."""
+        """Tokens per row, fixed when the records were written."""
         return self._index.length
 
     @property
@@ -76,14 +76,12 @@ class RecordBlocks:
         except Exception as error:  # the reader raises RuntimeError and ValueError, with C++ text
             raise DataError(f"cannot open the records of {self._folder}: {error}") from error
         if len(source) != self._index.num_records:
-            raise DataError(
-                f"{self._folder} has {len(source)} records, not {self._index.num_records} as index.json says"
-            )
+            raise DataError(f"{self._folder} has {len(source)} records, but index.json lists {self._index.num_records}")
         return source
 
 
 def write(tokens: Tokens, folder: Path, *, length: int, per_file: int = 1 << 16) -> RecordBlocks:
-    """Cut tokens into blocks of `length` and write them as ArrayRecord; `folder` appears whole or not at all."""
+    """Cut tokens into blocks of `length` and write them as ArrayRecord; `folder` is created atomically."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     if folder.exists():
@@ -100,8 +98,10 @@ def write(tokens: Tokens, folder: Path, *, length: int, per_file: int = 1 << 16)
             for block in range(first, min(first + per_file, count)):
                 writer.write(tokens[block * length : (block + 1) * length + 1].astype(dtype).tobytes())
             writer.close()
-        told = tokens.index
-        index = Index(tuple(files), dtype.str, length, count, told.num_bytes, told.vocab_size, told.pad_id, told.sha256)
+        source = tokens.index
+        index = Index(
+            tuple(files), dtype.str, length, count, source.num_bytes, source.vocab_size, source.pad_id, source.sha256
+        )
         (partial / "index.json").write_text(json.dumps(asdict(index), indent=1), "utf-8")
         os.replace(partial, folder)
     finally:
@@ -110,20 +110,20 @@ def write(tokens: Tokens, folder: Path, *, length: int, per_file: int = 1 << 16)
 
 
 def load(folder: Path) -> RecordBlocks:
-    """Open blocks that `write` left, or another tool in the same form.
+    """Open blocks written by `write`, or by another tool in the same format.
 
     Raises:
-        DataError: missing files, a damaged index, or fewer records than it says.
+        DataError: missing files, a damaged index, or another number of records than it lists.
     """
     try:
-        told = json.loads((folder / "index.json").read_text("utf-8"))
-        index = Index(**told | {"files": tuple(told["files"])})
+        fields = json.loads((folder / "index.json").read_text("utf-8"))
+        index = Index(**fields | {"files": tuple(fields["files"])})
     except FileNotFoundError:
         raise DataError(f"{folder} has no index.json; it does not hold token records") from None
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder / 'index.json'} is damaged: {error}") from error
     if missing := [name for name in index.files if not (folder / name).is_file()]:
-        raise DataError(f"{folder} lacks {', '.join(missing[:4])}")
+        raise DataError(f"{folder} is missing {', '.join(missing[:4])}")
     blocks = RecordBlocks(folder, index)
     _ = blocks._source
     return blocks

@@ -1,7 +1,7 @@
-"""Drawn scenes with a known truth: one coloured shape or digit anywhere, of any size and turn, before anything.
+"""Synthetic scenes with known ground truth: one coloured shape or digit at a random place, size and rotation.
 
-A row is a function of (seed, split, number). Pixels say little by themselves: which shape it is, a linear model cannot
-tell, since colour, place, size and turn are drawn apart from it.
+A scene is a function of (seed, split, index). A linear model on pixels cannot recognise the shape, because colour,
+place, size, rotation and background are independent of it.
 """
 
 import math
@@ -25,12 +25,12 @@ COLOURS = {
     "cyan": (40, 200, 215),
 }
 SPLITS = ("train", "validation", "test")
-_FINE = 4  # samples a pixel and axis
+_FINE = 4  # samples per pixel and axis (antialiasing)
 
 
 @dataclass(frozen=True)
 class Config:
-    """What is drawn, and how much of it."""
+    """Content and number of the scenes."""
 
     objects: Literal["shapes", "digits"] = "shapes"
     label: Literal["object", "colour", "both"] = "object"
@@ -43,24 +43,27 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse empty splits."""
         if min(self.train, self.validation, self.test) < 1:
-            raise ConfigError("train, validation and test must hold at least one scene")
+            raise ConfigError(
+                "train, validation and test need at least 1 scene each, not "
+                f"{self.train}, {self.validation} and {self.test}"
+            )
 
 
 class Scene(NamedTuple):
-    """An image and all that is known of it."""
+    """An image and its ground truth."""
 
     image: np.ndarray  # uint8 [S, S, 3]
-    kind: int  # of the shapes, or the digit
-    colour: int
-    box: tuple[float, float, float, float]  # left, top, right, bottom of the object, in pixels
+    kind: int  # index into SHAPES, or the digit
+    colour: int  # index into COLOURS
+    box: tuple[float, float, float, float]  # the object's left, top, right, bottom, in pixels
 
 
 class Scenes:
-    """One split, as pictures: (uint8 [S, S, 3], label)."""
+    """One split as (uint8 [S, S, 3], label)."""
 
     def __init__(self, cfg: Config, split: str, size: int) -> None:
         if split not in SPLITS:
-            raise DataError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+            raise DataError(f"scenes have no split {split!r}; choose {', '.join(SPLITS)}")
         if size < 8:
             raise ConfigError(f"a scene needs at least 8 × 8 pixels, not {size}")
         self._cfg, self._split, self._size = cfg, SPLITS.index(split), size
@@ -69,40 +72,40 @@ class Scenes:
         both = tuple(f"{colour} {kind}" for kind in kinds for colour in COLOURS)
         self.classes = {"object": kinds, "colour": tuple(COLOURS), "both": both}[cfg.label]
         self.name = f"scenes/{split}"
-        drawn = "-".join(str(value) for value in asdict(cfg).values())
-        self.fingerprint = f"scenes-1-{size}-{split}-{drawn}"
+        settings = "-".join(str(value) for value in asdict(cfg).values())
+        self.fingerprint = f"scenes-1-{size}-{split}-{settings}"
 
     def __len__(self) -> int:
         return self._count
 
     def scene(self, index: int) -> Scene:
-        """Return a scene with its truth."""
+        """Return a scene with its ground truth."""
         if not 0 <= index < self._count:
             raise IndexError(index)
         rng = np.random.default_rng((self._cfg.seed, self._split, index))
         return draw(self._cfg, rng, self._size, SPLITS[self._split])
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        found = self.scene(index)
-        both = found.kind * len(COLOURS) + found.colour
-        return found.image, {"object": found.kind, "colour": found.colour, "both": both}[self._cfg.label]
+        image, kind, colour, _ = self.scene(index)
+        labels = {"object": kind, "colour": colour, "both": kind * len(COLOURS) + colour}
+        return image, labels[self._cfg.label]
 
     def id(self, index: int) -> str:
-        """Return the scene's number."""
+        """Return the scene's index, as text."""
         return str(index)
 
 
 def draw(cfg: Config, rng: np.random.Generator, size: int, split: str = "train") -> Scene:
-    """Draw one scene of [size, size]: the object's radius is 22 to 42 % of the side, all of it inside.
+    """Draw one scene of [size, size, 3]; the object lies inside the image, its radius is 22 to 42 % of the side.
 
-    A digit is one of the split's own handwritten ones; photographs behind are the same two in every split.
+    A digit is a handwritten one of the same split; the two background photographs are shared by all splits.
     """
     kind = int(rng.integers(len(SHAPES) if cfg.objects == "shapes" else 10))
     colour = int(rng.integers(len(COLOURS)))
     radius = rng.uniform(0.22, 0.42) * size
     x, y = rng.uniform(radius, size - radius, 2)
     angle = rng.uniform(-math.pi, math.pi) if cfg.objects == "shapes" else rng.uniform(-0.35, 0.35)
-    behind = _colours(rng, size) if cfg.background == "colour" else _photograph(rng, size)
+    backdrop = _colours(rng, size) if cfg.background == "colour" else _photograph(rng, size)
 
     places = (np.arange(size * _FINE) + 0.5) / _FINE
     across, down = (places[None, :] - x) / radius, (places[:, None] - y) / radius
@@ -111,7 +114,7 @@ def draw(cfg: Config, rng: np.random.Generator, size: int, split: str = "train")
     fine = inside(kind, right, below) if cfg.objects == "shapes" else _digit(kind, rng, right, below, split)
     cover = fine.astype(np.float64).reshape(size, _FINE, size, _FINE).mean(axis=(1, 3))
     paint = np.array(list(COLOURS.values())[colour]) * rng.uniform(0.8, 1.0)
-    image = behind + cover[..., None] * (paint - behind)
+    image = backdrop + cover[..., None] * (paint - backdrop)
 
     rows, columns = np.flatnonzero(cover.any(axis=1)), np.flatnonzero(cover.any(axis=0))
     box = float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
@@ -119,7 +122,7 @@ def draw(cfg: Config, rng: np.random.Generator, size: int, split: str = "train")
 
 
 def inside(kind: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return which points, in units of the radius, are inside a shape of SHAPES."""
+    """Return a bool array: which points (x, y), in units of the radius, are inside shape SHAPES[kind]."""
     distance, angle = np.hypot(x, y), np.arctan2(y, x)
     name = SHAPES[kind]
     if name == "circle":
@@ -147,17 +150,19 @@ def _handwritten(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _digit(kind: int, rng: np.random.Generator, x: np.ndarray, y: np.ndarray, split: str) -> np.ndarray:
-    """Return the cover, 0 to 1, of a random handwritten digit at points in units of the radius."""
+    """Return the opacity, 0 to 1, of a random handwritten digit at points (x, y) in units of the radius."""
     images, labels = _handwritten(split)
     image = images[rng.choice(np.flatnonzero(labels == kind))]
-    fine = np.minimum(resize(np.repeat(image[..., None], 3, axis=2), 64, 64)[..., 0] / 128, 1)  # firm strokes
+    fine = np.minimum(
+        resize(np.repeat(image[..., None], 3, axis=2), 64, 64)[..., 0] / 128, 1
+    )  # full opacity from half intensity
     column, row = (np.floor((value * math.sqrt(2) + 1) * 32).astype(int) for value in (x, y))
     known = (column >= 0) & (column < 64) & (row >= 0) & (row < 64)
     return np.where(known, fine[np.clip(row, 0, 63), np.clip(column, 0, 63)], 0)
 
 
 def _colours(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Return a slope between two random colours, with noise."""
+    """Return a linear gradient between two random colours, with noise: float64 [size, size, 3]."""
     first, second = rng.uniform(0, 255, (2, 3))
     direction, places = rng.uniform(0, 2 * math.pi), np.linspace(-0.5, 0.5, size)
     slope = places[None, :] * math.cos(direction) + places[:, None] * math.sin(direction) + 0.5

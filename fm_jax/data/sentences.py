@@ -1,4 +1,4 @@
-"""Documents cut into sentences, as one stream: what next-sentence pairs and rows of full sentences are made of."""
+"""Documents split into sentences, as one stream, for next-sentence pairs and rows of full sentences."""
 
 import re
 from functools import cached_property
@@ -7,31 +7,30 @@ import numpy as np
 
 from fm_jax.data.source import Documents
 
-# Behind a full stop, with the brackets and quotes that close after it, where no small letter follows; and at a line
-# that is empty. The space between two sentences belongs to the second.
+# A sentence ends after a full stop and its closing brackets and quotes, unless a lowercase letter follows, and at an
+# empty line. The space between two sentences belongs to the second.
 _BREAK = re.compile(r"""[.!?]["'`*)\]]*(?=\s+[^\sa-z])|(?<=\S)(?=[ \t]*\n[ \t]*\n)""")
 
 
 def split(text: str) -> list[str]:
-    """Cut a text into sentences, none of which is blank; joined they are the text, unless that is blank itself."""
+    """Split a text into sentences that are not blank; joined they give the text. A blank text has none."""
     ends = [match.end() for match in _BREAK.finditer(text)]
-    found: list[str] = []
+    pieces: list[str] = []
     for start, stop in zip([0, *ends], [*ends, len(text)], strict=True):
         piece = text[start:stop]
-        if found and not piece.strip():
-            found[-1] += piece
-        elif found and not found[-1].strip():
-            found[-1] += piece  # blanks before the first sentence
+        if pieces and not piece.strip():
+            pieces[-1] += piece
+        elif pieces and not pieces[-1].strip():
+            pieces[-1] += piece  # blanks before the first sentence
         elif piece:
-            found.append(piece)
-    return found if text.strip() else []
+            pieces.append(piece)
+    return pieces if text.strip() else []
 
 
 class Sentences:
-    """All sentences of all documents in their order; an empty one closes every document, as in BERT's own files.
+    """All sentences of all documents in order; an empty one ends every document, as in BERT's own files.
 
-    Made to be read once from front to back: a document is split when its first sentence is asked for, and kept until
-    another document's is.
+    For sequential reading: only the document that was read last is kept split.
     """
 
     def __init__(self, documents: Documents) -> None:
@@ -52,6 +51,6 @@ class Sentences:
 
     @cached_property
     def _starts(self) -> np.ndarray:
-        """Where each document's first sentence stands, and last their number: int64 [documents + 1]."""
+        """Index of each document's first sentence, then the number of sentences: int64 [documents + 1]."""
         counts = [len(split(self._documents[index])) + 1 for index in range(len(self._documents))]
         return np.cumsum([0, *counts], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Where documents come from: one config, five kinds, each a sequence of texts with random access."""
+"""Sources of documents: one config, five kinds, each a sequence of texts with random access."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ class Config:
     """A corpus; which fields are read depends on `kind`."""
 
     kind: Literal["python_docs", "tfds", "text", "jsonl", "tokens"] = "python_docs"
-    name: str = ""  # tfds: a corpus as tensorflow-datasets names it, such as lm1b or wiki40b/en
-    path: Path | None = None  # text, jsonl, tokens: a folder, or for text and jsonl one file
-    field: str = "text"  # tfds, jsonl: the field that holds the text
-    splits: tuple[str, str, str] = ("train", "validation", "test")  # what train, validation and test are called there
-    only: tuple[str, ...] = ()  # python_docs: top-level packages and modules to keep, all if empty
-    download: bool = False  # tfds: let tensorflow-datasets fetch a corpus that is not prepared yet
+    name: str = ""  # tfds: name in tensorflow-datasets, such as lm1b or wiki40b/en
+    path: Path | None = None  # text, jsonl, tokens: a folder; text and jsonl also take one file
+    field: str = "text"  # tfds, jsonl: the field with the text
+    splits: tuple[str, str, str] = ("train", "validation", "test")  # the corpus's names of train, validation and test
+    only: tuple[str, ...] = ()  # python_docs: top-level packages and modules to keep; empty: all
+    download: bool = False  # tfds: let tensorflow-datasets download and prepare a missing corpus
 
     def __post_init__(self) -> None:
         if self.kind == "tfds" and not self.name:
@@ -31,9 +31,9 @@ class Config:
             raise ConfigError(f"kind {self.kind} needs a path")
 
     def here(self, split: str) -> str:
-        """Return what a split is called in this corpus; slices such as train[:99%] are allowed for tfds."""
+        """Return this corpus's name of a split; tfds allows slices such as train[:99%]."""
         if split not in SPLITS:
-            raise DataError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+            raise DataError(f"the corpus has no split {split!r}; choose {', '.join(SPLITS)}")
         return self.splits[SPLITS.index(split)]
 
 
@@ -48,15 +48,15 @@ class Documents(Protocol):
 
 
 def documents(cfg: Config, split: str, data_dir: Path) -> Documents:
-    """Open one split of a corpus; documents are read when they are asked for.
+    """Open one split of a corpus; documents are read on demand.
 
     Args:
         cfg: the corpus.
         split: train, validation or test.
-        data_dir: where corpora of tensorflow-datasets, the built-in one among them, are kept.
+        data_dir: directory of prepared tensorflow-datasets corpora, including the built-in one.
 
     Raises:
-        DataError: missing, empty, or not what its kind says; reading a document raises it too, naming file and line.
+        DataError: missing, empty, or not of its kind; reading a damaged document raises it too, naming file and line.
     """
     here = cfg.here(split)
     if cfg.kind == "python_docs":
@@ -72,7 +72,7 @@ def documents(cfg: Config, split: str, data_dir: Path) -> Documents:
 
 
 def fingerprint(cfg: Config, split: str, data_dir: Path) -> str:
-    """Return the fingerprint of `documents(...)` without building or opening more than it must."""
+    """Return the fingerprint of `documents(...)`, without building the corpus where possible."""
     if cfg.kind == "python_docs":
         return f"python_docs-{standard_library.fingerprint(cfg.only)}-{split}"
     return documents(cfg, split, data_dir).fingerprint
@@ -96,7 +96,7 @@ class _Records:
         except UnicodeDecodeError as error:
             raise DataError(f"{self._name}: record {index} is not UTF-8 text: {error}") from error
         except Exception as error:  # a damaged file: the reader raises RuntimeError with C++ text
-            raise DataError(f"{self._name}: record {index} cannot be read: {line(error)}") from error
+            raise DataError(f"{self._name}: cannot read record {index}: {line(error)}") from error
 
 
 def _python_docs(cfg: Config, split: str, data_dir: Path) -> Documents:

@@ -3,8 +3,8 @@
 Rajpurkar et al. 2016 (v1.1, every question has an answer) and 2018 (v2.0, some have none); the windows are those of
 Devlin et al. 2019, section 4.2. Positions of answers are characters (code points), as in the files.
 
-Besides SQuAD's own fields a question may carry "kind", by which scores are told apart, and "alike", all spans of its
-context that have the type of its answer, which the baselines read.
+A question may have two fields beyond SQuAD's: "kind", by which scores are grouped, and "alike", all spans of the
+context with the same type as the answer, which the baselines use.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ from fm_jax.data.encoded import Encoded
 from fm_jax.data.tokenizer import Tokenizer
 
 SPLITS = ("train", "validation", "test")
-_AT_ONCE = 1000  # pairs that are tokenised together
+_AT_ONCE = 1000  # pairs per call of the tokenizer
 _NAMES = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a context: its text and the character where it starts."""
+    """A span of a context: its text and the character where it starts."""
 
     text: str
     start: int
@@ -35,7 +35,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one context; without answers it has none there (v2.0)."""
+    """One question about one context; `answers` is empty if the context has no answer (v2.0)."""
 
     id: str
     text: str
@@ -47,11 +47,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Cut:
-    """How question and context are cut into windows, in tokens."""
+    """How question and context are split into windows, in tokens."""
 
-    length: int = 384  # of a row: question, window and special tokens
-    stride: int = 128  # from the start of one window to that of the next
-    question: int = 64  # longest question; what is longer loses its end
+    length: int = 384  # tokens of a row: question, window and special tokens
+    stride: int = 128  # tokens from the start of one window to the start of the next
+    question: int = 64  # maximum length of a question; longer ones are truncated
 
     def __post_init__(self) -> None:
         """Refuse sizes that leave no token."""
@@ -61,30 +61,30 @@ class Cut:
 
 
 def load(folder: Path) -> dict[str, tuple[Question, ...]]:
-    """Read the splits that a folder holds: `train*.json`, `validation*.json` or `dev*.json`, `test*.json`.
+    """Read the splits of a folder: `train*.json`, `validation*.json` or `dev*.json`, `test*.json`.
 
     Raises:
-        DataError: no train file, neither of the others, two files for a split, or whatever `read` refuses.
+        DataError: no train file, neither a validation nor a test file, two files for a split, or as `read` raises.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; give one that holds train.json and validation.json")
+        raise DataError(f"{folder} is not a folder; give a folder with train.json and validation.json")
     files = sorted(folder.glob("*.json"))
-    found = {split: [file for file in files if _named(file.stem, split)] for split in SPLITS}
-    for split, mine in found.items():
+    named = {split: [file for file in files if _named(file.stem, split)] for split in SPLITS}
+    for split, mine in named.items():
         if len(mine) > 1:
             raise DataError(f"{folder} has {len(mine)} files for {split}: {', '.join(file.name for file in mine)}")
-    if not found["train"] or not (found["validation"] or found["test"]):
+    if not named["train"] or not (named["validation"] or named["test"]):
         there = ", ".join(file.name for file in files[:8]) or "nothing"
         raise DataError(f"{folder} needs a train*.json and a validation*.json, dev*.json or test*.json; it has {there}")
-    return {split: read(mine[0]) for split, mine in found.items() if mine}
+    return {split: read(mine[0]) for split, mine in named.items() if mine}
 
 
 def read(file: Path) -> tuple[Question, ...]:
-    """Read a file of v1.1 or v2.0; every answer must stand in its context where the file says.
+    """Read a file of v1.1 or v2.0; every answer must occur in its context at the position the file gives.
 
     Raises:
-        DataError: unreadable, not SQuAD's format, an id twice, an answer that is not where it should be, or a question
-            that is marked impossible and has answers (or has none and is not); file and question are named.
+        DataError: unreadable, not SQuAD's format, a duplicate id, an answer at another position, or a question marked
+            impossible that has answers (or not marked and without answers); the message names file and question.
     """
     try:
         tree = json.loads(file.read_text("utf-8-sig"))
@@ -94,7 +94,7 @@ def read(file: Path) -> tuple[Question, ...]:
         raise DataError(f"{file}: not JSON: {error}") from None
     questions = tuple(_questions(tree, str(file)))
     if not questions:
-        raise DataError(f"{file} holds no question")
+        raise DataError(f"{file} contains no questions")
     seen: set[str] = set()
     for question in questions:
         if question.id in seen:
@@ -106,27 +106,27 @@ def read(file: Path) -> tuple[Question, ...]:
 class Windows:
     """Rows {"tokens", "types": int32 [T], "length", "start", "end": int32 [], "weights": float32 []}.
 
-    A row is [CLS] question [SEP] part of the context [SEP], as the tokenizer joins pairs, and behind `length` padding.
-    `start` and `end` (inclusive) are the tokens of the first answer, or both 0, the token in front, where this window
-    does not hold all of it.
+    A row is [CLS] question [SEP] window of the context [SEP], as the tokenizer joins pairs, then padding from `length`
+    on. `start` and `end` (inclusive) are the tokens of the first answer; both are 0, the [CLS] token, if the window
+    does not contain the whole answer.
     """
 
     def __init__(
         self, questions: Sequence[Question], tokenizer: Tokenizer, cut: Cut | None = None, *, name: str = "questions"
     ) -> None:
-        """Tokenise; rows are made when they are asked for.
+        """Tokenise the questions; rows are built on demand.
 
         Raises:
             DataError: no questions, a question or context without tokens, an answer that no token covers, or a
-                `stride` that would leave out tokens between windows; the question's id is named.
+                `stride` that would skip tokens between windows; the message names the question.
         """
         if not questions:
-            raise DataError(f"{name}: there are no questions")
+            raise DataError(f"{name} contains no questions")
         self.name, self.questions, self._cut, self._pad = name, tuple(questions), cut or Cut(), tokenizer.pad_id
         self._pairs = list(_pairs(tokenizer, self.questions, self._cut, name))
         places = [(q, a, b) for q, pair in enumerate(self._pairs) for a, b in pair.windows(self._cut)]
         self.places: np.ndarray = np.array(places, np.int64)
-        """[N, 3] of each row: the number of its question, and the first and last + 1 of the context's tokens in it."""
+        """int64 [N, 3], one row per window: index of the question, first and last + 1 of its context tokens."""
         digest = hashlib.sha256(f"{self._cut}{tokenizer.fingerprint}".encode())
         for question in self.questions:
             digest.update(f"{question.id}\0{question.text}\0{question.context}\0{question.answers[:1]}\0".encode())
@@ -154,7 +154,7 @@ class Windows:
         }
 
     def context(self, index: int) -> tuple[int, np.ndarray]:
-        """Return where the context begins in a row, and the characters [n, 2] of its tokens from there on."""
+        """Return the index of the context's first token in a row, and the character offsets [n, 2] of its n tokens."""
         number, first, last = (int(x) for x in self.places[index])
         return self._pairs[number].before, self._pairs[number].offsets[first:last]
 
@@ -164,17 +164,17 @@ class _Pair:
     """A question and its whole context in tokens."""
 
     head: tuple[np.ndarray, np.ndarray]  # ids and types up to the context
-    body: tuple[np.ndarray, np.ndarray]  # of the context
-    tail: tuple[np.ndarray, np.ndarray]  # behind it
-    offsets: np.ndarray  # [n, 2] characters of the context's tokens
-    answer: tuple[int, int] | None  # first and last token of the first answer, counted in the context
+    body: tuple[np.ndarray, np.ndarray]  # ids and types of the context
+    tail: tuple[np.ndarray, np.ndarray]  # ids and types after the context
+    offsets: np.ndarray  # [n, 2] character offsets of the context's tokens
+    answer: tuple[int, int] | None  # first and last token of the first answer, within the context
 
     @property
     def before(self) -> int:
         return len(self.head[0])
 
     def windows(self, cut: Cut) -> Iterator[tuple[int, int]]:
-        """Yield first and last + 1 of the context's tokens in each window; the last one ends with the context."""
+        """Yield (first, last + 1) of each window's context tokens; the last window ends with the context."""
         room, total, first = cut.length - self.before - len(self.tail[0]), len(self.offsets), 0
         while first + room < total:
             yield first, first + room
@@ -192,21 +192,23 @@ class _Pair:
 def _pairs(tokenizer: Tokenizer, questions: Sequence[Question], cut: Cut, name: str) -> Iterator[_Pair]:
     for first in range(0, len(questions), _AT_ONCE):
         some = questions[first : first + _AT_ONCE]
-        found = tokenizer.encode_pairs([one.text for one in some], [one.context for one in some])
-        for question, encoded in zip(some, found, strict=True):
+        pairs = tokenizer.encode_pairs([question.text for question in some], [question.context for question in some])
+        for question, encoded in zip(some, pairs, strict=True):
             yield _pair(encoded, question, cut, f"{name}: question {question.id!r}")
 
 
 def _pair(encoded: Encoded, question: Question, cut: Cut, where: str) -> _Pair:
     (ask, asked), (begin, end) = _bounds(encoded, 0, where), _bounds(encoded, 1, where)
     if not ask:
-        raise DataError(f"{where}: the tokenizer puts no special token in front, so that no row can say 'not here'")
+        raise DataError(
+            f"{where}: the tokenizer puts no special token first to predict 'no answer'; use one with [CLS]"
+        )
     keep = np.r_[:ask, ask : min(asked, ask + cut.question), asked:begin]
     offsets = encoded.offsets[begin:end]
     room = cut.length - len(keep) - (len(encoded.ids) - end)
     if room < 1 or (cut.stride > room and room < end - begin):
         raise DataError(
-            f"{where}: length {cut.length} leaves {room} tokens for the context, with stride {cut.stride}; "
+            f"{where}: length {cut.length} leaves {room} tokens for the context at stride {cut.stride}; "
             "raise length, or lower stride and question"
         )
     answer = _tokens_of(question.answers[0], offsets, where) if question.answers else None
@@ -217,20 +219,20 @@ def _pair(encoded: Encoded, question: Question, cut: Cut, where: str) -> _Pair:
 
 
 def _bounds(encoded: Encoded, part: int, where: str) -> tuple[int, int]:
-    """Return first and last + 1 of the tokens of the question (0) or the context (1)."""
-    found = np.flatnonzero(encoded.parts == part)
-    if not len(found):
+    """Return (first, last + 1) of the tokens of the question (part 0) or the context (part 1)."""
+    positions = np.flatnonzero(encoded.parts == part)
+    if not len(positions):
         raise DataError(f"{where}: the {('question', 'context')[part]} has no tokens")
-    return int(found[0]), int(found[-1]) + 1
+    return int(positions[0]), int(positions[-1]) + 1
 
 
 def _tokens_of(answer: Span, offsets: np.ndarray, where: str) -> tuple[int, int]:
-    """Return the first and the last token that share a character with an answer."""
+    """Return the first and last token that overlap an answer."""
     touching = (offsets[:, 1] > answer.start) & (offsets[:, 0] < answer.start + len(answer.text))
-    found = np.flatnonzero(touching & (offsets[:, 0] < offsets[:, 1]))
-    if not len(found):
+    positions = np.flatnonzero(touching & (offsets[:, 0] < offsets[:, 1]))
+    if not len(positions):
         raise DataError(f"{where}: no token covers the answer {answer.text!r}")
-    return int(found[0]), int(found[-1])
+    return int(positions[0]), int(positions[-1])
 
 
 def _questions(tree: Any, file: str) -> Iterator[Question]:
@@ -249,9 +251,9 @@ def _question(entry: Mapping[str, Any], name: str, context: str, where: str) -> 
     if not isinstance(impossible, bool):
         raise DataError(f"{where}: 'is_impossible' is {impossible!r}, not true or false")
     if impossible and answers:
-        raise DataError(f"{where}: is marked impossible, but has the answer {answers[0].text!r}")
+        raise DataError(f"{where} is marked impossible, but has the answer {answers[0].text!r}")
     if not impossible and not answers:
-        raise DataError(f'{where}: has no answer; mark it "is_impossible": true, or give one')
+        raise DataError(f'{where} has no answer; add one, or mark it "is_impossible": true')
     kind = entry.get("kind", "")
     if not isinstance(kind, str):
         raise DataError(f"{where}: 'kind' is {kind!r}, not text")
@@ -264,35 +266,35 @@ def _span(entry: Any, context: str, where: str) -> Span:
     start = entry.get("answer_start")
     if not isinstance(start, int) or isinstance(start, bool):
         raise DataError(f"{where}: 'answer_start' of {text!r} is {start!r}, not a number of characters")
-    stands = context[start : start + len(text)] if start >= 0 else ""
-    if stands != text:
-        there = f"there stands {stands!r}" if stands else "that is outside"
+    actual = context[start : start + len(text)] if start >= 0 else ""
+    if actual != text:
+        there = f"the context has {actual!r} there" if actual else "that is outside the context"
         places = (at for at in range(len(context)) if context.startswith(text, at))
         nearest = min(places, key=lambda at: abs(at - start), default=None)
-        hint = "it is nowhere in the context" if nearest is None else f"the nearest is at {nearest}"
+        hint = "the context does not contain it" if nearest is None else f"the nearest occurrence is at {nearest}"
         raise DataError(f"{where}: the answer {text!r} is not at character {start} ({there}); {hint}")
     return Span(text, start)
 
 
 def _list(entry: Any, field: str, where: str) -> list[Any]:
-    found = entry.get(field) if isinstance(entry, dict) else None
-    if not isinstance(found, list):
+    items = entry.get(field) if isinstance(entry, dict) else None
+    if not isinstance(items, list):
         has = ", ".join(map(repr, list(entry)[:8])) if isinstance(entry, dict) else type(entry).__name__
-        raise DataError(f"{where}: no list {field!r} (there is {has})")
-    return found
+        raise DataError(f"{where}: no list {field!r} (it has {has})")
+    return items
 
 
 def _text(entry: Any, field: str, where: str) -> str:
-    found = entry.get(field) if isinstance(entry, dict) else None
-    if not isinstance(found, str) or not found.strip():
-        raise DataError(f"{where}: {field!r} is {found!r:.60}, not text")
+    text = entry.get(field) if isinstance(entry, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{where}: {field!r} is {text!r:.60}, not text")
     try:
-        found.encode()
+        text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: {field!r} holds half of a character at {error.start} (a lone surrogate)") from None
-    return found
+        raise DataError(f"{where}: {field!r} has a lone surrogate (half a character) at {error.start}") from None
+    return text
 
 
 def _named(stem: str, split: str) -> bool:
-    """Say whether a file is one of a split: train, train-v1.1, dev-v2.0, but not trainees."""
+    """Return whether a file belongs to a split: train, train-v1.1, dev-v2.0, but not trainees."""
     return any(stem == name or (stem.startswith(name) and not stem[len(name)].isalnum()) for name in _NAMES[split])

@@ -1,7 +1,7 @@
-"""The English and the code that every Python brings: docstrings, comments and reference topics of its library.
+"""A corpus that every Python contains: docstrings, comments and reference topics of its standard library.
 
-Nothing is imported or run: sources are parsed with `ast` and `tokenize`. Test suites, site-packages and files made
-for one platform are left out, and what an installation lacks is simply not there.
+Nothing is imported or run: sources are parsed with `ast` and `tokenize`. Test suites, site-packages and
+platform-specific files are excluded. Modules missing from an installation are missing from its corpus.
 """
 
 import ast
@@ -26,8 +26,8 @@ from fm_jax.core.errors import DataError
 SPLITS = ("train", "validation", "test")
 TOPICS = "pydoc_data.topics"
 
-# Modules of the ten packages that `docstring_task` tells apart. Chosen by hand, because the smaller packages have
-# three to seven modules and no hash gives each of them a fair share of all splits.
+# Modules of the ten packages that `docstring_task` classifies. Chosen by hand: the smaller packages have three to seven
+# modules, so a hash would not give each a fair share of every split.
 _VALIDATION = frozenset(
     """asyncio.queues asyncio.transports email.charset email.header email.quoprimime http.cookies
     importlib.resources.readers importlib.resources.simple importlib.util logging.handlers multiprocessing.process
@@ -52,17 +52,17 @@ class Block:
 
     kind: Literal["docstring", "comment", "topic"]
     text: str
-    repeated: bool = False  # other modules say the same
+    repeated: bool = False  # other modules contain the same block
 
     @property
     def words(self) -> str:
-        """The text with its white space made equal, by which blocks are compared."""
+        """The text with normalised white space, for comparing blocks."""
         return " ".join(self.text.split())
 
 
 @dataclass(frozen=True)
 class Module:
-    """What one module says, in the order of its source."""
+    """The blocks of one module, in source order."""
 
     name: str
     split: str
@@ -75,12 +75,12 @@ class Module:
 
     @property
     def text(self) -> str:
-        """All blocks, an empty line between them."""
+        """All blocks, separated by empty lines."""
         return "\n\n".join(block.text for block in self.blocks)
 
 
 def split_of(module: str) -> str:
-    """Return the split in which every word of a module stands; the same on every machine and Python version."""
+    """Return the split that a whole module belongs to; the same on every machine and Python version."""
     if module == TOPICS:
         return "train"  # its pages quote each other
     if module.partition(".")[0] in LABELLED:
@@ -93,21 +93,24 @@ def split_of(module: str) -> str:
 def read(only: tuple[str, ...] = ()) -> tuple[Module, ...]:
     """Read the running Python's library, sorted by split and name; takes seconds.
 
-    A block is kept once: a licence header that fifty modules repeat stands in the first. Train comes first, so
-    nothing said in the train split is said again in the others.
+    A repeated block (such as a licence header) is kept only in its first module. The train split comes first, so none
+    of its blocks occur in the others.
 
     Args:
-        only: top-level packages and modules to keep; empty for all.
+        only: top-level packages and modules to keep; empty: all.
 
     Raises:
-        DataError: this Python has no sources (a frozen or stripped one), or none of those asked for.
+        DataError: this Python has no sources (a frozen or stripped one), or none of `only`.
     """
-    found = [Module(name, split_of(name), tuple(_blocks(path))) for name, path in sources(only)]
-    found += [Module(TOPICS, "train", (Block("topic", text),)) for text in _topics(only)]
-    found.sort(key=lambda module: SPLITS.index(module.split))
-    kept = _once(found)
+    modules = [Module(name, split_of(name), tuple(_blocks(path))) for name, path in sources(only)]
+    modules += [Module(TOPICS, "train", (Block("topic", text),)) for text in _topics(only)]
+    modules.sort(key=lambda module: SPLITS.index(module.split))
+    kept = _once(modules)
     if not kept:
-        raise DataError(f"no docstrings in {_root()} for {', '.join(only) or 'any module'}; is this a stripped Python?")
+        raise DataError(
+            f"no docstrings in {_root()} for {', '.join(only) or 'any module'}; "
+            "install a Python that includes the sources of its library"
+        )
     return tuple(kept)
 
 
@@ -128,9 +131,9 @@ def _once(modules: Iterable[Module]) -> list[Module]:
 
 @functools.lru_cache(maxsize=8)
 def fingerprint(only: tuple[str, ...] = ()) -> str:
-    """Return a name for exactly these sources, such as `3.12.1-0a1b2c3d`; takes about 0.1 s."""
+    """Return version and hash of these sources, such as `3.12.1-0a1b2c3d`; takes about 0.1 s."""
     digest = hashlib.sha256()
-    for name, path in [*sources(only), *([(TOPICS, found)] if (found := _topics_file(only)) else [])]:
+    for name, path in [*sources(only), *([(TOPICS, topics)] if (topics := _topics_file(only)) else [])]:
         digest.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     return f"{platform.python_version()}-{digest.hexdigest()[:8]}"
 
@@ -141,15 +144,15 @@ def _root() -> Path:
 
 def sources(only: Iterable[str]) -> list[tuple[str, Path]]:
     """Return (module name, source file), sorted by name."""
-    root, found = _root(), []
+    root, files = _root(), []
     for folder, inside, names in os.walk(root):
         inside[:] = [name for name in inside if name not in _LEFT_OUT and not name.startswith("config-")]
         for name in names:
             if name.endswith(".py") and not name.startswith(_LOCAL):
                 path = Path(folder, name)
                 parts = path.relative_to(root).with_suffix("").parts
-                found.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
-    return sorted((name, path) for name, path in found if not only or name.partition(".")[0] in only)
+                files.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
+    return sorted((name, path) for name, path in files if not only or name.partition(".")[0] in only)
 
 
 def _blocks(path: Path) -> Iterator[Block]:
@@ -168,7 +171,7 @@ def _blocks(path: Path) -> Iterator[Block]:
 
 def _docstrings(tree: ast.Module) -> Iterator[tuple[int, Block]]:
     waiting: list[ast.AST] = [tree]
-    while waiting:  # `ast.walk` would visit every expression too, for a third of the whole time
+    while waiting:  # `ast.walk` would visit every expression too, which takes a third of the whole time
         node = waiting.pop()
         for field in ("body", "orelse", "finalbody", "handlers", "cases"):
             inside = getattr(node, field, None)
@@ -180,7 +183,7 @@ def _docstrings(tree: ast.Module) -> Iterator[tuple[int, Block]]:
 
 
 def _comments(source: str) -> Iterator[tuple[int, Block]]:
-    """Yield runs of whole-line comments of at least three words; a comment beside code says little by itself."""
+    """Yield blocks of whole-line comments of at least three words; comments beside code mean little without it."""
     lines: list[tuple[int, str]] = []
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT and not token.line[: token.start[1]].strip():
@@ -192,8 +195,8 @@ def _comments(source: str) -> Iterator[tuple[int, Block]]:
         else:
             runs.append([(number, text)])
     for run in runs:
-        said = [text for _, text in run if not re.match(r"#!|#.*coding[:=]", text) and re.search(r"\w", text)]
-        text = _printable("\n".join(said))
+        kept = [text for _, text in run if not re.match(r"#!|#.*coding[:=]", text) and re.search(r"\w", text)]
+        text = _printable("\n".join(kept))
         if len(re.findall(r"[A-Za-z]{2,}", text)) >= 3:
             yield run[0][0], Block("comment", text)
 
@@ -214,7 +217,7 @@ def _topics(only: Iterable[str]) -> Iterator[str]:
         return
     bodies: list[str] = []
     for page in pages:
-        # The heading's underline changes with its level, the words do not.
+        # A page's heading level, and so its underline, differs where a larger page contains it.
         body = " ".join(re.sub(r"\n[*=~^\"+-]{3,}\n", "\n", page).split())
         if not any(body in larger for larger in bodies):
             bodies.append(body)
@@ -225,13 +228,13 @@ def _topics_file(only: Iterable[str]) -> Path | None:
     if only and TOPICS.partition(".")[0] not in only:
         return None
     try:
-        found = importlib.util.find_spec(TOPICS)
+        spec = importlib.util.find_spec(TOPICS)
     except ModuleNotFoundError:
         return None
-    return Path(found.origin) if found and found.origin and found.origin.endswith(".py") else None
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
 def _printable(text: str) -> str:
-    """Return text without lone surrogates (a docstring may spell one) and without spaces at the ends of lines."""
+    """Return text without lone surrogates (a docstring may contain one) and without trailing spaces."""
     text = text.strip().encode("utf-8", "replace").decode()
     return "\n".join(line.rstrip() for line in text.splitlines())

@@ -1,6 +1,6 @@
 """Tokens to rows of one shape, by random access: blocks of a stream, packed documents, padded labelled texts.
 
-The shift by one is made here and nowhere else: targets[t] is the token after tokens[t].
+Only this file shifts by one: targets[t] is the token after tokens[t].
 """
 
 import hashlib
@@ -20,10 +20,10 @@ Row = dict[str, np.ndarray]
 
 
 class Blocks:
-    """The stream cut every `length` tokens: {"tokens", "targets": int32 [T], "weights": float32 [T]}.
+    """The stream cut every T = `length` tokens: {"tokens", "targets": int32 [T], "weights": float32 [T]}.
 
-    Every token but the stream's first is a target exactly once; the last block is filled up with weight 0. With
-    `apart`, rows also have "segments" and "positions" [T], so that attention and positions stop at documents.
+    Every token except the stream's first is a target exactly once; the last block is padded with weight 0. With
+    `apart`, rows also have "segments" and "positions" [T], so attention and positions stop at document boundaries.
     """
 
     def __init__(self, tokens: Tokens, length: int, *, apart: bool = False, name: str = "") -> None:
@@ -47,9 +47,9 @@ class Blocks:
 
 
 class Packed:
-    """Whole documents, several to a row: the fields of `Blocks` with "segments" (1, 2, …; 0 is empty) and "positions".
+    """Whole documents, several per row: the fields of `Blocks`, "segments" (1, 2, …; 0 is padding) and "positions".
 
-    A document longer than a row is cut into rows, each of which starts again at position 0; no token is dropped.
+    A document longer than a row is split into rows that each start at position 0; no token is dropped.
     """
 
     def __init__(self, tokens: Tokens, length: int, *, name: str = "") -> None:
@@ -69,17 +69,17 @@ class Packed:
         at = 0
         for segment, piece in enumerate(self._rows[index], start=1):
             start, length = int(starts[piece]), int(lengths[piece])
-            found, here = self._tokens[start : start + length + 1], slice(at, at + length)
-            row["tokens"][here], row["targets"][here], row["weights"][here] = found[:-1], found[1:], 1.0
+            ids, here = self._tokens[start : start + length + 1], slice(at, at + length)
+            row["tokens"][here], row["targets"][here], row["weights"][here] = ids[:-1], ids[1:], 1.0
             row["segments"][here], row["positions"][here] = segment, np.arange(length)
             at += length
         return row
 
     @cached_property
     def _pieces(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where each piece starts in the stream and how many of its tokens are inputs: int64 [pieces] each.
+        """Start of each piece in the stream, and its number of inputs: int64 [pieces] each.
 
-        The inputs of a document are its leading END and its tokens; the targets its tokens and the END behind it.
+        A document's inputs are its leading END and its tokens; its targets are its tokens and the END after them.
         """
         starts, ends = self._tokens.starts[:-1], self._tokens.starts[1:]
         counts = -(-(ends - starts) // self._length)
@@ -93,11 +93,11 @@ class Packed:
 
 
 class Labelled:
-    """Texts, or pairs of texts, framed by the tokenizer's own special tokens, cut or padded to `length`.
+    """Texts or pairs with the tokenizer's special tokens, truncated or padded to T = `length`, with labels.
 
-    Rows are {"tokens", "types": int32 [T], "length", "label": int32 [], "weights": float32 []}. What is too long loses
-    the end of its text, of a pair's longer one, and keeps its frame. Pairs of a tokenizer that has no frame are parted
-    by its end token.
+    Rows are {"tokens", "types": int32 [T], "length", "label": int32 [], "weights": float32 []}. Truncation removes the
+    end of a text (of the longer text of a pair) and keeps the special tokens. If the tokenizer adds no special tokens,
+    its end token separates the texts of a pair.
     """
 
     def __init__(
@@ -113,24 +113,26 @@ class Labelled:
     ) -> None:
         _check_length(length)
         if not len(texts) or len(texts) != len(labels):
-            raise DataError(f"{name}: {len(texts)} texts and {len(labels)} labels; there must be some, and as many")
+            raise DataError(
+                f"{name}: {len(texts)} texts and {len(labels)} labels; both need the same number, at least 1"
+            )
         for index, label in enumerate(labels):
             if not 0 <= label < num_classes:
                 raise DataError(f"{name}: text {index} has label {label}, outside 0 to {num_classes - 1}")
-        found = tokenizer.encode_pairs(texts, second)
-        for part, what in enumerate(("text", "second text")[: 1 if second is None else 2]):
-            if (empty := next((i for i, one in enumerate(found) if part not in one.parts), -1)) >= 0:
-                raise DataError(f"{name}: {what} {empty} is empty")
-        if second is not None and all((one.parts >= 0).all() for one in found):
-            found = [encodings.part(one, tokenizer.end_id) for one in found]
-        self.cropped = sum(len(one.ids) > length for one in found)
-        """Number of texts that were longer than `length` and lost their ends."""
-        self._lengths = np.array([min(len(one.ids), length) for one in found], np.int32)
-        self._tokens = np.full((len(found), length), tokenizer.pad_id, np.int32)
-        self._types = np.zeros((len(found), length), np.int32)
-        for tokens, types, one in zip(self._tokens, self._types, found, strict=True):
-            kept = shortened(one, length)
-            tokens[: len(kept)], types[: len(kept)] = one.ids[kept], one.types[kept]
+        rows = tokenizer.encode_pairs(texts, second)
+        for part, kind in enumerate(("text", "second text")[: 1 if second is None else 2]):
+            if (empty := next((i for i, row in enumerate(rows) if part not in row.parts), -1)) >= 0:
+                raise DataError(f"{name}: {kind} {empty} is empty")
+        if second is not None and all((row.parts >= 0).all() for row in rows):
+            rows = [encodings.part(row, tokenizer.end_id) for row in rows]
+        self.truncated = sum(len(row.ids) > length for row in rows)
+        """Number of truncated texts."""
+        self._lengths = np.array([min(len(row.ids), length) for row in rows], np.int32)
+        self._tokens = np.full((len(rows), length), tokenizer.pad_id, np.int32)
+        self._types = np.zeros((len(rows), length), np.int32)
+        for tokens, types, row in zip(self._tokens, self._types, rows, strict=True):
+            kept = shortened(row, length)
+            tokens[: len(kept)], types[: len(kept)] = row.ids[kept], row.types[kept]
         self._labels = np.asarray(labels, np.int32)
         self.name = name
         digest = hashlib.sha256(self._tokens.tobytes() + self._labels.tobytes()).hexdigest()
@@ -151,31 +153,31 @@ class Labelled:
 
 
 def shortened(encoded: Encoded, length: int) -> np.ndarray:
-    """Return the places [≤ length] of the tokens to keep: all special ones, and of a pair's longer text no more.
+    """Return the positions [≤ length] of the tokens to keep: all special tokens, and the starts of the texts.
 
-    The ends of texts are lost; of a pair first the longer one's, until both are as long.
+    The longer text of a pair is truncated first, until both have equal length.
 
     Raises:
-        DataError: no room for any token beside the special ones.
+        DataError: `length` leaves no room for text besides the special tokens.
     """
     sizes = [int((encoded.parts == part).sum()) for part in (0, 1)]
     room = length - (special := int((encoded.parts < 0).sum()))
     if room < sum(size > 0 for size in sizes):
-        raise DataError(f"{length} tokens have no room for text beside {special} special ones; raise the length")
+        raise DataError(f"length {length} leaves no room for text beside {special} special tokens; raise the length")
     if sum(sizes) > room:
         short = min(*sizes, room // 2) if min(sizes) else 0
         longer = int(sizes[1] >= sizes[0])
         sizes[longer], sizes[1 - longer] = room - short, short
-    order = np.zeros(len(encoded.parts), np.int32)  # of each token within its part
+    order = np.zeros(len(encoded.parts), np.int32)  # index of each token within its text
     for part in (0, 1):
         mine = encoded.parts == part
         order[mine] = np.arange(mine.sum())
-    limits = np.array([*sizes, len(order) + 1])[encoded.parts]  # part -1, of special tokens, is the last
+    limits = np.array([*sizes, len(order) + 1])[encoded.parts]  # part -1 (special tokens) indexes the last entry
     return np.flatnonzero(order < limits)
 
 
 def shifted(stream: np.ndarray, length: int, pad_id: int) -> Row:
-    """Return inputs and targets of a stretch of up to `length` + 1 tokens, filled up with weight 0."""
+    """Return inputs and targets [length] of up to `length` + 1 consecutive tokens, padded with weight 0."""
     row, used = _empty(length, pad_id), len(stream) - 1
     row["tokens"][:used], row["targets"][:used], row["weights"][:used] = stream[:-1], stream[1:], 1.0
     return row
@@ -190,7 +192,7 @@ def _empty(length: int, pad_id: int) -> Row:
 
 
 def _segments(tokens: np.ndarray, weights: np.ndarray, end_id: int) -> Row:
-    """Return segments (documents, counted from 1) and positions (from each document's leading END) of one row."""
+    """Return one row's segments [T] (documents from 1) and positions [T] (from each document's leading END)."""
     opens = tokens == end_id
     opens[0] = True
     here = np.arange(len(tokens), dtype=np.int32)
@@ -204,4 +206,4 @@ def _segments(tokens: np.ndarray, weights: np.ndarray, end_id: int) -> Row:
 
 def _check_length(length: int) -> None:
     if length < 1:
-        raise DataError(f"rows need at least 1 token, not {length}")
+        raise DataError(f"length must be at least 1 token, not {length}")

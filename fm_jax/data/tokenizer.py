@@ -1,8 +1,8 @@
-"""Text to token ids and back, in files others open: byte-level BPE, BERT's WordPiece, and any tokenizer.json.
+"""Text to token ids and back: byte-level BPE, BERT's WordPiece, and any tokenizer.json.
 
-A folder with `tokenizer.json` (all of the tokenizer) and `tokenizer_config.json` (the names of its special tokens),
-as `transformers` and llama.cpp's converters read them. Ours is byte-level byte-pair encoding (Sennrich et al. 2016,
-over bytes as in Radford et al. 2019): any text round-trips, for the 256 bytes are always in the alphabet.
+A folder holds `tokenizer.json` (the whole tokenizer) and `tokenizer_config.json` (the names of its special tokens), as
+`transformers` and llama.cpp's converters read them. Our own tokenizer is byte-level byte-pair encoding (Sennrich et
+al. 2016, over bytes as in Radford et al. 2019): any text round-trips because all 256 bytes are in the alphabet.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ T5 = {"pad": "<pad>", "end": "</s>", "unknown": "<unk>"}
 BERT = {"pad": "[PAD]", "unknown": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 
 Role = Literal["start", "end", "unknown", "pad", "cls", "sep", "mask"]
-INSTEAD: dict[str, str] = {"start": "cls", "end": "sep"}  # BERT's texts start and end with these
+INSTEAD: dict[str, str] = {"start": "cls", "end": "sep"}  # fallbacks: BERT's texts start and end with these
 
 
 class Tokenizer:
-    """Text to token ids and back; made by `train`, `train_wordpiece` or `load`."""
+    """Text to token ids and back; returned by `train`, `train_wordpiece` and `load`."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Tokenizer:
         where: str = "the tokenizer",
     ) -> None:
         self._inner, self._names, self._config, self._where = inner, dict(names), config, where
-        # Text is never read as a special token: a document that spells <|endoftext|> does not end there.
+        # Text is never parsed as a special token: a document that contains <|endoftext|> does not end there.
         inner.encode_special_tokens = True
         inner.no_padding()
         inner.no_truncation()
@@ -49,33 +49,35 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256(inner.to_str().encode()).hexdigest()[:16]
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is cached is cheap to find again, and workers get a tokenizer with every source.
+        # Cached values are cheap to recompute, and every source that is pickled to workers carries a tokenizer.
         return {name: value for name, value in vars(self).items() if name not in ("sentinels", "begins_word")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._inner.encode_special_tokens = True  # the library forgets it on the way
+        self._inner.encode_special_tokens = True  # the library does not pickle it
 
     def special(self, role: Role) -> int:
-        """Return the id of a special token; "end" is BERT's [SEP] and "start" its [CLS] where there is no other.
+        """Return the id of a special token; "start" and "end" default to BERT's [CLS] and [SEP].
 
         Raises:
-            DataError: the tokenizer has none.
+            DataError: the tokenizer has no such token.
         """
-        for one in (role, INSTEAD.get(role)):
-            if one in self._names and (found := self._inner.token_to_id(self._names[one])) is not None:
-                return int(found)
+        for choice in (role, INSTEAD.get(role)):
+            if choice in self._names and (index := self._inner.token_to_id(self._names[choice])) is not None:
+                return int(index)
         name = f" {self._names[role]!r}" if role in self._names else ""
-        raise DataError(f"{self._where} has no {role} token{name}; name one that it has in tokenizer_config.json")
+        raise DataError(
+            f"{self._where} has no {role} token{name}; set it in tokenizer_config.json to a token of the vocabulary"
+        )
 
     @property
     def end_id(self) -> int:
-        """What stands between documents and after an answer."""
+        """Id of the token between documents and after an answer."""
         return self.special("end")
 
     @property
     def pad_id(self) -> int:
-        """What fills rows up; the end token where no other was named."""
+        """Id of the padding token; the end token if the tokenizer has no other."""
         try:
             return self.special("pad")
         except DataError:
@@ -83,20 +85,20 @@ class Tokenizer:
 
     @cached_property
     def sentinels(self) -> list[int]:
-        """Return the ids of <extra_id_0>, <extra_id_1>, …, T5's marks of left-out spans; [] for other tokenizers."""
-        found: list[int] = []
-        while (index := self._inner.token_to_id(f"<extra_id_{len(found)}>")) is not None:
-            found.append(index)
-        return found
+        """Return the ids of T5's sentinels <extra_id_0>, <extra_id_1>, …; [] for other tokenizers."""
+        ids: list[int] = []
+        while (index := self._inner.token_to_id(f"<extra_id_{len(ids)}>")) is not None:
+            ids.append(index)
+        return ids
 
     @cached_property
     def begins_word(self) -> np.ndarray:
-        """Return which tokens begin a word or are one by themselves: bool [V]."""
+        """Return which tokens begin a word (or are a whole word): bool [V]."""
         model = json.loads(self._inner.to_str())["model"]
         texts = [self._inner.id_to_token(index) for index in range(self.vocab_size)]
         if prefix := model.get("continuing_subword_prefix"):
             return np.array([not text.startswith(prefix) for text in texts])
-        # Byte-level and metaspace write the space before a word, as Ġ or ▁, and bytes up to the space as Ā … Ġ.
+        # Byte-level and metaspace tokens begin with the space before a word, as Ġ or ▁; bytes 0 to 32 are Ā … Ġ.
         return np.array([not text[:1].isalnum() or "\u0100" <= text[:1] <= "\u0120" for text in texts])
 
     def encode(self, text: str) -> np.ndarray:
@@ -104,33 +106,33 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the token ids of many texts, over all cores.
+        """Return the token ids of many texts without special tokens, int32 [T] each; uses all cores.
 
         Raises:
-            DataError: the tokenizer cannot work through a text.
+            DataError: the tokenizer fails on a text.
         """
         with tokenizer_file.guard(f"{self._where} cannot encode"):
-            found = self._inner.encode_batch(list(texts), add_special_tokens=False)
-        return [np.array(item.ids, np.int32) for item in found]
+            encodings = self._inner.encode_batch(list(texts), add_special_tokens=False)
+        return [np.array(item.ids, np.int32) for item in encodings]
 
     def encode_pair(self, first: str, second: str | None = None) -> encoded.Encoded:
-        """Return one text, or two, framed by the tokenizer's own special tokens."""
+        """Tokenise one text or a pair, with the tokenizer's special tokens."""
         return self.encode_pairs([first], None if second is None else [second])[0]
 
     def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None = None) -> list[encoded.Encoded]:
-        """Return many texts, or pairs of texts, framed by the tokenizer's own special tokens, over all cores.
+        """Tokenise many texts or pairs, with the tokenizer's special tokens; uses all cores.
 
         Raises:
-            DataError: not as many second texts as first ones, or a text that the tokenizer cannot work through.
+            DataError: the numbers of first and second texts differ, or the tokenizer fails on a text.
         """
         if second is not None and len(first) != len(second):
-            raise DataError(f"{len(first)} first and {len(second)} second texts do not make pairs")
+            raise DataError(f"{len(first)} first texts and {len(second)} second texts do not form pairs")
         texts = list(first) if second is None else list(zip(first, second, strict=True))
         with tokenizer_file.guard(f"{self._where} cannot encode"):
             return [encoded.read(item) for item in self._inner.encode_batch(texts, add_special_tokens=True)]
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, keep_special: bool = False) -> str:
-        """Return the text of token ids; bytes that are no UTF-8 become U+FFFD.
+        """Return the text of token ids [T]; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
             DataError: an id outside the vocabulary.
@@ -143,35 +145,35 @@ class Tokenizer:
             return self._inner.decode(ids.tolist(), skip_special_tokens=not keep_special)
 
     def token(self, index: int) -> str:
-        """Return how a token is written in the vocabulary (bytes as printable characters, a space as Ġ)."""
+        """Return a token as written in the vocabulary (bytes as printable characters, a space as Ġ)."""
         return self._inner.id_to_token(index)
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, each whole or not at all."""
+        """Write tokenizer.json and tokenizer_config.json, each atomically."""
         folder.mkdir(parents=True, exist_ok=True)
         config = {"tokenizer_class": "PreTrainedTokenizerFast"} | dict(self._config or {})
         config |= {key: self._names[role] for role, key in tokenizer_file.FIELDS.items() if role in self._names}
         if self._config is None:
             config |= {"add_prefix_space": False, "clean_up_tokenization_spaces": False}
-        if self._config is None and "cls" in self._names:  # else transformers 5 leaves the types out
+        if self._config is None and "cls" in self._names:  # otherwise transformers 5 omits the token types
             config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
         _write(folder / "tokenizer_config.json", json.dumps(config, indent=1))
         _write(folder / "tokenizer.json", self._inner.to_str(pretty=True))
 
 
 def train(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2, sentinels: int = 0) -> Tokenizer:
-    """Learn merges of bytes until the vocabulary is full; the same texts give the same tokenizer.
+    """Train byte-level BPE; the same texts give the same tokenizer.
 
     Args:
-        texts: read once, in any order.
-        vocab_size: tokens in all, the 256 bytes and the special tokens among them.
-        min_frequency: a pair that is rarer is not merged.
-        sentinels: above 0, lay the vocabulary out as T5's: <pad>, </s>, <unk> first and so many <extra_id_…> last,
-            <extra_id_0> being the very last; texts are framed by a closing </s>.
+        texts: training texts, read once; their order does not matter.
+        vocab_size: number of tokens, including the 256 bytes and the special tokens.
+        min_frequency: rarer pairs are not merged.
+        sentinels: if above 0, use T5's layout: <pad>, </s>, <unk> first, this many <extra_id_…> last (<extra_id_0> is
+            the very last), and </s> after every text.
 
     Raises:
-        ConfigError: a vocabulary without room for the bytes.
-        DataError: no text, or too little for so many tokens.
+        ConfigError: `vocab_size` has no room for the bytes.
+        DataError: no text, or too little text for `vocab_size` tokens.
     """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
@@ -180,7 +182,7 @@ def train(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2, sent
     names = T5 if sentinels else BYTES
     special = list(T5.values()) if sentinels else [END, PAD]
     if vocab_size < (least := len(alphabet) + len(special) + sentinels):
-        raise ConfigError(f"vocab_size {vocab_size} is below the {least} of bytes and special tokens")
+        raise ConfigError(f"vocab_size {vocab_size} is too small; bytes and special tokens alone need {least}")
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     inner.decoder = decoders.ByteLevel()
@@ -202,15 +204,15 @@ def train(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2, sent
 def train_wordpiece(
     texts: Iterable[str], vocab_size: int, *, lowercase: bool = True, min_frequency: int = 2
 ) -> Tokenizer:
-    """Learn BERT's tokenizer: words and their pieces, without case and accents unless `lowercase` is off.
+    """Train BERT's WordPiece tokenizer; `lowercase` removes case and accents.
 
-    The ids of [PAD], [UNK], [CLS], [SEP], [MASK] are 0 to 4; a pair is framed as [CLS] A [SEP] B [SEP] with types 0
-    and 1. A word with a character that the texts did not have becomes [UNK].
+    The ids of [PAD], [UNK], [CLS], [SEP], [MASK] are 0 to 4; a pair becomes [CLS] A [SEP] B [SEP] with types 0 and 1.
+    A word with a character that does not occur in the texts becomes [UNK].
     Source: Devlin et al. 2019; pieces by Schuster & Nakajima 2012, here chosen by the frequency of pairs.
 
     Raises:
-        ConfigError: a vocabulary without room for the characters.
-        DataError: no text, or too little for so many tokens.
+        ConfigError: `vocab_size` has no room for the characters.
+        DataError: no text, or too little text for `vocab_size` tokens.
     """
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -224,7 +226,7 @@ def train_wordpiece(
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
-        # The library numbers ##a as it meets it, in the order of a hash table: here all have their numbers before.
+        # The library numbers pieces such as ##a in hash-table order; listing them here fixes their ids.
         special_tokens=[*BERT.values(), *first],
         initial_alphabet=[token for token in first if len(token) == 1],
         limit_alphabet=sum(len(token) == 1 for token in first),
@@ -244,7 +246,7 @@ def load(folder: Path) -> Tokenizer:
     """Read a tokenizer.json, ours or another tool's, and the names of its special tokens in the files beside it.
 
     Raises:
-        DataError: missing, damaged or unsound files; a special token that is not there is missed when it is asked for.
+        DataError: missing or invalid files; a missing special token raises only when it is requested.
     """
     file = folder / "tokenizer.json" if folder.is_dir() else folder
     inner, names, config = tokenizer_file.read(file)
@@ -252,26 +254,26 @@ def load(folder: Path) -> Tokenizer:
 
 
 def check_vocabulary(tokenizer: Tokenizer, rows: int) -> None:
-    """Refuse a tokenizer with more tokens than an embedding has rows; fewer are usual, where it was padded.
+    """Refuse a tokenizer with more tokens than an embedding has rows; fewer is usual for a padded embedding.
 
     Raises:
-        DataError: naming both numbers.
+        DataError: the tokenizer has more tokens; the message gives both numbers.
     """
     if tokenizer.vocab_size > rows:
         raise DataError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's embedding {rows} rows; "
-            "take the tokenizer that the model was trained with"
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's embedding has {rows} rows; "
+            "use the tokenizer that the model was trained with"
         )
 
 
 def bytes_per_token(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
-    """Return the mean number of UTF-8 bytes a token stands for."""
+    """Return the mean number of UTF-8 bytes per token."""
     tokens = sum(len(ids) for ids in tokenizer.encode_batch(texts))
     return sum(len(text.encode()) for text in texts) / max(tokens, 1)
 
 
 def _characters(texts: Iterable[str], inner: Any, *, most: int) -> list[str]:
-    """Return the commonest characters, sorted, and behind them, as ##a, those that can stand within a word."""
+    """Return the `most` commonest characters, sorted, followed by ##a for each that can occur within a word."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update("".join(inner.normalizer.normalize_str(text).split()))
@@ -280,10 +282,10 @@ def _characters(texts: Iterable[str], inner: Any, *, most: int) -> list[str]:
 
 
 def _full(inner: Any, vocab_size: int, names: Mapping[str, str]) -> Tokenizer:
-    """Return a tokenizer that was just learnt, if it has the tokens it should."""
+    """Return a newly trained tokenizer if its vocabulary has exactly `vocab_size` tokens."""
     if (reached := inner.get_vocab_size()) != vocab_size:
-        what = "lower vocab_size or add text" if reached < vocab_size else "raise vocab_size"
-        raise DataError(f"the text has pairs for {reached} tokens, not {vocab_size}; {what}")
+        remedy = "lower vocab_size or add text" if reached < vocab_size else "raise vocab_size"
+        raise DataError(f"the text gives {reached} tokens, not vocab_size {vocab_size}; {remedy}")
     return Tokenizer(inner, names)
 
 

@@ -1,8 +1,8 @@
 """Tokenised documents in one flat, memory-mapped file.
 
 A folder holds `tokens.bin` (uint16 or uint32, little endian), `documents.npy` (where each document starts) and
-`index.json`. The stream is END d₀ END d₁ END … END: every document stands between two end-of-text tokens, so its
-first token is predicted from END and its end is predicted too. Reading a block costs microseconds.
+`index.json`. The stream is END d₀ END d₁ END … END: every document lies between two end-of-text tokens, so its first
+token is predicted from END, and its end is predicted too. Reading a block takes microseconds.
 """
 
 import contextlib
@@ -22,26 +22,26 @@ from fm_jax.core.errors import DataError
 from fm_jax.data.source import Documents
 from fm_jax.data.tokenizer import Tokenizer
 
-_CHUNK = 1 << 20  # characters that are tokenised at a time
+_CHUNK = 1 << 20  # characters per call of the tokenizer
 
 
 @dataclass(frozen=True)
 class Index:
-    """What index.json says."""
+    """The content of index.json."""
 
     dtype: str
-    num_tokens: int  # with the end-of-text tokens
+    num_tokens: int  # including the end-of-text tokens
     num_documents: int
     num_bytes: int  # UTF-8 bytes of the documents, for bits per byte
     vocab_size: int
     end_id: int
     pad_id: int
-    sha256: str  # of tokens.bin
+    sha256: str  # hash of tokens.bin
     made_from: str  # fingerprints of the documents and the tokenizer
 
 
 class Tokens:
-    """A stream of tokens and the starts of its documents; opened by `load`, cheap to hand to another process."""
+    """A stream of N tokens and the starts of its documents; opened by `load`, cheap to pickle."""
 
     def __init__(self, folder: Path, index: Index) -> None:
         self.folder, self.index = folder, index
@@ -50,11 +50,11 @@ class Tokens:
         return self.index.num_tokens
 
     def __getitem__(self, where: slice) -> np.ndarray:
-        """Return a stretch of the stream as int32."""
+        """Return a slice of the stream as int32 [n]."""
         return self._stream[where].astype(np.int32)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A memory map would be copied whole into a worker; the worker opens its own.
+        # Pickling a memory map would copy all of it; a worker opens its own.
         return {"folder": self.folder, "index": self.index}
 
     @property
@@ -64,17 +64,17 @@ class Tokens:
 
     @property
     def vocab_size(self) -> int:
-        """Every id is below this."""
+        """Exclusive upper bound of the ids."""
         return self.index.vocab_size
 
     @property
     def fingerprint(self) -> str:
-        """Name of the contents: the same on every machine that holds the same tokens."""
+        """Hash of the tokens: equal on every machine with the same tokens."""
         return self.index.sha256[:16]
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """Where each document's leading end-of-text token stands, and last the closing one: int64 [documents + 1]."""
+        """Positions of each document's leading end-of-text token, then of the final one: int64 [documents + 1]."""
         return np.load(self.folder / "documents.npy", mmap_mode="r", allow_pickle=False)
 
     @cached_property
@@ -83,13 +83,13 @@ class Tokens:
 
 
 def write(documents: Documents, tokenizer: Tokenizer, folder: Path) -> Tokens:
-    """Tokenise documents into `folder`, which appears whole or not at all; an older one is replaced.
+    """Tokenise documents into `folder`, which is created atomically and replaces an older one.
 
     Raises:
-        DataError: no documents, or one that cannot be read (the message names file and line).
+        DataError: no documents, or an unreadable one (the message names file and line).
     """
     if not len(documents):
-        raise DataError(f"no documents to write to {folder}")
+        raise DataError(f"there are no documents to write to {folder}")
     partial = folder.with_name(f"{folder.name}.{os.urandom(4).hex()}.tmp")  # process ids repeat across machines
     partial.mkdir(parents=True)
     try:
@@ -102,11 +102,11 @@ def write(documents: Documents, tokenizer: Tokenizer, folder: Path) -> Tokens:
 
 
 def load(folder: Path, *, verify: bool = False) -> Tokens:
-    """Open tokens that `write` left.
+    """Open tokens written by `write`.
 
     Args:
-        folder: as given to `write`.
-        verify: also read the whole file and compare its hash (about a second a gigabyte).
+        folder: the folder given to `write`.
+        verify: also read the whole file and compare its hash (about a second per gigabyte).
 
     Raises:
         DataError: missing, truncated or damaged.
@@ -128,7 +128,7 @@ def load(folder: Path, *, verify: bool = False) -> Tokens:
 
 
 def made_from(documents: str, tokenizer: Tokenizer) -> str:
-    """Return the key that says from what tokens were made."""
+    """Return the fingerprint of tokens made from these documents by this tokenizer."""
     return f"{documents}+{tokenizer.fingerprint}"
 
 
@@ -179,7 +179,7 @@ def _chunks(documents: Documents) -> Iterator[list[str]]:
 
 
 def _move(partial: Path, folder: Path, index: Index) -> None:
-    """Put a finished folder in its place; where another process was faster with the same contents, theirs stays."""
+    """Move a finished folder into place; if another process already put the same contents there, keep theirs."""
     for _ in range(3):
         try:
             os.replace(partial, folder)
@@ -192,7 +192,7 @@ def _move(partial: Path, folder: Path, index: Index) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.replace(folder, old)
         shutil.rmtree(old, ignore_errors=True)
-    raise DataError(f"cannot move {partial} to {folder}; does another process write there?")
+    raise DataError(f"cannot move {partial} to {folder}; stop any other process that writes there")
 
 
 def _sha256(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""A few labels a class, and a linear model in closed form: ridge regression to ±1 (as in Kolesnikov et al. 2020).
+"""Few-shot linear evaluation: ridge regression to ±1 in closed form (as in Kolesnikov et al. 2020).
 
 Legend: N examples, D features, C classes, R penalties.
 """
@@ -26,18 +26,18 @@ def few_shot(
     valid: Embeddings | None = None,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Fit on n labels a class, several draws of them, and measure the test accuracy of each.
+    """Fit on n labels per class, for several random draws, and measure the test accuracy of each.
 
-    All features are standardised by the moments of the whole of `train`, which needs no labels, and divided by √D.
-    One penalty serves all draws of a budget: the one with the best mean validation accuracy, the largest of equals;
-    without `valid` it is 1.
+    All features are standardised by the moments of all of `train`, which needs no labels, and divided by √D. One
+    penalty serves all draws of a budget: the one with the best mean validation accuracy, on a tie the largest. Without
+    `valid` it is 1.
 
     Returns:
-        {"1": {"mean", "low", "high" (95 % over draws; the mean itself for one), "draws": [accuracy …], "penalty"}, …}
+        {"1": {"mean", "low", "high" (95 % over draws; the mean for one draw), "draws": [accuracy …], "penalty"}, …}
 
     Raises:
-        ConfigError: no draws, shots or penalties, or ones that are not positive.
-        DataError: features that do not fit together, or a class of too few examples.
+        ConfigError: no draws, shots or penalties, or one that is not positive.
+        DataError: features of different dimensions, or a class with too few examples.
     """
     if draws < 1 or not len(shots) or min(shots) < 1 or not len(penalties) or min(penalties) <= 0:
         raise ConfigError(f"shots {list(shots)}, draws {draws} and penalties {list(penalties)} must be above 0")
@@ -47,7 +47,7 @@ def few_shot(
     inputs, unseen, held_out = (part / scale for part in standardise(train.features, test.features, held_out))
     grid = sorted(penalties) if valid is not None else [1.0]
     classes = np.unique(train.labels)
-    found = {}
+    results = {}
     for n in shots:
         by_draw, chosen_by = [], []
         for draw in range(draws):
@@ -63,29 +63,29 @@ def few_shot(
         scores = [float(row[best]) for row in by_draw]
         interval = mean_interval(scores) if draws > 1 else (scores[0],) * 3
         names = ("mean", "low", "high")
-        found[str(n)] = dict(zip(names, interval, strict=True)) | {"draws": scores, "penalty": float(grid[best])}
-    return found
+        results[str(n)] = dict(zip(names, interval, strict=True)) | {"draws": scores, "penalty": float(grid[best])}
+    return results
 
 
 def pick(labels: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Return rows of n random examples of every class.
+    """Return the rows [n · C] of n random examples of every class in labels [N].
 
     Raises:
-        DataError: a class has fewer.
+        DataError: a class has fewer than n examples.
     """
     rows = []
     for label in np.unique(labels):
         mine = np.flatnonzero(labels == label)
         if len(mine) < n:
-            raise DataError(f"class {label} has {len(mine)} examples, fewer than {n} labels a class")
+            raise DataError(f"class {label} has {len(mine)} examples, fewer than {n}; lower the labels per class")
         rows.append(rng.choice(mine, n, replace=False))
     return np.concatenate(rows)
 
 
 def ridge(inputs: np.ndarray, labels: np.ndarray, classes: np.ndarray, penalties: Sequence[float]) -> np.ndarray:
-    """Return weights [R, D + 1, C] that minimise Σ|x·w + b - y|² + penalty·(|w|² + b²), y = 1 for the class, else -1.
+    """Fit ridge regression of inputs [N, D] to y = 1 for the class and -1 otherwise: weights [R, D + 1, C].
 
-    One singular value decomposition serves all penalties.
+    They minimise Σ|x·w + b - y|² + penalty·(|w|² + b²); one singular value decomposition serves all penalties.
     """
     x = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
     y = np.where(labels[:, None] == classes[None], 1.0, -1.0)
@@ -95,6 +95,6 @@ def ridge(inputs: np.ndarray, labels: np.ndarray, classes: np.ndarray, penalties
 
 
 def _accuracies(weights: np.ndarray, classes: np.ndarray, inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the accuracy [R] of every penalty's weights."""
+    """Return the accuracy [R] of each penalty's weights."""
     x = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
-    return np.array([accuracy(labels, classes[(x @ one).argmax(axis=1)]) for one in weights])
+    return np.array([accuracy(labels, classes[(x @ w).argmax(axis=1)]) for w in weights])

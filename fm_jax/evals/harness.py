@@ -1,10 +1,10 @@
-"""What EleutherAI's lm-evaluation-harness asks of a decoder: how likely texts are, and how they go on.
+"""A backend for EleutherAI's lm-evaluation-harness: log-likelihoods of texts, and generation.
 
-What becomes of a text follows the harness's own `hf` backend to the token, so the same weights get the same numbers:
-texts are framed by the tokenizer's own special tokens, spaces at a context's end belong to what follows, a text without
-a context stands behind the start token, and what is too long loses its beginning. One thing differs on purpose: but for
-a start token at the very beginning, the spelling of a special token within a text is text (`data/tokenizer.py`).
-All of it but `language_model` works without that package. Source: lm_eval 0.4.13.
+Tokenisation follows the harness's own `hf` backend exactly, so the same weights get the same numbers: texts get the
+tokenizer's special tokens, trailing spaces of a context belong to the continuation, a text without a context follows
+the start token, and long texts are truncated on the left. One difference is intended: a special token spelt out within
+a text is text (`data/tokenizer.py`), except a start token at the very beginning.
+Only `language_model` needs the harness's package. Source: lm_eval 0.4.13.
 
 Dims: B batch, T time, C scored tokens, N new tokens, V vocabulary.
 """
@@ -24,12 +24,12 @@ from fm_jax.core.types import Params
 from fm_jax.data.tokenizer import Tokenizer
 
 SMALLEST_BUCKET = 16
-MAX_NEW_TOKENS = 256  # where a task says nothing
-_MOST = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # one option, the first wins
+MAX_NEW_TOKENS = 256  # default for tasks that set no limit
+_MOST = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names of one option; the first wins
 
 
 class Pair(NamedTuple):
-    """Token ids that are given, and those after them whose likelihood is asked for."""
+    """Token ids of a context, and of the continuation to be scored."""
 
     context: list[int]
     continuation: list[int]
@@ -37,7 +37,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """How a text is to be continued; greedily at temperature 0."""
+    """Generation options; temperature 0 is greedy."""
 
     stop: tuple[str, ...] = ()
     max_new_tokens: int = MAX_NEW_TOKENS
@@ -48,21 +48,21 @@ class Options:
 
 
 class Prompts(NamedTuple):
-    """Prompts of one shape, and how to continue them."""
+    """Prompts of one shape, with generation options."""
 
     tokens: np.ndarray  # int32 [B, T], padded on the right
     lengths: np.ndarray  # int32 [B]
-    seeds: np.ndarray  # int32 [B], each prompt's own, whatever its batch
+    seeds: np.ndarray  # int32 [B], one per prompt, independent of the batch
     options: Options
-    stop: tuple[tuple[int, ...], ...]  # sequences of tokens that spell a stop string: nothing after them is read
+    stop: tuple[tuple[int, ...], ...]  # token sequences of stop strings: everything after them is ignored
 
 
 Write = Callable[[Prompts], tuple[Any, Any]]
-"""Prompts -> the new tokens [B, N], the end token included, and how many of them are real [B]."""
+"""Prompts -> the new tokens [B, N], including the end token, and their number [B]."""
 
 
 def start_id(tokenizer: Tokenizer) -> int:
-    """Return the token that stands before a text without a context; the end token where there is no start token."""
+    """Return the token before a text without a context: the start token, or the end token if there is none."""
     try:
         return tokenizer.special("start")
     except DataError:
@@ -70,7 +70,7 @@ def start_id(tokenizer: Tokenizer) -> int:
 
 
 def encode(tokenizer: Tokenizer, text: str, *, special: bool = True) -> list[int]:
-    """Return the token ids of a text, with the tokenizer's special tokens unless it begins with the start token."""
+    """Tokenise a text, adding the tokenizer's special tokens unless it already begins with the start token."""
     first = start_id(tokenizer)
     name = tokenizer.token(first)
     if text.startswith(name):
@@ -79,9 +79,9 @@ def encode(tokenizer: Tokenizer, text: str, *, special: bool = True) -> list[int
 
 
 def split(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
-    """Return the ids of a context and of what follows it.
+    """Return the ids of a context and its continuation.
 
-    Both are encoded as one text, which is then cut where the context alone would end: no token is made of both.
+    Both are tokenised as one text, which is then split after the number of tokens of the context alone.
     """
     if not context:
         first, ids = start_id(tokenizer), encode(tokenizer, continuation, special=False)
@@ -92,25 +92,25 @@ def split(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
 
 
 def window(pair: Pair, max_length: int) -> list[int]:
-    """Return what the model reads, at most its last `max_length` tokens: all but the very last one.
+    """Return the model's input: the last `max_length` tokens of the pair, without the very last token.
 
     Raises:
-        DataError: nothing before, nothing to score, or more to score than the model can read.
+        DataError: an empty context or continuation, or a continuation longer than the model's input.
     """
     context, continuation = pair
     if not context or not continuation:
-        what = "context" if not context else "continuation"
-        raise DataError(f"a request has a {what} of no tokens, so nothing can be scored; mend the task's texts")
+        empty = "context" if not context else "continuation"
+        raise DataError(f"a request has an empty {empty}, so it cannot be scored; correct the task's texts")
     if len(continuation) > max_length:
-        raise DataError(f"a continuation has {len(continuation)} tokens, and the model reads {max_length}")
+        raise DataError(f"a continuation has {len(continuation)} tokens, but the model reads at most {max_length}")
     return (context + continuation)[-(max_length + 1) : -1]
 
 
 def rolling(tokens: Sequence[int], first: int, max_length: int) -> list[Pair]:
-    """Cut a text into windows that score each token once, with as much before it as its window has room for.
+    """Split a text into windows that score each token once.
 
-    All windows but the last have one token of context, `first` in the beginning; the last one reaches back until it
-    is full.
+    Every window except the last has one token of context (`first` for the first window). The last window is filled
+    up with earlier tokens as context.
     """
     ids, pairs = list(tokens), list[Pair]()
     for begin in range(0, len(ids), max_length):
@@ -121,33 +121,33 @@ def rolling(tokens: Sequence[int], first: int, max_length: int) -> list[Pair]:
 
 
 def score(model: nn.Module, params: Params, pairs: Sequence[Pair], *, batch_size: int = 16) -> list[tuple[float, bool]]:
-    """Return each continuation's log-probability in nats, and whether the model would have written it greedily.
+    """Return each continuation's log-probability in nats, and whether greedy decoding would generate it.
 
-    Pairs are sorted by length and padded to powers of two, so few shapes are compiled; only the states before the
-    scored tokens reach the head.
+    Pairs are sorted by length and padded to powers of two, so few shapes are compiled. Only the hidden states that
+    predict scored tokens reach the head.
 
     Args:
         model: a decoder with `cfg.max_length` and the methods `hidden` and `logits`.
         params: its parameters.
-        pairs: in any order, which the result keeps.
-        batch_size: rows scored at once.
+        pairs: contexts and continuations; the result has their order.
+        batch_size: rows per batch.
 
     Raises:
         DataError: as `window`.
-        NumericError: a log-probability that is not finite.
+        NumericError: a log-probability is not finite.
     """
     limit = model.cfg.max_length
     read = [window(pair, limit) for pair in pairs]
-    found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
+    scores: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
     for rows, chosen in _batches([len(ids) for ids in read], batch_size):
         tokens, lengths = _pad([read[row] for row in rows], limit)
         targets, counts = _pad([pairs[row].continuation for row in rows], limit, smallest=1)
         sums, greedy = jax.device_get(_score(model, params, tokens, lengths, targets, counts))
         for place, row in enumerate(chosen):
             if not np.isfinite(sums[place]):
-                raise NumericError(f"the model gave the log-probability {sums[place]} to request {row}")
-            found[row] = float(sums[place]), bool(greedy[place])
-    return found
+                raise NumericError(f"the model's log-probability of request {row} is {sums[place]}; check its weights")
+            scores[row] = float(sums[place]), bool(greedy[place])
+    return scores
 
 
 @partial(jax.jit, static_argnums=0)
@@ -171,7 +171,7 @@ def options(given: Mapping[str, Any]) -> Options:
     """Translate a task's `generation_kwargs`.
 
     Raises:
-        DataError: an option that is not known here, or a draw without a temperature.
+        DataError: an unsupported option, or sampling without a temperature.
     """
     left = dict(given)
     until = left.pop("until", None) or ()
@@ -179,13 +179,13 @@ def options(given: Mapping[str, Any]) -> Options:
     drawn = left.pop("do_sample", None)
     temperature = float(left.pop("temperature", None) or 0.0)
     if drawn and not temperature:
-        raise DataError("a task sets do_sample without a temperature above 0; give it one, or leave do_sample out")
+        raise DataError("a task sets do_sample without a temperature above 0; set a temperature, or remove do_sample")
     if drawn is False:
         temperature = 0.0
-    # what is left out has transformers' default, which filters: the 50 most probable tokens
+    # transformers' default for a missing top_k is 50
     filters = {"top_k": left.pop("top_k", 50) or 0, "top_p": left.pop("top_p", 1.0)} if temperature else {}
     penalty = left.pop("repetition_penalty", 1.0)
-    if unknown := left.keys() - {"top_k", "top_p"}:  # greedy, these two change nothing
+    if unknown := left.keys() - {"top_k", "top_p"}:  # these two have no effect on greedy decoding
         raise DataError(f"generation_kwargs has {sorted(unknown)[0]!r}, which is not supported; remove it")
     strings = (until,) if isinstance(until, str) else tuple(until)
     length = int(most[0]) if most else MAX_NEW_TOKENS
@@ -193,34 +193,36 @@ def options(given: Mapping[str, Any]) -> Options:
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
-    """Return a text up to the first stop string, each of them looked for in what the one before it has left."""
+    """Cut a text at each stop string in turn."""
     for string in stop:
         if string:
             text = text.split(string)[0]
     return text
 
 
-def go_on(
+def generate(
     write: Write, tokenizer: Tokenizer, asked: Sequence[tuple[str, Options]], max_length: int, *, batch_size: int = 16
 ) -> list[str]:
-    """Return what follows each context, up to its first stop string or the end token.
+    """Return the generated text after each context, up to its first stop string or the end token.
 
-    A context loses its beginning where the model has not room for it and for all new tokens.
+    A context is truncated on the left if it and all new tokens do not fit into the model.
 
     Raises:
-        DataError: more new tokens asked for than the model has room for, or a context of no tokens.
+        DataError: the model has no room for the requested new tokens, or a context is empty.
     """
     texts, end = [""] * len(asked), tokenizer.token(tokenizer.end_id)
     ids = []
     for row, (context, how) in enumerate(asked):
         if not 0 < how.max_new_tokens < max_length:
             raise DataError(
-                f"a task asks for {how.max_new_tokens} new tokens, and the model reads {max_length} in all; set "
-                f"max_gen_toks in its generation_kwargs, from 1 to {max_length - 1}"
+                f"a task requests {how.max_new_tokens} new tokens, but the model's maximum length is {max_length}; "
+                f"set max_gen_toks in its generation_kwargs to 1 … {max_length - 1}"
             )
         ids.append(encode(tokenizer, context)[how.max_new_tokens - max_length :])
         if not ids[row]:
-            raise DataError(f"request {row} has a context of no tokens, so nothing can follow; mend the task's texts")
+            raise DataError(
+                f"request {row} has an empty context, so nothing can be generated; correct the task's texts"
+            )
     for how in dict.fromkeys(how for _, how in asked):
         mine = [row for row, (_, other) in enumerate(asked) if other == how]
         stop = _sequences(tokenizer, how.stop)
@@ -236,14 +238,14 @@ def go_on(
 def language_model(
     model: nn.Module, params: Params, tokenizer: Tokenizer, write: Write, *, batch_size: int = 16
 ) -> Any:
-    """Return an `lm_eval.api.model.LM`, to be given to `lm_eval.simple_evaluate(model=…)`.
+    """Return an `lm_eval.api.model.LM` for `lm_eval.simple_evaluate(model=…)`.
 
     Args:
-        model: as in `score`.
+        model: a decoder, as in `score`.
         params: its parameters.
-        tokenizer: the one it was trained with.
-        write: continues prompts, such as `generate/decode.py` does.
-        batch_size: rows worked on at once.
+        tokenizer: the tokenizer it was trained with.
+        write: generates from prompts, for example with `generate/decode.py`.
+        batch_size: rows per batch.
     """
     from lm_eval.api.model import LM
 
@@ -253,7 +255,7 @@ def language_model(
         """Answers the harness's three kinds of request."""
 
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-            """Score continuations: (context, continuation) -> (log-probability, whether it is the greedy one)."""
+            """Score continuations: (context, continuation) -> (log-probability, whether it is the greedy choice)."""
             pairs = [split(tokenizer, *request.args) for request in requests]
             return score(model, params, pairs, batch_size=batch_size)
 
@@ -266,13 +268,13 @@ def language_model(
         def generate_until(self, requests: Sequence[Any]) -> list[str]:
             """Continue texts: (context, generation_kwargs) -> text."""
             asked = [(request.args[0], options(request.args[1])) for request in requests]
-            return go_on(write, tokenizer, asked, limit, batch_size=batch_size)
+            return generate(write, tokenizer, asked, limit, batch_size=batch_size)
 
     return Model()
 
 
 def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield (rows, rows that count), longest first; a batch is filled up to a power of two with its last row."""
+    """Yield (padded rows, real rows), longest first; a batch is padded to a power of two with its last row."""
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     for begin in range(0, len(order), batch_size):
         chosen = order[begin : begin + batch_size]
@@ -280,7 +282,7 @@ def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[list[int
 
 
 def _pad(rows: Sequence[Sequence[int]], limit: int, smallest: int = SMALLEST_BUCKET) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows [B, T], padded on the right to a power of two or `limit`, and their lengths [B]."""
+    """Return rows [B, T], padded on the right to a power of two or to `limit`, and their lengths [B]."""
     lengths = np.array([len(row) for row in rows], np.int32)
     padded = np.zeros((len(rows), _power(max(smallest, int(lengths.max())), limit)), np.int32)
     for place, row in enumerate(rows):
@@ -289,11 +291,11 @@ def _pad(rows: Sequence[Sequence[int]], limit: int, smallest: int = SMALLEST_BUC
 
 
 def _power(count: int, limit: int) -> int:
-    """Return the smallest power of two that holds `count`, or `limit` where that is less."""
+    """Return the smallest power of two >= `count`, but at most `limit`."""
     return min(1 << (count - 1).bit_length(), limit)
 
 
 def _sequences(tokenizer: Tokenizer, stop: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """Return the stop strings as tokens, without those that read otherwise once they are decoded."""
-    found = {string: tuple(tokenizer.encode(string).tolist()) for string in stop if string}
-    return tuple(ids for string, ids in found.items() if ids and string in tokenizer.decode(ids))
+    """Return the stop strings as token sequences, without those that do not survive decoding."""
+    sequences = {string: tuple(tokenizer.encode(string).tolist()) for string in stop if string}
+    return tuple(ids for string, ids in sequences.items() if ids and string in tokenizer.decode(ids))

@@ -1,4 +1,4 @@
-"""How well images are told apart: the loss while training, then top-1, top-5 and who is taken for whom."""
+"""Evaluation of image classifiers: validation loss, then top-1, top-5, calibration and the confusion matrix."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ Apply = Callable[[Params, Batch], jax.Array]
 
 
 def validation(loss: LossFn, batches: Callable[[], Iterable[Batch]]) -> Callable[[int, Params], dict[str, float]]:
-    """Return a function of (step, parameters) that measures a loss and its metrics."""
+    """Return a function (step, params) -> {name: mean} for a loss and its metrics."""
     step = runner.make_eval_step(loss)
 
     def validate(_: int, params: Params) -> dict[str, float]:
@@ -24,28 +24,28 @@ def validation(loss: LossFn, batches: Callable[[], Iterable[Batch]]) -> Callable
 
 
 def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return top1, top5 (from six classes on), nll in nats, and calibration_error of logits [N, C] and labels [N]."""
+    """Return top1, top5 (if C > 5), nll in nats, calibration_error and images for logits [N, C] and labels [N]."""
     log_p = np.asarray(jax.nn.log_softmax(logits))
-    found = {
+    values = {
         "top1": metrics.accuracy(labels, logits.argmax(axis=1)),
         "nll": float(-log_p[np.arange(len(labels)), labels].mean(dtype=np.float64)),
         "calibration_error": metrics.expected_calibration_error(np.exp(log_p), labels),
         "images": float(len(labels)),
     }
-    return found | ({"top5": metrics.top_k_accuracy(labels, logits, 5)} if logits.shape[1] > 5 else {})
+    return values | ({"top5": metrics.top_k_accuracy(labels, logits, 5)} if logits.shape[1] > 5 else {})
 
 
 def write(
     workdir: Path, apply: Apply, params: Params, splits: Mapping[str, Iterable[Batch]], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Measure and print splits, and write results.json and, of the last one, confusion.png (for at most 50 classes).
+    """Evaluate and print splits; write results.json and the last split's confusion.png (up to 50 classes).
 
     Args:
         workdir: the folder to write to.
-        apply: (parameters, batch) -> logits [B, C].
-        params: of the model.
+        apply: (params, batch) -> logits [B, C].
+        params: the model's parameters.
         splits: {name: all batches of the split}.
-        classes: names, in order.
+        classes: names of the classes, in order.
 
     Returns:
         {split: `scores`}.
@@ -59,5 +59,5 @@ def write(
     results.write(workdir / "results.json", measured)
     if len(classes) <= 50 and jax.process_index() == 0:
         counts = metrics.confusion(labels, logits.argmax(axis=1), len(classes))
-        report.confusion_matrix(workdir / "confusion.png", counts, classes, title=f"{split}: who is taken for whom")
+        report.confusion_matrix(workdir / "confusion.png", counts, classes, title=f"{split}: confusion matrix")
     return measured

@@ -1,4 +1,4 @@
-"""Numbers for a table: NumPy in, one Python float or a small record out.
+"""Metrics: NumPy arrays in, one Python float or a small record out.
 
 Legend: N examples, C classes, S seeds.
 """
@@ -32,18 +32,18 @@ def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
 
 
 def top_k_accuracy(labels: ArrayLike, scores: ArrayLike, k: int = 5) -> float:
-    """Return the share of labels [N] among the k classes of the largest scores [N, C]; of equal ones the first count.
+    """Return the share of labels [N] among the k classes with the largest scores [N, C]; on ties the first classes win.
 
     Raises:
-        DataError: shapes that do not fit, scores that are NaN, labels outside 0..C-1, or k outside 1..C.
+        DataError: inconsistent shapes, NaN scores, labels outside 0..C-1, or k outside 1..C.
     """
     values: np.ndarray = np.asarray(scores)
     if values.ndim != 2 or not 1 <= k <= values.shape[1]:
-        raise DataError(f"the top {k} need scores [N, C] of at least as many classes, not of shape {values.shape}")
+        raise DataError(f"top-{k} accuracy needs scores [N, C] with C of at least {k}, not shape {values.shape}")
     labels, _ = _pair(labels, values[:, 0])
     _check_classes("labels", labels, values.shape[1])
     if np.isnan(values).any():
-        raise DataError("scores are NaN")
+        raise DataError(f"{int(np.isnan(values).sum())} of {values.size} scores are NaN")
     own = np.take_along_axis(values, labels[:, None].astype(np.int64), axis=1)
     before = (values == own) & (np.arange(values.shape[1]) < labels[:, None])
     return float(np.mean(((values > own) | before).sum(axis=1) < k))
@@ -52,8 +52,7 @@ def top_k_accuracy(labels: ArrayLike, scores: ArrayLike, k: int = 5) -> float:
 def macro_f1(labels: ArrayLike, predictions: ArrayLike) -> float:
     """Return the unweighted mean over classes of F1 = 2·TP / (2·TP + FP + FN), as scikit-learn's `average="macro"`.
 
-    The classes are those that occur in `labels` or in `predictions`: one that is only predicted counts as 0, one that
-    is only labelled and never predicted counts as 0, one that is in neither does not count.
+    The classes are those that occur in labels [N] or predictions [N]; a class that occurs in only one of them has F1 0.
 
     Raises:
         DataError: empty, not 1-D, or of different lengths.
@@ -68,7 +67,7 @@ def macro_f1(labels: ArrayLike, predictions: ArrayLike) -> float:
 
 
 def confusion(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> np.ndarray:
-    """Count int64 [C, C]: row = label, column = prediction.
+    """Return the confusion matrix of labels [N] and predictions [N]: int64 [C, C], row = label, column = prediction.
 
     Raises:
         DataError: empty, not 1-D, of different lengths, not integers, or outside 0..C-1.
@@ -85,7 +84,7 @@ def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins
 
     An example's confidence is its largest probability, its prediction the class that has it. Confidences fall into
     `bins` intervals (0, 1/M], (1/M, 2/M], …, (1-1/M, 1]; the error is Σ_m (n_m / N)·|accuracy_m - mean confidence_m|.
-    It is biased upwards on few examples (about 1/√n a bin), so compare only runs of the same N.
+    It is biased upwards on few examples (about 1/√n per bin), so compare only runs of the same N.
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3.
 
     Args:
@@ -94,7 +93,7 @@ def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins
         bins: M.
 
     Raises:
-        DataError: shapes that do not fit, rows that are no distribution, labels outside 0..C-1, or bins < 1.
+        DataError: inconsistent shapes, rows that do not sum to 1, labels outside 0..C-1, or bins < 1.
     """
     chances = np.asarray(probabilities, np.float64)
     if chances.ndim != 2 or not chances.size:
@@ -105,7 +104,7 @@ def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins
     # `not (>=)` also catches NaN. bfloat16 softmax rows sum to 1 within about 0.01.
     if not (chances.min() >= 0 and np.abs(sums - 1).max() <= 0.02):
         raise DataError(
-            f"probabilities must be rows that sum to 1 without negative values, but sums are {sums.min():.4g} to "
+            f"probabilities must be at least 0 and each row must sum to 1, but sums are {sums.min():.4g} to "
             f"{sums.max():.4g} and the smallest value is {chances.min():.4g}; give softmax(logits), not logits"
         )
     labels, predictions = _pair(labels, chances.argmax(axis=1))
@@ -118,7 +117,7 @@ def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins
 
 
 def perplexity(sum_nll: float, tokens: float) -> float:
-    """Return exp(sum of negative log-likelihoods in nats / number of predicted tokens); inf where that overflows.
+    """Return exp(sum of negative log-likelihoods in nats / number of predicted tokens); inf on overflow.
 
     Raises:
         DataError: a sum that is negative or NaN, or no tokens.
@@ -128,11 +127,11 @@ def perplexity(sum_nll: float, tokens: float) -> float:
 
 
 def bits_per_byte(sum_nll_nats: float, num_bytes: float) -> float:
-    """Return the negative log-likelihood in bits for each byte of the text; comparable between tokenizers.
+    """Return the negative log-likelihood in bits per byte of the text, which is comparable between tokenizers.
 
     Args:
         sum_nll_nats: sum over all predicted tokens.
-        num_bytes: UTF-8 bytes of exactly the text that those tokens spell.
+        num_bytes: UTF-8 bytes of exactly the text of those tokens.
 
     Raises:
         DataError: a sum that is negative or NaN, or no bytes.
@@ -144,13 +143,13 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     """Return the mean over seeds [S] with Student's t interval, mean ± t·s/√S, s with S-1 degrees of freedom.
 
     Raises:
-        DataError: fewer than two values (their spread is unknown), values that are not finite, or a bad confidence.
+        DataError: fewer than two values (no spread), values that are not finite, or an invalid confidence.
     """
     from scipy.special import stdtrit  # type: ignore[import-untyped]  # scipy comes with jax
 
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or len(values) < 2:
-        raise DataError(f"an interval over seeds needs at least two values in one dimension, not shape {values.shape}")
+        raise DataError(f"an interval over seeds needs a 1-D array of at least two values, not shape {values.shape}")
     if not np.isfinite(values).all():
         raise DataError(f"value {values[~np.isfinite(values)][0]} of {len(values)} seeds is not finite")
     _check_confidence(confidence)
@@ -160,21 +159,21 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
 
 
 def accuracy_interval(correct: int, total: int, confidence: float = 0.95) -> Interval:
-    """Return one measured accuracy with Wilson's score interval, which stays in [0, 1] and holds at 0 and 1.
+    """Return an accuracy with Wilson's score interval, which stays in [0, 1] and is valid at 0 and 1.
 
-    It speaks of other test examples of the same kind, not of other seeds of the training.
+    It covers the choice of test examples, not the training seed.
     Source: Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference".
 
     Raises:
-        DataError: no examples, a count outside 0..total, or a bad confidence.
+        DataError: no examples, a count outside 0..total, or an invalid confidence.
     """
     if total < 1 or not 0 <= correct <= total:
-        raise DataError(f"{correct} correct of {total} is no accuracy; give 0 <= correct <= total and total >= 1")
+        raise DataError(f"{correct} correct of {total} is not an accuracy; give total >= 1 and 0 <= correct <= total")
     _check_confidence(confidence)
     z, p = NormalDist().inv_cdf((1 + confidence) / 2), correct / total
     middle = (p + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    # At 0 and 1 the limit is exact; rounding would leave it at 1e-18 beside it.
+    # At 0 and 1 the limit is exact; rounding would miss it by 1e-18.
     return Interval(p, 0.0 if correct == 0 else middle - half, 1.0 if correct == total else middle + half)
 
 
@@ -182,7 +181,7 @@ def _pair(labels: ArrayLike, predictions: ArrayLike) -> tuple[np.ndarray, np.nda
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if labels.ndim != 1 or labels.shape != predictions.shape or not labels.size:
         raise DataError(
-            f"labels and predictions must be [N] of the same N above 0, not of shapes {labels.shape} and "
+            f"labels and predictions must both be [N] with N above 0, not of shapes {labels.shape} and "
             f"{predictions.shape}"
         )
     return labels, predictions
@@ -192,12 +191,12 @@ def _check_classes(name: str, values: np.ndarray, num_classes: int) -> None:
     if not np.issubdtype(values.dtype, np.integer):
         raise DataError(f"{name} must be integers, not {values.dtype}")
     if values.min() < 0 or values.max() >= num_classes:
-        raise DataError(f"{name} are {values.min()} to {values.max()}, but there are {num_classes} classes (from 0)")
+        raise DataError(f"{name} are {values.min()} to {values.max()}, outside 0 … {num_classes - 1}")
 
 
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
-        raise DataError(f"confidence must lie between 0 and 1, such as 0.95, not {confidence}")
+        raise DataError(f"confidence must be between 0 and 1, such as 0.95, not {confidence}")
 
 
 def _rate(total: float, count: float, unit: str) -> float:

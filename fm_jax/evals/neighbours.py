@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine: which images a model holds alike, and what their labels say.
+"""Nearest neighbours by cosine similarity of features, and k-NN classification.
 
 Legend: N known images, Q queries, K neighbours, C classes, D features.
 """
@@ -9,24 +9,24 @@ from fm_jax.core.errors import DataError
 from fm_jax.evals.embeddings import Embeddings, check_pair
 from fm_jax.evals.metrics import accuracy, top_k_accuracy
 
-_CHUNK = 1024  # queries at once: N float32 of each
+_CHUNK = 1024  # queries per block of similarities, float32 [_CHUNK, N]
 
 
 def nearest(known: np.ndarray, queries: np.ndarray, k: int = 20) -> tuple[np.ndarray, np.ndarray]:
     """Return the k nearest of `known` [N, D] for each of `queries` [Q, D], the nearest first.
 
-    Of equal ones the first comes first. Features of zero length are at cosine 0 from all.
+    On ties the earlier row comes first. Features of norm zero have cosine 0 with everything.
 
     Returns:
         (rows of `known` int64 [Q, k], cosines float32 [Q, k]).
 
     Raises:
-        DataError: shapes that do not fit, or fewer than k known.
+        DataError: inconsistent shapes, or fewer than k known images.
     """
     if known.ndim != 2 or queries.ndim != 2 or known.shape[1] != queries.shape[1]:
         raise DataError(f"features must be [N, D] and [Q, D], not {known.shape} and {queries.shape}")
     if not 1 <= k <= len(known):
-        raise DataError(f"{k} neighbours of {len(known)} images; k must be 1 to {len(known)}")
+        raise DataError(f"k must be 1 to the number of known images, {len(known)}, not {k}")
     left, right = _unit(queries), _unit(known)
     rows, cosines = np.zeros((len(left), k), np.int64), np.zeros((len(left), k), np.float32)
     for start in range(0, len(left), _CHUNK):
@@ -40,28 +40,28 @@ def nearest(known: np.ndarray, queries: np.ndarray, k: int = 20) -> tuple[np.nda
 def votes(
     train: Embeddings, queries: np.ndarray, num_classes: int, *, k: int = 20, temperature: float = 0.07
 ) -> np.ndarray:
-    """Return shares [Q, C] of the votes of the k nearest, each of weight exp(cosine / temperature).
+    """Return the vote shares [Q, C] of the k nearest neighbours, weighted by exp(cosine / temperature).
 
     Source: Wu et al. 2018, section 3.4.
 
     Raises:
-        DataError: as `nearest`, labels out of range, or a temperature that is not above 0.
+        DataError: as `nearest`, labels out of range, or temperature not above 0.
     """
     if train.labels.min() < 0 or train.labels.max() >= num_classes:
-        raise DataError(f"labels are {train.labels.min()} to {train.labels.max()}, but there are {num_classes} classes")
+        raise DataError(f"labels are {train.labels.min()} to {train.labels.max()}, outside 0 … {num_classes - 1}")
     if not temperature > 0:
         raise DataError(f"temperature must be above 0, not {temperature}")
     rows, cosines = nearest(train.features, queries, k)
     weights = np.exp((cosines - cosines[:, :1]).astype(np.float64) / temperature)
-    found = np.zeros((len(queries), num_classes))
-    np.add.at(found, (np.arange(len(queries))[:, None], train.labels[rows]), weights)
-    return found / found.sum(axis=1, keepdims=True)
+    sums = np.zeros((len(queries), num_classes))
+    np.add.at(sums, (np.arange(len(queries))[:, None], train.labels[rows]), weights)
+    return sums / sums.sum(axis=1, keepdims=True)
 
 
 def knn(
     train: Embeddings, test: Embeddings, *, k: int = 20, temperature: float = 0.07, num_classes: int = 0
 ) -> dict[str, float]:
-    """Return {"top1": …, "top5": …} of the weighted vote of neighbours; no top5 below six classes.
+    """Return {"top1": …, "top5": …} of weighted k-NN classification; no top5 below six classes.
 
     Raises:
         DataError: as `votes`.
@@ -69,8 +69,8 @@ def knn(
     check_pair(train, test)
     classes = num_classes or int(max(train.labels.max(), test.labels.max())) + 1
     shares = votes(train, test.features, classes, k=min(k, len(train)), temperature=temperature)
-    found = {"top1": accuracy(test.labels, shares.argmax(axis=1))}
-    return found | ({"top5": top_k_accuracy(test.labels, shares, 5)} if classes > 5 else {})
+    metrics = {"top1": accuracy(test.labels, shares.argmax(axis=1))}
+    return metrics | ({"top5": top_k_accuracy(test.labels, shares, 5)} if classes > 5 else {})
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

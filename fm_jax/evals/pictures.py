@@ -1,4 +1,4 @@
-"""Images beside each other: neighbours of queries, reconstructions under originals, samples in a grid."""
+"""Grids of images: nearest neighbours of queries, originals beside reconstructions, samples."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,31 +21,33 @@ def image_grid(
     marks: Sequence[Sequence[bool | None]] = (),
     title: str = "",
 ) -> None:
-    """Draw images in rows, each at one size, small ones with visible pixels.
+    """Draw images in rows at one size, without smoothing small ones.
 
     Args:
         png: the file to write.
-        rows: uint8 [H, W, 3]; a shorter row ends with a gap.
-        names: of the rows, at their left.
-        heads: of the columns, above them.
-        marks: a frame for each image: true green, false red, None none.
-        title: of the picture.
+        rows: rows of images uint8 [H, W, 3]; a shorter row ends with a gap.
+        names: labels of the rows, on the left.
+        heads: headings of the columns.
+        marks: a frame for each image: True is green, False red, None no frame.
+        title: the figure's title.
 
     Raises:
-        DataError: no images, other arrays, or names, heads or marks of another number.
+        DataError: no images, arrays of another shape or type, or a wrong number of names, heads or marks.
         ConfigError: matplotlib is missing.
     """
     columns = max((len(row) for row in rows), default=0)
     if not columns:
-        raise DataError("there is no image to draw")
+        raise DataError("there are no images to draw")
     for number, row in enumerate(rows):
         for image in row:
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
                 raise DataError(f"row {number}: an image must be uint8 [H, W, 3], not {image.dtype} {image.shape}")
     if (names and len(names) != len(rows)) or (heads and len(heads) != columns):
-        raise DataError(f"{len(rows)} rows and {columns} columns have {len(names)} names and {len(heads)} heads")
+        raise DataError(
+            f"{len(rows)} rows and {columns} columns need as many names and heads, not {len(names)} and {len(heads)}"
+        )
     if marks and [len(row) for row in marks] != [len(row) for row in rows]:
-        raise DataError("marks must be as many as images, row by row")
+        raise DataError("marks must have one entry per image of each row")
     with style.picture(png, max(2.5, 0.95 * columns + 1.0), max(1.5, 0.95 * len(rows) + 0.6)) as axes:
         for y, row in enumerate(rows):
             for x, image in enumerate(row):
@@ -79,16 +81,16 @@ def neighbours(
     k: int = 8,
     title: str = "",
 ) -> None:
-    """Draw each query with the k nearest of the known images; a frame is green where the class is the query's.
+    """Draw each query with its k nearest known images; the frame is green if the class is the query's, else red.
 
     Args:
         png: the file to write.
-        queries: images [Q], uint8.
-        known: images [N], uint8; only those that are near are read.
-        features: of queries [Q, D] and of known [N, D].
-        labels: of queries [Q] and of known [N].
-        k: neighbours of each.
-        title: of the picture.
+        queries: Q images, uint8 [H, W, 3].
+        known: N images, uint8 [H, W, 3]; only the nearest are read.
+        features: features of the queries [Q, D] and of the known images [N, D].
+        labels: labels of the queries [Q] and of the known images [N].
+        k: neighbours per query.
+        title: the figure's title.
 
     Raises:
         DataError: as `image_grid` and `nearest`.
@@ -103,12 +105,12 @@ def neighbours(
 def reconstructions(
     png: Path, columns: dict[str, Sequence[np.ndarray]], *, names: Sequence[str] = (), title: str = ""
 ) -> None:
-    """Draw {head: images}, such as original, masked and reconstructed, an image a row.
+    """Draw {heading: images uint8 [H, W, 3]}, such as original, masked, reconstructed; one example per row.
 
     Raises:
         DataError: as `image_grid`, or columns of different lengths.
     """
     if len({len(images) for images in columns.values()}) != 1:
-        raise DataError(f"columns have different numbers of images: { ({k: len(v) for k, v in columns.items()}) }")
+        raise DataError(f"columns must have equally many images, not { ({k: len(v) for k, v in columns.items()}) }")
     rows = list(zip(*columns.values(), strict=True))
     image_grid(png, rows, names=names, heads=list(columns), title=title)

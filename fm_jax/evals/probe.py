@@ -1,4 +1,4 @@
-"""How much a linear classifier reads from frozen features: the linear probe."""
+"""The linear probe: logistic regression on frozen features."""
 
 import warnings
 from collections.abc import Sequence
@@ -22,21 +22,21 @@ def linear_probe(
     grid: Sequence[float] = GRID,
     max_iter: int = 1000,
 ) -> dict[str, Any]:
-    """Fit logistic regression on train, choose C by validation accuracy, and only then look at the test, once.
+    """Fit logistic regression on train, choose C by validation accuracy, then evaluate once on test.
 
-    Features are standardised by the moments of train, or of `moments`: all images, where few have labels. C is the
-    inverse strength of the L2 penalty; of equal validation accuracies the smaller wins. Nothing is random.
+    Features are standardised by the moments of `train`, or of `moments` (all images, if few have labels). C is the
+    inverse strength of the L2 penalty; on a tie the smaller C wins. The result is deterministic.
 
     Returns:
         c, valid_accuracy, test_accuracy, test_top5 (None below six classes), valid_by_c: {"0.01": accuracy, …},
-        test_predictions: list [N], and converged: whether the chosen fit did. All of it goes into JSON.
+        test_predictions: list [N], and converged: whether the chosen fit did. All values are JSON data.
 
     Raises:
-        ConfigError: scikit-learn is missing, or a C that is not positive.
-        DataError: features that do not fit together, fewer than two training classes, or a test class it lacks.
+        ConfigError: scikit-learn is missing, or a C is not positive.
+        DataError: features of different dimensions, fewer than two training classes, or a class that train lacks.
     """
     if not len(grid) or min(grid) <= 0:
-        raise ConfigError(f"the grid of C must hold positive numbers, not {list(grid)}")
+        raise ConfigError(f"the grid of C must contain positive numbers, not {list(grid)}")
     for other in (valid, test, moments or train):
         check_pair(train, other)
     classes = np.unique(train.labels)
@@ -55,11 +55,11 @@ def linear_probe(
     scores: dict[float, float] = {}
     models = {}
     for c in sorted(grid):
-        with warnings.catch_warnings():  # convergence is returned
+        with warnings.catch_warnings():  # the result says whether it converged
             warnings.simplefilter("ignore", sklearn.exceptions.ConvergenceWarning)
             models[c] = LogisticRegression(C=c, max_iter=max_iter).fit(inputs, train.labels)
         scores[c] = accuracy(valid.labels, models[c].predict(held_out))
-    c = max(scores, key=lambda key: scores[key])  # the first of equals
+    c = max(scores, key=lambda key: scores[key])  # on a tie the first
     model = models[c]
     predictions = model.predict(unseen)
     places = np.searchsorted(classes, test.labels)

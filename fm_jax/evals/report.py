@@ -1,4 +1,4 @@
-"""Pictures and tables of results: PNG files drawn whole or not at all, and Markdown."""
+"""Figures and tables of results: PNG files, written atomically, and Markdown."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ from fm_jax.evals.metrics import mean_interval
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str]) -> str:
-    """Return a Markdown table; text to the left, numbers to the right.
+    """Return a Markdown table; text is aligned left, numbers right.
 
-    Floats get four significant digits, a missing or None value an em dash.
+    Floats get four significant digits; a missing or None value becomes an em dash.
 
     Args:
-        rows: one mapping a line.
+        rows: one mapping per row.
         columns: keys of the rows, in order; or {key: heading}.
 
     Raises:
@@ -29,7 +29,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[st
     if not heads:
         raise DataError("a table needs at least one column")
     if rows and (absent := [key for key in heads if not any(key in row for row in rows)]):
-        raise DataError(f"no row has the column {absent[0]!r}; rows have {', '.join(map(str, rows[0]))}")
+        raise DataError(f"no row has the column {absent[0]!r}; the first row has {', '.join(map(str, rows[0]))}")
     cells = [[_cell(row.get(key)) for key in heads] for row in rows]
     right = [bool(rows) and all(_is_number(row.get(key)) for row in rows) for key in heads]
     titles = [_cell(head) for head in heads.values()]
@@ -51,22 +51,23 @@ def loss_curves(
     ylabel: str = "loss (nats per token)",
     lines: Mapping[str, float] | None = None,
 ) -> None:
-    """Draw {name: (steps, values)}, and {name: value} of `lines` as level lines.
+    """Draw {name: (steps [N], values [N])}, and {name: value} of `lines` as horizontal lines.
 
-    A curve of more than 100 points is drawn pale, with its running mean over 2 % of them above it.
+    A curve of more than 100 points is drawn pale, with its running mean over 2 % of the points on top.
 
     Raises:
-        DataError: no curves, steps and values of different numbers, or a curve without one finite value.
+        DataError: no curves, different numbers of steps and values, or a curve without a finite value.
         ConfigError: matplotlib is missing.
     """
     if not curves:
-        raise DataError("there is no curve to draw")
+        raise DataError("there are no curves to draw")
     with style.picture(png, 7.2, 4.2) as axes:
         for i, (name, (steps, values)) in enumerate(curves.items()):
             x, y = np.asarray(steps, np.float64), np.asarray(values, np.float64)
             if x.ndim != 1 or x.shape != y.shape or not np.isfinite(y).any():
                 raise DataError(
-                    f"curve {name!r} needs as many steps as values, some finite; shapes {x.shape} and {y.shape}"
+                    f"curve {name!r} needs as many steps as values and at least one finite value; "
+                    f"its shapes are {x.shape} and {y.shape}"
                 )
             color = style.COLORS[i % len(style.COLORS)]
             few = len(x) <= 30
@@ -94,16 +95,16 @@ def loss_curves(
 def bits_per_byte_bars(
     png: Path, values: Mapping[str, float], *, highlight: Sequence[str] = (), title: str = ""
 ) -> None:
-    """Draw one bar a language model, in the order given; `highlight` names ours, the baselines are grey.
+    """Draw one bar per language model, in the given order; `highlight` names ours, the baselines are grey.
 
     Raises:
-        DataError: no bars, a value that is negative or not finite, or a highlight that is no bar.
+        DataError: no bars, a value that is negative or not finite, or an unknown name in `highlight`.
         ConfigError: matplotlib is missing.
     """
     if not values or not all(0 <= value < math.inf for value in values.values()):
-        raise DataError(f"bits per byte must be finite and at least 0, and at least one; got {dict(values)}")
+        raise DataError(f"the bars need at least one value, each finite and at least 0, not {dict(values)}")
     if unknown := set(highlight) - values.keys():
-        raise DataError(f"{sorted(unknown)[0]!r} is no bar; there are {', '.join(values)}")
+        raise DataError(f"cannot highlight {sorted(unknown)[0]!r}; the bars are {', '.join(values)}")
     with style.picture(png, 7.2, 0.9 + 0.42 * len(values)) as axes:
         colors = [style.COLORS[0] if name in highlight else "#BDBDBD" for name in values]
         bars = axes.barh(list(values), list(values.values()), color=colors, height=0.68)
@@ -114,7 +115,7 @@ def bits_per_byte_bars(
                 label.set_fontweight("bold")
         axes.invert_yaxis()  # the first on top
         axes.set_xlim(0, max(max(values.values()) * 1.12, 1e-9))
-        axes.set_xlabel("bits per byte (less is better)")
+        axes.set_xlabel("bits per byte (lower is better)")
         axes.set_title(title)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
@@ -122,7 +123,7 @@ def bits_per_byte_bars(
 
 def accuracy_over_labels(
     png: Path,
-    ways: Mapping[str, Mapping[int, Sequence[float]]],
+    methods: Mapping[str, Mapping[int, Sequence[float]]],
     *,
     baseline: Mapping[str, float] | None = None,
     title: str = "",
@@ -130,29 +131,29 @@ def accuracy_over_labels(
     ylabel: str = "test accuracy",
     confidence: float = 0.95,
 ) -> None:
-    """Draw {way: {labels: [accuracy of each seed]}}: means, Student-t bands over seeds, and the seeds as faint dots.
+    """Draw {method: {labels: [accuracy of each seed]}}: means, Student-t bands over seeds, and seeds as faint dots.
 
-    One seed alone has no band. Budgets stand on a logarithmic axis.
+    A single seed has no band. The axis of budgets is logarithmic.
 
     Args:
         png: the file to write.
-        ways: accuracies in [0, 1]; ways need not share their budgets or numbers of seeds.
-        baseline: {name: accuracy}, drawn level.
-        title: of the picture.
-        xlabel: what a budget counts.
-        ylabel: what is measured, and on what.
-        confidence: of the bands.
+        methods: accuracies in [0, 1]; methods may differ in budgets and numbers of seeds.
+        baseline: {name: accuracy}, drawn as horizontal lines.
+        title: the figure's title.
+        xlabel: label of the axis of budgets.
+        ylabel: label of the axis of accuracies.
+        confidence: level of the bands.
 
     Raises:
-        DataError: no ways, a way without budgets, a budget below 1 or without seeds, or a value outside [0, 1].
+        DataError: no methods, a method without budgets, a budget below 1 or without seeds, or a value outside [0, 1].
         ConfigError: matplotlib is missing.
     """
-    _check_ways(ways)
+    _check_methods(methods)
     with style.picture(png, 7.2, 4.4) as axes:
-        budgets = sorted({budget for way in ways.values() for budget in way})
-        for i, (name, way) in enumerate(ways.items()):
-            x = sorted(way)
-            seeds = [np.asarray(way[budget], np.float64) for budget in x]
+        budgets = sorted({budget for accuracies in methods.values() for budget in accuracies})
+        for i, (name, accuracies) in enumerate(methods.items()):
+            x = sorted(accuracies)
+            seeds = [np.asarray(accuracies[budget], np.float64) for budget in x]
             bounds = [mean_interval(s, confidence) if len(s) > 1 else (s[0],) * 3 for s in seeds]
             mean, low, high = (np.clip(part, 0, 1) for part in np.array(bounds).T)
             color = style.COLORS[i % len(style.COLORS)]
@@ -177,24 +178,27 @@ def accuracy_over_labels(
         axes.grid(axis="y")
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_title(title)
-        axes.figure.legend(loc="outside lower center", ncols=min(len(ways), 4))
+        axes.figure.legend(loc="outside lower center", ncols=min(len(methods), 4))
 
 
 def confusion_matrix(png: Path, counts: ArrayLike, names: Sequence[str], *, title: str = "") -> None:
-    """Draw counts [C, C] (row = label, column = prediction), coloured by the share of the row.
+    """Draw a confusion matrix [C, C] (row = label, column = prediction), coloured by the share of the row.
 
     Raises:
-        DataError: not square, of another size than `names`, or with negative counts.
+        DataError: not square, not of the size of `names`, or with negative counts.
         ConfigError: matplotlib is missing.
     """
     matrix = np.asarray(counts)
     if matrix.ndim != 2 or matrix.shape != (len(names), len(names)) or not len(names) or matrix.min() < 0:
-        raise DataError(f"the confusion matrix of {len(names)} classes must be square counts, not {matrix.shape}")
+        raise DataError(
+            f"the confusion matrix of {len(names)} classes must be counts >= 0 of shape "
+            f"{(len(names), len(names))}, not of shape {matrix.shape}"
+        )
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = max(3.4, 1.9 + 0.5 * len(names))
     with style.picture(png, side + 0.3, side) as axes:
         image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        if len(names) <= 25:  # numbers in smaller cells cannot be read
+        if len(names) <= 25:  # numbers in smaller cells are illegible
             for (row, column), count in np.ndenumerate(matrix):
                 color = "white" if share[row, column] > 0.55 else style.INK
                 if count:
@@ -212,13 +216,13 @@ def confusion_matrix(png: Path, counts: ArrayLike, names: Sequence[str], *, titl
         bar.set_label("share of the true class")
 
 
-def _check_ways(ways: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
-    if not ways:
-        raise DataError("there is no way to draw")
-    for name, way in ways.items():
-        if not way:
-            raise DataError(f"{name!r} has no budget of labels")
-        for budget, seeds in way.items():
+def _check_methods(methods: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
+    if not methods:
+        raise DataError("there are no methods to draw")
+    for name, accuracies in methods.items():
+        if not accuracies:
+            raise DataError(f"method {name!r} has no label budgets")
+        for budget, seeds in accuracies.items():
             values: np.ndarray = np.asarray(seeds, np.float64)
             if budget < 1 or not values.size or not np.all((values >= 0) & (values <= 1)):
                 raise DataError(

@@ -1,4 +1,4 @@
-"""results.json: what a run measured, in a file that is whole or not there."""
+"""results.json: the measurements of a run, written atomically."""
 
 import json
 import math
@@ -11,31 +11,33 @@ from fm_jax.core.workdir import write_atomically
 
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
-    """Write results as JSON, replacing the file as a whole.
+    """Write results as JSON, replacing the file atomically.
 
-    NumPy and JAX numbers and arrays become plain ones, paths and tuples become strings and lists. NaN and infinity,
-    which JSON lacks, become null.
+    NumPy and JAX numbers and arrays become numbers and lists, paths strings, tuples lists. NaN and infinity become
+    null because JSON has neither.
 
     Raises:
-        DataError: a value that is none of these.
+        DataError: a value of another type.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(plain(results, path.name), indent=1, allow_nan=False) + "\n")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read what `write` wrote.
+    """Read a file written by `write`.
 
     Raises:
-        DataError: no such file, or not a JSON object.
+        DataError: the file is missing or not a JSON object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"results {path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"results {path} hold a {type(found).__name__}, not a mapping; was it written by fm_jax?")
-    return found
+        raise DataError(f"cannot read results {path}: {error}") from error
+    if not isinstance(results, dict):
+        raise DataError(
+            f"results {path} contain a {type(results).__name__}, not a mapping; give a results.json of fm_jax"
+        )
+    return results
 
 
 def plain(value: Any, where: str) -> Any:
@@ -56,4 +58,4 @@ def plain(value: Any, where: str) -> Any:
         return value
     if isinstance(value, Path):
         return str(value)
-    raise DataError(f"{where} is a {type(value).__name__}, which JSON cannot hold; give numbers, text, lists, mappings")
+    raise DataError(f"{where} is a {type(value).__name__}, not JSON data; give numbers, text, lists or mappings")

@@ -1,7 +1,7 @@
-"""Evaluate on whole sets: sums and weights add up in float64 on the host, and are divided once at the end.
+"""Evaluate on whole data sets: sums and weights add up in float64 on the host and are divided once at the end.
 
-So a padded last batch, an uneven one, or a batch of long texts among short ones counts for exactly what it holds; a
-mean of the batches' means would not.
+A padded or uneven batch, or a batch of long texts among short ones, thus counts with its exact weight; in a mean of
+batch means it would not.
 
 Legend: B batch, N examples, C classes.
 """
@@ -21,20 +21,20 @@ EvalStep = Callable[[Any, Batch], Mapping[str, tuple[Any, Any]]]
 
 
 def make_eval_step(loss_fn: LossFn, combine: Callable[[Params, Params], Params] | None = None) -> EvalStep:
-    """Compile a loss into a step without dropout that returns {"loss": (sum, weight), **metrics}.
+    """Compile a loss into an evaluation step without dropout that returns {"loss": (sum, weight), **metrics}.
 
-    With `combine` the step's first argument is a pair (trained, frozen) instead of one tree, and the loss sees
-    `combine(trained, frozen)`: the same one that the training step was made with.
+    With `combine`, the step's first argument is a pair (trained, frozen) instead of one tree, and the loss sees
+    `combine(trained, frozen)`. Give the `combine` of the training step.
 
     Raises:
-        ConfigError: when first called, where the loss has a metric that is itself called "loss".
+        ConfigError: on the first call, if the loss has a metric named "loss".
     """
 
     def step(params: Any, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
         whole = params if combine is None else combine(*params)
         loss = loss_fn(whole, batch, None, None)
         if "loss" in loss.metrics:
-            raise ConfigError('the loss function returns a metric named "loss"; that name is taken by the loss itself')
+            raise ConfigError('the loss function returns a metric named "loss", which is the loss itself; rename it')
         return {"loss": (loss.sum, loss.weight), **loss.metrics}
 
     return jax.jit(step)
@@ -43,7 +43,7 @@ def make_eval_step(loss_fn: LossFn, combine: Callable[[Params, Params], Params] 
 def totals(step: EvalStep, params: Any, batches: Iterable[Batch]) -> dict[str, tuple[float, float]]:
     """Add up (sum, weight) of every name over finitely many batches; {} for no batches.
 
-    The next batch is read while the device computes, and never are two steps in flight.
+    The next batch is read while the device computes; at most one step is in flight.
     """
     sums: dict[str, np.ndarray] = {}
     running: Mapping[str, tuple[Any, Any]] = {}
@@ -62,21 +62,21 @@ def totals(step: EvalStep, params: Any, batches: Iterable[Batch]) -> dict[str, t
 def evaluate(step: EvalStep, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
     """Return the weighted mean of the loss and of every metric over finitely many batches.
 
-    A metric whose whole weight is 0 (it saw nothing it measures) is NaN.
+    A metric of total weight 0 is NaN.
 
     Args:
-        step: from `make_eval_step`.
-        params: what the step takes: a tree, or (trained, frozen).
-        batches: every batch once; end an endless loader with `itertools.islice`.
+        step: the result of `make_eval_step`.
+        params: the step's first argument: a tree, or (trained, frozen).
+        batches: every batch once; limit an endless loader with `itertools.islice`.
 
     Raises:
-        DataError: no batches, or a loss of weight 0 over all of them.
+        DataError: no batches, or a loss of total weight 0.
     """
     pairs = totals(step, params, batches)
     if not pairs:
-        raise DataError("there is no batch to evaluate on; is the split empty, or smaller than one batch?")
+        raise DataError("there are no batches to evaluate; check that the split is not empty")
     if "loss" in pairs and pairs["loss"][1] == 0:
-        raise DataError("the loss has weight 0 over all evaluation batches; are all examples padding?")
+        raise DataError("the loss has weight 0 over all evaluation batches; check that not all examples are padding")
     return {name: total / weight if weight else math.nan for name, (total, weight) in pairs.items()}
 
 
@@ -88,17 +88,17 @@ def predict(
     label: str = "label",
     weight: str = "weights",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return logits [N, C] float32 and labels [N] of all examples in order, without the rows of weight 0.
+    """Return logits float32 [N, C] and labels [N] of all examples in order, without rows of weight 0.
 
     Args:
-        apply_fn: (params, batch) -> logits [B, C]; pure, compiled here.
+        apply_fn: (params, batch) -> logits [B, C]; a pure function, jitted here.
         params: first argument of `apply_fn`.
-        batches: finitely many; global arrays of several hosts come back whole on every one.
-        label: the batch's field [B] of integers.
-        weight: the field [B] that is 0 on padding; a batch without it has none.
+        batches: a finite iterable; every host gets the results of all hosts.
+        label: the batch's field of integer labels [B].
+        weight: the batch's field [B] that is 0 on padding; a batch without it has no padding.
 
     Raises:
-        DataError: no examples, a field that is missing or of another shape, or logits that are not [B, C].
+        DataError: no examples, a missing field, or inconsistent shapes.
     """
     compiled = jax.jit(apply_fn)
     logits, labels = [], []
@@ -116,12 +116,12 @@ def predict(
         logits.append(whole(out).astype(np.float32)[keep])
         labels.append(truth[keep])
     if not any(len(part) for part in labels):
-        raise DataError("there is no example to predict; is the split empty, or all of it padding?")
+        raise DataError("there are no examples to predict; check that the split is not empty or all padding")
     return np.concatenate(logits), np.concatenate(labels)
 
 
 def whole(array: Any) -> np.ndarray:
-    """Return an array on this host, gathered from the others where they hold parts of it."""
+    """Return the whole array (same shape) as NumPy, gathered from other hosts if they hold parts of it."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         from jax.experimental import multihost_utils
 

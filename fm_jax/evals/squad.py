@@ -1,8 +1,8 @@
-"""Answers out of span logits, and their exact match and F1 as SQuAD counts them.
+"""Answers from span logits, and their exact match and F1 by SQuAD's official rules.
 
-The normaliser and F1 are those of the official scripts (Rajpurkar et al. 2016; 2018 for questions without an answer).
-Decoding is exact: every span of up to `longest` tokens of every window is considered, not only the pairs among each
-side's best logits, and its answer is the stretch of characters of the context that its tokens cover.
+Normalisation and F1 are those of the official scripts (Rajpurkar et al. 2016; 2018 for questions without an answer).
+Decoding is exact: every span of up to `longest` tokens of every window is considered, not only pairs of the best start
+and end logits. The answer is the context's text that the span's tokens cover.
 
 Dims: N windows, T tokens of a window.
 """
@@ -25,7 +25,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True)
 class Score:
-    """Means over questions, in [0, 1]."""
+    """Means over `count` questions, in [0, 1]."""
 
     exact: float
     f1: float
@@ -37,62 +37,62 @@ class Candidate:
     """A span of the context and the sum of its start and end logits."""
 
     text: str
-    start: int  # character
+    start: int  # first character
     score: float
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What the logits say of one question."""
+    """Decoded spans of one question, and the score of "no answer"."""
 
-    candidates: tuple[Candidate, ...]  # best first, no two alike
-    null: float  # score of "no answer": the least over the windows, for one window without it says nothing
+    candidates: tuple[Candidate, ...]  # best first, all different
+    null: float  # score of "no answer": the minimum over windows, because the answer need only be in one of them
 
     @property
     def margin(self) -> float:
-        """How much better "no answer" scores than the best span."""
+        """Score of "no answer" minus the score of the best span."""
         return self.null - self.candidates[0].score
 
 
 def normalize(text: str) -> str:
-    """Lower the case, drop ASCII punctuation, then the words a, an and the, then all but single spaces."""
+    """Lowercase; remove ASCII punctuation and the words a, an, the; collapse white space."""
     bare = text.lower().translate(_PUNCTUATION)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """Return 1.0 where the prediction equals one of the answers, both normalised; without answers, where it is ""."""
+    """Return 1.0 if the normalised prediction equals a normalised answer (or "" if there are no answers), else 0.0."""
     return float(any(normalize(prediction) == normalize(answer) for answer in answers or ("",)))
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
     """Return the best F1 of normalised words over the answers.
 
-    Where either side has no word left it is 1 if both have none, else 0, as in the v2.0 script; that of v1.1 says 0 to
-    "the" for "The".
+    If either side has no words after normalisation, F1 is 1 if both have none and 0 otherwise, as in the v2.0 script.
+    (The v1.1 script gives 0 for "the" against "The".)
     """
     return max(_f1(normalize(prediction).split(), normalize(answer).split()) for answer in answers or ("",))
 
 
 def score(questions: Sequence[Question], predictions: Mapping[str, str]) -> dict[str, Score]:
-    """Return the scores of "all" questions, of each kind, and with v2.0 of the "answerable" and the "unanswerable".
+    """Return the scores of "all" questions, of each kind, and for v2.0 of "answerable" and "unanswerable" ones.
 
     Raises:
-        DataError: no questions, or one without a prediction ("" says that there is no answer).
+        DataError: no questions, or one without a prediction ("" predicts that there is no answer).
     """
     if not questions:
         raise DataError("there are no questions to score")
     if absent := [question.id for question in questions if question.id not in predictions]:
-        raise DataError(f"{len(absent)} questions have no prediction, the first of them {absent[0]!r}")
+        raise DataError(f"{len(absent)} questions have no prediction; the first is {absent[0]!r}")
     groups: dict[str, list[tuple[float, float]]] = {"all": []}
     mixed = any(not question.answers for question in questions)
     for question in questions:
         answers = [answer.text for answer in question.answers]
-        found = exact_match(predictions[question.id], answers), f1(predictions[question.id], answers)
+        values = exact_match(predictions[question.id], answers), f1(predictions[question.id], answers)
         names = {"all", question.kind} | ({"answerable" if answers else "unanswerable"} if mixed else set())
         for name in names - {""}:
-            groups.setdefault(name, []).append(found)
-    means = {name: np.mean(found, axis=0) for name, found in groups.items()}
+            groups.setdefault(name, []).append(values)
+    means = {name: np.mean(members, axis=0) for name, members in groups.items()}
     return {
         name: Score(float(means[name][0]), float(means[name][1]), len(groups[name]))
         for name in ("all", *sorted(groups.keys() - {"all"}))
@@ -102,26 +102,28 @@ def score(questions: Sequence[Question], predictions: Mapping[str, str]) -> dict
 def decode(
     starts: np.ndarray, ends: np.ndarray, windows: Windows, *, best: int = 20, longest: int = 30
 ) -> dict[str, Decoded]:
-    """Return for each question's id its `best` spans over all its windows.
+    """Return {question id: its `best` spans over all its windows}.
 
-    A span starts no later than it ends, has at most `longest` tokens, and lies in the context. The same characters
-    found in two windows count once, with the better score.
+    A span lies in the context, has at most `longest` tokens, and does not end before it starts. A span that occurs in
+    two windows counts once, with the better score.
 
     Args:
-        starts: [N, T] logits of each row of `windows`, in order.
-        ends: [N, T].
-        windows: where the rows came from.
-        best: candidates kept.
-        longest: tokens.
+        starts: start logits [N, T] of the rows of `windows`, in order.
+        ends: end logits [N, T].
+        windows: the rows.
+        best: number of candidates to keep.
+        longest: maximum tokens of a span.
 
     Raises:
-        DataError: logits of another shape than the windows, or that are not finite.
+        DataError: logits whose shape does not match the windows, or that are not finite.
         ConfigError: `best` or `longest` below 1.
     """
     if best < 1 or longest < 1:
         raise ConfigError(f"best ({best}) and longest ({longest}) must be at least 1")
     if starts.shape != ends.shape or starts.ndim != 2 or len(starts) != len(windows):
-        raise DataError(f"{len(windows)} windows cannot have start logits {starts.shape} and end logits {ends.shape}")
+        raise DataError(
+            f"start and end logits must be [{len(windows)}, T], one row per window, not {starts.shape} and {ends.shape}"
+        )
     gathered = [_Gathered(question) for question in windows.questions]
     for row in range(len(windows)):
         begin, offsets = windows.context(row)
@@ -136,66 +138,67 @@ def decode(
 
 
 def answers(decoded: Mapping[str, Decoded], threshold: float | None = None) -> dict[str, str]:
-    """Return each question's best span, or "" where "no answer" is better than it by more than the threshold.
+    """Return each question's best span, or "" if the score of "no answer" exceeds it by more than the threshold.
 
     Without a threshold every question is answered (v1.1).
     """
     return {
-        name: "" if threshold is not None and one.margin > threshold else one.candidates[0].text
-        for name, one in decoded.items()
+        name: "" if threshold is not None and question.margin > threshold else question.candidates[0].text
+        for name, question in decoded.items()
     }
 
 
 def best_threshold(questions: Sequence[Question], decoded: Mapping[str, Decoded]) -> float:
-    """Return the threshold for `answers` with the highest F1 on these questions; of equals the lowest.
+    """Return the threshold for `answers` with the highest F1 on these questions; on a tie the lowest.
 
     Choose it on one split and score another.
     """
     margins = np.array([decoded[question.id].margin for question in questions])
-    gains = []  # of answering rather than saying ""
+    gains = []  # F1 gained by answering instead of ""
     for question in questions:
         texts = [answer.text for answer in question.answers]
         gains.append(f1(decoded[question.id].candidates[0].text, texts) - f1("", texts))
     order = np.argsort(margins, kind="stable")
     ordered, total = margins[order], np.concatenate([[0.0], np.cumsum(np.array(gains)[order])])
-    # questions of one margin are answered together: only the sums behind the last of each can be had
+    # Questions of equal margin are answered together, so only the sums after the last of each margin are possible.
     cuts = np.concatenate([[0], np.flatnonzero(np.diff(ordered)) + 1, [len(ordered)]])
     cut = int(cuts[np.argmax(total[cuts])])
     return float(ordered[cut - 1]) if cut else float(np.nextafter(ordered[0], -np.inf))
 
 
-def bars(png: Path, found: Mapping[str, Mapping[str, Score]], *, title: str = "") -> None:
-    """Draw {way: {kind: score}}: for each kind a bar a way for exact match, with its F1 as a tick; ours comes first.
+def bars(png: Path, methods: Mapping[str, Mapping[str, Score]], *, title: str = "") -> None:
+    """Draw {method: {kind: score}}: one bar per kind and method for exact match, with F1 as a tick; ours comes first.
 
     Raises:
-        DataError: no ways or no kinds.
+        DataError: no methods or no kinds.
         ConfigError: matplotlib is missing.
     """
-    if not found or not (kinds := list(next(iter(found.values())))):
-        raise DataError("there is no score to draw")
-    first, height = next(iter(found.values())), 0.8 / len(found)
-    with style.picture(png, 7.2, 1.2 + 0.22 * len(kinds) * (len(found) + 1)) as axes:
-        for i, (way, scores) in enumerate(found.items()):
-            places = np.arange(len(kinds)) + (i - (len(found) - 1) / 2) * height
+    if not methods or not (kinds := list(next(iter(methods.values())))):
+        raise DataError("there are no scores to draw")
+    first, height = next(iter(methods.values())), 0.8 / len(methods)
+    with style.picture(png, 7.2, 1.2 + 0.22 * len(kinds) * (len(methods) + 1)) as axes:
+        for i, (method, scores) in enumerate(methods.items()):
+            places = np.arange(len(kinds)) + (i - (len(methods) - 1) / 2) * height
             exact, overlap = ([getattr(scores[kind], side) for kind in kinds] for side in ("exact", "f1"))
             color = style.COLORS[i % len(style.COLORS)]
-            axes.barh(places, exact, height=height * 0.9, color=color, label=way)
-            axes.plot(overlap, places, "|", color=style.INK, markersize=7, label="F1" if i == len(found) - 1 else None)
+            axes.barh(places, exact, height=height * 0.9, color=color, label=method)
+            label = "F1" if i == len(methods) - 1 else None
+            axes.plot(overlap, places, "|", color=style.INK, markersize=7, label=label)
             for place, value, ahead in zip(places, exact, overlap, strict=True):
                 axes.text(max(value, ahead) + 0.012, place, f"{value:.2f}", va="center", fontsize=8.5)
         axes.set_yticks(range(len(kinds)), [f"{kind} ({first[kind].count})" for kind in kinds])
         axes.invert_yaxis()  # the first on top
         axes.set_xlim(0, 1.08)
-        axes.set_xlabel("exact match (bars) and F1 (ticks); in brackets: how many questions")
+        axes.set_xlabel("exact match (bars) and F1 (ticks); in brackets: number of questions")
         axes.set_title(title)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.figure.legend(loc="outside lower center", ncols=min(len(found) + 1, 3))
+        axes.figure.legend(loc="outside lower center", ncols=min(len(methods) + 1, 3))
 
 
 @dataclass
 class _Gathered:
-    """The spans of one question, by their characters, and the best score of each."""
+    """The character spans of one question with the best score of each."""
 
     question: Question
     spans: dict[tuple[int, int], float] = field(default_factory=dict)
@@ -203,7 +206,7 @@ class _Gathered:
 
     def add(self, begin: int, end: int, value: float) -> None:
         text = self.question.context[begin:end]
-        begin += len(text) - len(text.lstrip())  # byte-level tokens hold the space before them
+        begin += len(text) - len(text.lstrip())  # byte-level tokens include the space before them
         end = begin + len(text.strip())
         if begin < end and value > self.spans.get((begin, end), -np.inf):
             self.spans[begin, end] = value
@@ -211,16 +214,16 @@ class _Gathered:
     def decoded(self, best: int) -> Decoded:
         ranked = sorted(self.spans.items(), key=lambda item: (-item[1], item[0]))[:best]
         if not ranked:
-            raise DataError(f"question {self.question.id!r} has no span with a character to it")
+            raise DataError(f"question {self.question.id!r} has no span that is not blank")
         spans = (Span(self.question.context[begin:end], begin) for (begin, end), _ in ranked)
         pairs = zip(spans, ranked, strict=True)
         return Decoded(tuple(Candidate(span.text, span.start, value) for span, (_, value) in pairs), self.null)
 
 
 def _spans(starts: np.ndarray, ends: np.ndarray, best: int, longest: int) -> list[tuple[int, int, float]]:
-    """Return (first, last, score) of the best spans among a context's tokens, of 1 to `longest` tokens."""
+    """Return (first, last, score) of the best spans of 1 to `longest` tokens, from logits [n] of a context's tokens."""
     count, longest = len(starts), min(longest, len(starts))
-    table = np.full((count, longest), -np.inf)  # row: first token, column: tokens more
+    table = np.full((count, longest), -np.inf)  # row: first token, column: number of further tokens
     for more in range(longest):
         table[: count - more, more] = starts[: count - more].astype(np.float64) + ends[more:]
     flat = table.ravel()

@@ -1,7 +1,7 @@
-"""How our pictures look, and how they reach the disk.
+"""The matplotlib style of our figures, and how they are written.
 
-Colours are Okabe and Ito's, which every kind of colour vision can tell apart; lines differ in their dash and marker
-too, so a picture also reads in grey. Figures are made without pyplot: no global state, no display.
+Colours are Okabe and Ito's colour-blind safe palette. Lines also differ in dash and marker, so a figure is readable in
+grey. Figures are made without pyplot: no global state, no display.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ MARKERS = "osD^vPX"
 GREY = "#9A9A9A"
 INK = "#333333"
 _STYLE: Any = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so a picture is the same on every machine
+    "font.family": "DejaVu Sans",  # included in matplotlib, so a figure is the same on every machine
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.titlelocation": "left",
@@ -52,7 +52,7 @@ _STYLE: Any = {
 def picture(png: Path, width: float, height: float) -> "Iterator[Axes]":
     """Yield the axes of an empty figure of this size in inches; write it at the end of the `with` block.
 
-    The file, PNG at 160 dots an inch, is replaced as a whole; an error in the block leaves it as it was.
+    The file, a PNG at 160 dots per inch, is replaced atomically; an error in the block leaves it unchanged.
 
     Raises:
         ConfigError: matplotlib is missing.
@@ -62,10 +62,10 @@ def picture(png: Path, width: float, height: float) -> "Iterator[Axes]":
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError('pictures need matplotlib; install "fm_jax[quickstart]"') from error
+        raise ConfigError('figures need matplotlib; install "fm_jax[quickstart]"') from error
     held = io.BytesIO()
-    with matplotlib.rc_context():  # round drawing and writing both: ticks take their style when they are drawn
-        matplotlib.rcdefaults()  # not what a user's matplotlibrc says
+    with matplotlib.rc_context():  # around drawing and writing: ticks get their style when they are drawn
+        matplotlib.rcdefaults()  # ignore the user's matplotlibrc
         matplotlib.rcParams.update(_STYLE)
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
@@ -81,11 +81,11 @@ def picture(png: Path, width: float, height: float) -> "Iterator[Axes]":
 
 
 def levels(axes: "Axes", named: Mapping[str, float]) -> None:
-    """Draw level lines with their names right of the axes, moved apart where they would touch; call it last."""
+    """Draw horizontal lines with names right of the axes, moved apart if they would overlap; call it last."""
     for value in named.values():
         axes.axhline(value, color=GREY, linewidth=1.2, linestyle=(0, (4, 2)), zorder=1)
     low, high = axes.get_ylim()
-    axes.set_ylim(low, high)  # the names' places hold only for these limits
+    axes.set_ylim(low, high)  # the names' positions are valid only for these limits
     place = -1.0
     for text, value in sorted(named.items(), key=lambda item: item[1]):
         place = max((value - low) / (high - low), place + 0.065)
@@ -102,7 +102,7 @@ def levels(axes: "Axes", named: Mapping[str, float]) -> None:
 
 
 def smooth(values: np.ndarray, width: int) -> np.ndarray:
-    """Return the centred mean over `width` neighbours, over fewer at the ends, of the finite values among them."""
+    """Return the centred running mean [N] of the finite values [N] over `width` neighbours (fewer at the ends)."""
     finite = np.isfinite(values)
     kernel = np.ones(width)
     sums = np.convolve(np.where(finite, values, 0), kernel, "same")

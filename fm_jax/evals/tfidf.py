@@ -1,4 +1,4 @@
-"""What a finetuned classifier must beat: TF-IDF and logistic regression, tuned as far as seconds allow."""
+"""A baseline for finetuned text classifiers: TF-IDF and logistic regression, tuned on validation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,19 +23,19 @@ def tfidf_logistic(
     grid: Sequence[float] = GRID,
     features: Sequence[str] = tuple(FEATURES),
 ) -> dict[str, Any]:
-    """Fit on train, choose features and C by validation accuracy, and only then look at the test, once.
+    """Fit on train, choose features and C by validation accuracy, then evaluate once on test.
 
-    Features are `words` (single words and pairs) or `characters` (2 to 5 inside words), with sublinear counts and
-    inverse document frequencies from the training texts alone. C is the inverse strength of the L2 penalty. Of equal
-    validation accuracies the earlier features and then the smaller C win. Nothing is random.
+    Features are `words` (unigrams and bigrams) or `characters` (2- to 5-grams inside words), with sublinear counts and
+    inverse document frequencies from the training texts alone. C is the inverse strength of the L2 penalty. On a tie
+    the earlier features win, then the smaller C. The result is deterministic.
 
     Returns:
         features, c, num_features, valid_accuracy, valid_macro_f1, test_accuracy, test_macro_f1,
-        valid_by_choice: {"words C=1": accuracy, …}, test_predictions: list [N]. All of it goes into JSON.
+        valid_by_choice: {"words C=1": accuracy, …}, test_predictions: list [N]. All values are JSON data.
 
     Raises:
         ConfigError: scikit-learn is missing, unknown features, or a C that is not positive.
-        DataError: an empty split, texts and labels of different numbers, or fewer than two training classes.
+        DataError: an empty split, different numbers of texts and labels, or fewer than two training classes.
     """
     valid, test = (valid_texts, valid_labels), (test_texts, test_labels)
     _check({"train": (train_texts, train_labels), "valid": valid, "test": test}, grid, features)
@@ -51,13 +51,13 @@ def tfidf_logistic(
         try:
             inputs = vectorizer.fit_transform(train_texts)
         except ValueError as error:  # an empty vocabulary
-            raise DataError(f"the training texts hold no {name} to count: {error}") from error
+            raise DataError(f"the training texts contain no {name} to count: {error}") from error
         held_out = vectorizer.transform(valid_texts)
         for c in sorted(grid):
             model = LogisticRegression(C=c, max_iter=2000).fit(inputs, train_labels)
             score = accuracy(valid_labels, model.predict(held_out))
             choices[f"{name} C={c:g}"] = score, vectorizer, model, name, c
-    score, vectorizer, model, name, c = max(choices.values(), key=lambda choice: choice[0])  # the first of equals
+    score, vectorizer, model, name, c = max(choices.values(), key=lambda choice: choice[0])  # on a tie the first
     predictions = model.predict(vectorizer.transform(test_texts))
     return {
         "features": name,
@@ -75,12 +75,14 @@ def tfidf_logistic(
 def _check(splits: dict[str, tuple[Sequence[str], Sequence[int]]], grid: Sequence[float], features: Any) -> None:
     for name, (texts, labels) in splits.items():
         if not len(texts) or len(texts) != len(labels):
-            raise DataError(f"{name} has {len(texts)} texts and {len(labels)} labels; give as many of each, above 0")
+            raise DataError(
+                f"{name} has {len(texts)} texts and {len(labels)} labels; give one label per text, at least 1"
+            )
     classes = set(splits["train"][1])
     if len(classes) < 2:
         raise DataError(f"all training labels are {classes.pop()!r}; a classifier needs two classes")
     if not len(grid) or min(grid) <= 0:
-        raise ConfigError(f"the grid of C must hold positive numbers, not {list(grid)}")
+        raise ConfigError(f"the grid of C must contain positive numbers, not {list(grid)}")
     if not features or (unknown := set(features) - FEATURES.keys()):
         named = ", ".join(sorted(unknown)) if features else "none"
         raise ConfigError(f"features must be among {', '.join(FEATURES)}, not {named}")

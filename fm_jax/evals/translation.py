@@ -1,8 +1,8 @@
-"""How good translations are: corpus BLEU and chrF by sacrebleu, exact matches by phenomenon, and what must be beaten.
+"""Translation metrics: corpus BLEU and chrF by sacrebleu, exact matches by phenomenon, and a dictionary baseline.
 
-BLEU is Papineni et al. 2002 as Post 2018 (sacrebleu) computes it, chrF Popović 2015; each comes with its signature,
-which says everything that a number can be compared by. Baselines: the source copied, and each word replaced by its
-likeliest translation in the training pairs (IBM model 1, Brown et al. 1993).
+BLEU is Papineni et al. 2002 as computed by Post 2018 (sacrebleu), chrF Popović 2015; each is returned with its
+signature, which lists all settings that the number depends on. The baseline replaces each word by its most likely
+translation in the training pairs (IBM model 1, Brown et al. 1993).
 """
 
 import re
@@ -19,7 +19,7 @@ _WORD = re.compile(r"[\w-]+")
 
 
 def require() -> None:
-    """Refuse to begin without sacrebleu: called before a run computes anything.
+    """Check that sacrebleu is installed, before a run computes anything.
 
     Raises:
         ConfigError: sacrebleu is missing.
@@ -27,7 +27,7 @@ def require() -> None:
     try:
         import sacrebleu  # noqa: F401
     except ImportError as error:
-        message = 'translations are scored by sacrebleu; install it: pip install "fm_jax[translate]"'
+        message = 'scoring translations needs sacrebleu; install it: pip install "fm_jax[translate]"'
         raise ConfigError(message) from error
 
 
@@ -35,14 +35,14 @@ def score(hypotheses: Sequence[str], references: Sequence[str], *, tokenize: str
     """Return {"bleu", "chrf": 0 to 100, "exact": share of equal texts, "bleu_signature", "chrf_signature"}.
 
     Args:
-        hypotheses: one translation a sentence.
-        references: one reference a sentence.
-        tokenize: sacrebleu's tokenisation for BLEU: "13a" is that of WMT's reports, "intl" splits more symbols,
-            "none" takes words as spaces part them (for made-up token languages).
+        hypotheses: one translation per sentence.
+        references: one reference per sentence.
+        tokenize: sacrebleu's tokenisation for BLEU: "13a" is the standard of WMT, "intl" splits more symbols, "none"
+            splits at spaces only (for synthetic languages).
 
     Raises:
         DataError: no sentences, or different numbers of them.
-        ConfigError: sacrebleu is missing, or does not know the tokenisation.
+        ConfigError: sacrebleu is missing, or does not have the tokenisation.
     """
     _check(hypotheses, references)
     require()
@@ -51,51 +51,51 @@ def score(hypotheses: Sequence[str], references: Sequence[str], *, tokenize: str
 
     if tokenize not in BLEU.TOKENIZERS:
         raise ConfigError(f"sacrebleu has no tokenisation {tokenize!r}; it has {', '.join(sorted(BLEU.TOKENIZERS))}")
-    # "none" is meant where it is asked for, so sacrebleu's warning that texts look tokenised is of no use
+    # force: "none" is intended, so sacrebleu's warning that texts look tokenised does not help
     bleu, chrf = BLEU(tokenize=tokenize, force=True), CHRF()
-    found = {
+    scores = {
         "bleu": bleu.corpus_score(list(hypotheses), [list(references)]).score,
         "chrf": chrf.corpus_score(list(hypotheses), [list(references)]).score,
         "exact": exact(hypotheses, references),
     }
     signatures = {"bleu_signature": str(bleu.get_signature()), "chrf_signature": str(chrf.get_signature())}
-    return found | signatures
+    return scores | signatures
 
 
 def exact(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Return the share of translations that are the reference, letter by letter."""
+    """Return the share of translations that equal their reference exactly."""
     _check(hypotheses, references)
-    return float(np.mean([one == other for one, other in zip(hypotheses, references, strict=True)]))
+    return float(np.mean([text == reference for text, reference in zip(hypotheses, references, strict=True)]))
 
 
 def exact_by(
     hypotheses: Sequence[str], references: Sequence[str], labels: Sequence[Sequence[str]]
 ) -> dict[str, tuple[float, int]]:
-    """Return {label: (share of exact matches, number)} over the sentences that carry each label, the hardest first.
+    """Return {label: (share of exact matches, number)} over the sentences with each label, the hardest first.
 
     Raises:
         DataError: different numbers of sentences and labels.
     """
     _check(hypotheses, references)
     if len(labels) != len(references):
-        raise DataError(f"{len(references)} sentences have {len(labels)} rows of labels")
+        raise DataError(f"{len(references)} sentences need as many rows of labels, not {len(labels)}")
     hits: dict[str, list[bool]] = {}
-    for one, other, names in zip(hypotheses, references, labels, strict=True):
+    for text, reference, names in zip(hypotheses, references, labels, strict=True):
         for name in names:
-            hits.setdefault(name, []).append(one == other)
-    shares = {name: (float(np.mean(found)), len(found)) for name, found in hits.items()}
+            hits.setdefault(name, []).append(text == reference)
+    shares = {name: (float(np.mean(equal)), len(equal)) for name, equal in hits.items()}
     return dict(sorted(shares.items(), key=lambda item: item[1][0]))
 
 
 class Dictionary:
-    """A word-by-word translator: every source word becomes the target word that it most likely gives."""
+    """A word-by-word translator: every source word becomes its most likely target word."""
 
     def __init__(self, best: Mapping[str, str]) -> None:
-        """Take {source word: target word}; a word that is not in it stays as it is."""
+        """Set {source word: target word}; other words are copied."""
         self.best = dict(best)
 
     def translate(self, text: str) -> str:
-        """Return the text with its words replaced where they stand; punctuation and a first capital stay."""
+        """Replace each word in place; punctuation and an initial capital are kept."""
         replaced = _WORD.sub(lambda word: self.best.get(word[0], word[0]), text)
         joined = " ".join(replaced.split())
         return joined[:1].upper() + joined[1:] if text[:1].isupper() else joined
@@ -104,21 +104,21 @@ class Dictionary:
 def learn_dictionary(sources: Sequence[str], targets: Sequence[str], *, iterations: int = 8) -> Dictionary:
     """Learn a dictionary from pairs by IBM model 1: expectation-maximisation of t(target word | source word).
 
-    Every target word is explained by one word of its source sentence, whichever it is, with no regard to order; the
-    dictionary takes the most likely target word of each source word, and nothing for one that explains less than half
-    a target word each time it occurs (the "do" of "do not"). Words keep their case.
+    Each target word is generated by one word of its source sentence, regardless of order. The dictionary maps each
+    source word to its most likely target word, or to nothing if it generates on average less than half a target word
+    (such as the "do" of "do not"). Words keep their case.
 
     Args:
         sources: training sentences.
         targets: their translations.
-        iterations: of EM, from uniform probabilities.
+        iterations: EM iterations, starting from uniform probabilities.
 
     Raises:
         DataError: no pairs, different numbers of sentences, or iterations below 1.
     """
     _check(sources, targets)
     if iterations < 1:
-        raise DataError(f"a dictionary takes at least 1 iteration, not {iterations}")
+        raise DataError(f"learning a dictionary needs at least 1 iteration, not {iterations}")
     words, occurrences, (source, target, place) = _links(sources, targets)
     entries, entry = np.unique(source * len(words[1]) + target, return_inverse=True)
     of = entries // len(words[1])  # the source word of each entry of the table
@@ -130,7 +130,7 @@ def learn_dictionary(sources: Sequence[str], targets: Sequence[str], *, iteratio
         table = counts / np.bincount(of, counts)[of]
     explained = np.bincount(of, counts) / occurrences
     best: dict[str, str] = {}
-    for number in np.argsort(table, kind="stable"):  # the likeliest of each word is written last
+    for number in np.argsort(table, kind="stable"):  # the most likely entry of each word is written last
         word = of[number]
         best[words[0][word]] = words[1][entries[number] % len(words[1])] if explained[word] >= 0.5 else ""
     del best[""]
@@ -140,10 +140,10 @@ def learn_dictionary(sources: Sequence[str], targets: Sequence[str], *, iteratio
 def _links(
     sources: Sequence[str], targets: Sequence[str]
 ) -> tuple[tuple[list[str], list[str]], np.ndarray, np.ndarray]:
-    """Return the words of both sides, how often each source word occurs, and every link between words of a pair.
+    """Return the words of both sides, the count of each source word, and every link between words of a pair.
 
-    Links are [3, N]: source word, target word, position of the target word in the corpus. Every source sentence also
-    has the empty word, which explains what no other does.
+    Links are int64 [3, N]: source word, target word, position of the target word in the corpus. Every source sentence
+    also has the empty word, which generates target words that no other word does.
     """
     known: tuple[dict[str, int], dict[str, int]] = {"": 0}, {}
     links, seen, position = list[np.ndarray](), list[np.ndarray](), 0
@@ -157,16 +157,16 @@ def _links(
         links.append(np.stack([np.tile(left, len(right)), np.repeat(right, len(left)), np.repeat(places, len(left))]))
         position += len(right)
         seen.append(left)
-    found = np.concatenate(links, axis=1)
-    if not found.size:
-        raise DataError("the targets hold no word to learn")
-    return (list(known[0]), list(known[1])), np.bincount(np.concatenate(seen)), found
+    joined = np.concatenate(links, axis=1)
+    if not joined.size:
+        raise DataError("the targets contain no words to learn")
+    return (list(known[0]), list(known[1])), np.bincount(np.concatenate(seen)), joined
 
 
 def phenomenon_bars(png: Path, systems: Mapping[str, Mapping[str, tuple[float, int]]], *, title: str = "") -> None:
-    """Draw exact matches by phenomenon, {system: {phenomenon: (share, number)}}, a bar of each system side by side.
+    """Draw exact matches by phenomenon, {system: {phenomenon: (share, number)}}, with one bar per system.
 
-    Phenomena are those of the first system, in its order, the first on top.
+    Phenomena are those of the first system, in its order from the top.
 
     Raises:
         DataError: no systems, or no phenomena.
@@ -174,7 +174,7 @@ def phenomenon_bars(png: Path, systems: Mapping[str, Mapping[str, tuple[float, i
     """
     names = list(next(iter(systems.values()), {}))
     if not names:
-        raise DataError("there is no phenomenon to draw")
+        raise DataError("there are no phenomena to draw")
     first = next(iter(systems.values()))
     height = 0.8 / len(systems)
     with style.picture(png, 7.2, 1.1 + 0.27 * len(names) * max(1, len(systems) * 0.7)) as axes:
@@ -188,7 +188,7 @@ def phenomenon_bars(png: Path, systems: Mapping[str, Mapping[str, tuple[float, i
         axes.set_yticks(range(len(names)), [f"{name} ({first[name][1]})" for name in names], fontsize=9.5)
         axes.invert_yaxis()
         axes.set_xlim(0, 108)
-        axes.set_xlabel("exact matches among the sentences with it (%); in brackets: how many")
+        axes.set_xlabel("exact matches among sentences with the phenomenon (%); in brackets: number of sentences")
         axes.set_title(title)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
@@ -198,4 +198,4 @@ def phenomenon_bars(png: Path, systems: Mapping[str, Mapping[str, tuple[float, i
 
 def _check(left: Sequence[str], right: Sequence[str]) -> None:
     if not len(left) or len(left) != len(right):
-        raise DataError(f"{len(left)} texts and {len(right)} to compare them with; there must be some, and as many")
+        raise DataError(f"{len(left)} texts and {len(right)} references; both need the same number, at least 1")

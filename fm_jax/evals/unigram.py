@@ -1,4 +1,4 @@
-"""What is reached without reading: every token by its frequency alone, the commonest as the answer."""
+"""Unigram baseline: perplexity and accuracy from token frequencies alone."""
 
 from collections.abc import Callable, Iterable
 
@@ -12,17 +12,17 @@ from fm_jax.evals import metrics, runner
 
 
 def count(parts: Iterable[np.ndarray], vocab_size: int) -> np.ndarray:
-    """Return log frequencies [V] of the tokens in arrays of any shape, each counted once more than it was seen.
+    """Return log probabilities float32 [V] of the tokens in arrays of any shape, with add-one smoothing.
 
     Raises:
-        DataError: no token.
+        DataError: there are no tokens.
     """
-    found = np.zeros(vocab_size, np.int64)
+    counts = np.zeros(vocab_size, np.int64)
     for part in parts:
-        found += np.bincount(np.asarray(part).reshape(-1), minlength=vocab_size)
-    if not found.any():
-        raise DataError("there is no token to count")
-    return np.log((found + 1) / (found.sum() + vocab_size)).astype(np.float32)
+        counts += np.bincount(np.asarray(part).reshape(-1), minlength=vocab_size)
+    if not counts.any():
+        raise DataError("there are no tokens to count; check that the split is not empty")
+    return np.log((counts + 1) / (counts.sum() + vocab_size)).astype(np.float32)
 
 
 def measure(
@@ -31,8 +31,8 @@ def measure(
     """Return "unigram_perplexity" and "unigram_accuracy" over finitely many batches.
 
     Args:
-        log_p: from `count`.
-        asked: batch -> (tokens, weights) of one shape: what a model is asked for.
+        log_p: the log probabilities [V] of `count`.
+        asked: batch -> (tokens, weights) of one shape: the targets of a model.
         batches: every batch once.
     """
 

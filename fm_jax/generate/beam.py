@@ -1,8 +1,8 @@
-"""Beam search with a cache: the likeliest whole continuations, with the names and meanings of Hugging Face `generate`.
+"""Beam search with a key-value cache; option names and meanings are those of Hugging Face `generate`.
 
-At every step the `2 * num_beams` best extensions of a row's beams are taken (more with several end tokens), so that
-`num_beams` of them are open whatever ends. An extension that ends, and is among the best `num_beams`, enters the pool
-with score `sum of log-probabilities / length ** length_penalty`; the open ones go on.
+At every step the `2 * num_beams` best extensions of a row's beams are taken (more with several end tokens), so that at
+least `num_beams` of them are unfinished. A finished extension among the best `num_beams` enters the pool with score
+`sum of log-probabilities / length ** length_penalty`; the best unfinished ones are the next beams.
 
 Dims: B batch, K num_beams, N max_new_tokens, V vocabulary, C candidates.
 """
@@ -27,16 +27,16 @@ from fm_jax.layers.cache import Context, init_cache
 
 @dataclass(frozen=True)
 class Config:
-    """How wide to search, what a length is worth, and when to stop."""
+    """Beam width, length penalty and stopping rule."""
 
     num_beams: int = 4
     length_penalty: float = 1.0  # power of the length that divides the score: above 0 favours longer texts
     early_stopping: bool | Literal["never"] = False
-    """When a row's search ends: True, as soon as num_beams texts have ended; False, when no open beam would beat the
-    worst of them at its present length (quick, may miss a better long one); "never", when none could at any length."""
+    """When a row's search ends. true: when num_beams texts are finished; false: when no beam beats the worst of them at
+    its current length (may miss a better long text); never: when no beam could beat it at any length."""
 
     def __post_init__(self) -> None:
-        """Refuse values that no search can follow."""
+        """Check that values are in range."""
         if isinstance(self.num_beams, bool) or not isinstance(self.num_beams, int) or self.num_beams < 1:
             raise ConfigError(f"num_beams must be a whole number of at least 1, not {self.num_beams}")
         if not math.isfinite(self.length_penalty):
@@ -46,15 +46,15 @@ class Config:
 
 
 class Output(struct.PyTreeNode):
-    """What `search` returns: each row's texts, the best first.
+    """The result of `search`: each row's texts, the best first.
 
     Attributes:
-        tokens: int32 [B, K, N], with the end token included, then `pad_id`.
-        lengths: int32 [B, K], how many of them are real; 0 where there are fewer than K texts.
-        scores: float32 [B, K], sum of log-probabilities / length ** length_penalty; -inf where there is no text.
-        logprobs: float32 [B, K, N], each token's log-probability; then 0.
-        finished: bool [B, K], ended with an end token rather than by running out of max_new_tokens.
-        steps: int32, iterations of the loop, each one token for all beams (the first comes from the prefill).
+        tokens: int32 [B, K, N], new tokens including the end token, then `pad_id`.
+        lengths: int32 [B, K], number of new tokens; 0 for a missing text.
+        scores: float32 [B, K], sum of log-probabilities / length ** length_penalty; -inf for a missing text.
+        logprobs: float32 [B, K, N], each token's log-probability, then 0.
+        finished: bool [B, K], True if the text ended with an end token, False if it reached max_new_tokens.
+        steps: int32 [], iterations of the loop, each one token for all beams (the first comes from the prefill).
     """
 
     tokens: jax.Array
@@ -78,10 +78,10 @@ def search(
     pad_id: int = 0,
     init_cache: InitCache = init_cache,
 ) -> Output:
-    """Return the `num_beams` best continuations found for each prompt; arguments as in `decode.generate`.
+    """Return the `num_beams` best continuations of each prompt [B, T]; arguments as in `decode.generate`.
 
     Raises:
-        ConfigError: T + N is beyond the model's max_length, a length is out of range, or a context has another batch.
+        ConfigError: T + N exceeds the model's max_length, a length is out of range, or a context has another batch.
     """
     eos = check(model, prompts, lengths, max_new_tokens, eos_id, context)
     arrays = params, jnp.asarray(prompts, jnp.int32), jnp.asarray(lengths, jnp.int32), dict(context or {})
@@ -89,11 +89,11 @@ def search(
 
 
 class _Beams(NamedTuple):
-    """Texts of a row, [B, K or C, …]; a score of -inf marks a place with no text in it."""
+    """Texts of each row, [B, K or C, …]; score -inf marks an empty entry."""
 
     tokens: jax.Array  # [B, K, N]
     lengths: jax.Array  # [B, K]
-    scores: jax.Array  # [B, K], raw sums while open, divided in the pool
+    scores: jax.Array  # [B, K], raw sums in beams, divided by the length penalty in the pool
     logprobs: jax.Array  # [B, K, N]
     finished: jax.Array  # [B, K]
 
@@ -105,7 +105,7 @@ class _State(NamedTuple):
     steps: jax.Array
     beams: _Beams
     pool: _Beams
-    searching: jax.Array  # [B]; once false, a row's pool no longer changes
+    searching: jax.Array  # [B] bool; once false, the row's pool no longer changes
     cache: Any
 
 
@@ -144,7 +144,7 @@ def _search(
         logprobs=jnp.zeros((batch, width, count)),
         finished=jnp.zeros((batch, width), bool),
     )
-    # all beams of a row are the same before the first token: only one of them may be extended
+    # Before the first token all beams of a row are equal: only one of them may be extended.
     beams = blank._replace(scores=blank.scores.at[:, 0].set(0.0))
     state = _State(jnp.int32(0), jnp.int32(0), beams, blank, jnp.ones(batch, bool), cache)
     state = jax.lax.while_loop(unfinished, body, _extend(state, logits, cfg, eos, count))
@@ -161,10 +161,10 @@ def _search(
 
 
 def _extend(state: _State, logits: jax.Array, cfg: Config, eos: tuple[int, ...], count: int) -> _State:
-    """Put one more token on every beam: the open best go on, the ended best enter the pool."""
+    """Extend every beam by one token: the best unfinished ones remain beams, the best finished ones enter the pool."""
     candidates, parents = _candidates(state, logits, max(2, 1 + len(eos)) * cfg.num_beams, eos)
     length = state.step + 1
-    # at the last step every candidate has ended, for want of room; only the best num_beams may enter the pool
+    # At the last step every candidate ends (max_new_tokens); only the best num_beams may enter the pool.
     ended = (candidates.finished | (length == count)) & (jnp.arange(parents.shape[1]) < cfg.num_beams)[None]
     divided = candidates.scores / length.astype(jnp.float32) ** cfg.length_penalty
     entering = jnp.where(ended & state.searching[:, None], divided, -jnp.inf)
@@ -199,8 +199,9 @@ def _candidates(state: _State, logits: jax.Array, number: int, eos: tuple[int, .
 
 
 def _improvable(beams: _Beams, pool: _Beams, length: jax.Array, cfg: Config, count: int) -> jax.Array:
-    """Say which rows could still better their pool: bool [B]."""
-    # a sum only falls as a text grows; dividing by the greatest length bounds it from above where the penalty is > 0
+    """Return which rows could still improve their pool: bool [B]."""
+    # The sum of log-probabilities only falls as a text grows, so with a penalty > 0, dividing by the largest length
+    # gives an upper bound of the final score.
     attained = jnp.int32(count) if cfg.early_stopping == "never" and cfg.length_penalty > 0 else length
     best = jnp.max(beams.scores, axis=1) / attained.astype(jnp.float32) ** cfg.length_penalty
     full = jnp.all(jnp.isfinite(pool.scores), axis=1)
@@ -210,7 +211,7 @@ def _improvable(beams: _Beams, pool: _Beams, length: jax.Array, cfg: Config, cou
 
 
 def _best(beams: _Beams, scores: jax.Array, number: int) -> tuple[_Beams, jax.Array]:
-    """Return the beams with the highest `scores` [B, C], those scores in place of their own, and their index [B, K]."""
+    """Return the beams with the highest `scores` [B, C], with these as their scores, and their indices [B, K]."""
     scores, index = jax.lax.top_k(scores, min(number, scores.shape[1]))
     return jax.tree.map(partial(_take, index=index), beams)._replace(scores=scores), index
 

@@ -1,7 +1,7 @@
 """Generation with a key-value cache: one prefill, then a `lax.while_loop` that ends when every row has ended.
 
-Prompts of different lengths are padded on the RIGHT. A row's position is its own length, so it is generated as if it
-were alone; what padding wrote into the cache is overwritten before the row's queries reach it.
+Prompts of different lengths are padded on the RIGHT. A row's new tokens start at its own length, so each row is
+generated as if it were alone; cache entries of padding are overwritten before any query of the row attends to them.
 
 Dims: B batch, T padded prompt, N max_new_tokens, V vocabulary, D d_model.
 """
@@ -28,14 +28,14 @@ Stop = tuple[tuple[int, ...], ...]
 
 
 class Output(struct.PyTreeNode):
-    """What `generate` returns.
+    """The result of `generate`.
 
     Attributes:
-        tokens: int32 [B, N], the new tokens with the end or stop tokens included, then `pad_id`.
-        lengths: int32 [B], how many of them are real.
-        logprobs: float32 [B, N], each one's log-probability under the model itself (no temperature, no filter); then 0.
-        finished: bool [B], ended by itself rather than by running out of max_new_tokens.
-        steps: int32, iterations of the loop, each one token for all rows (the first token comes from the prefill).
+        tokens: int32 [B, N], the new tokens including end or stop tokens, then `pad_id`.
+        lengths: int32 [B], number of new tokens.
+        logprobs: float32 [B, N], each token's log-probability under the model (no temperature, no filter), then 0.
+        finished: bool [B], True if the row ended with an end or stop token, False if it reached max_new_tokens.
+        steps: int32 [], iterations of the loop, each one token for all rows (the first token comes from the prefill).
     """
 
     tokens: jax.Array
@@ -63,32 +63,32 @@ def generate(
 ) -> Output:
     """Continue every prompt by up to `max_new_tokens` tokens.
 
-    Compiled once for each model, shape of the prompts, and set of options; it may also be called inside `jit`.
+    Compiled once per model, prompt shape and set of options; it may also be called inside `jit`.
 
     Args:
         model: a Linen module with `cfg.max_length`, the methods `hidden` and `logits`, and a collection "cache" whose
-            leaves have the batch on axis 1 (`layers/cache.py`). Any equal module hits the same compilation.
+            leaves have the batch on axis 1 (`layers/cache.py`). Equal modules share one compilation.
         params: its parameters.
-        prompts: int32 [B, T], padded on the right with anything.
-        lengths: int32 [B], the tokens of each prompt, 1 to T.
+        prompts: int32 [B, T], padded on the right with any ids.
+        lengths: int32 [B], the number of tokens of each prompt, 1 to T.
         max_new_tokens: N.
-        context: what the model reads beside the prompts, by the names of its arguments, every array with the batch
-            first: {"source": [B, S], "source_length": [B]} for an encoder-decoder, whose prompts are [B, 1] start ids.
-        cfg: how to choose tokens; greedy by default.
-        key: needed unless temperature is 0.
-        seeds: int32 [B], default 0, 1, …: a row's text depends on key and its seed, not on the rest of the batch.
+        context: further inputs of the model by argument name, every array with the batch first: {"source": [B, S],
+            "source_length": [B]} for an encoder-decoder, whose prompts are [B, 1] start ids.
+        cfg: sampling options; greedy by default.
+        key: random key, required unless temperature is 0.
+        seeds: int32 [B], default 0, 1, …: a row's text depends on the key and its seed, not on the rest of the batch.
         eos_id: token or tokens that end a row.
-        pad_id: what fills `tokens` after a row's end.
-        stop: token sequences that end a row once all of one has been generated; the prompt's tokens do not count.
+        pad_id: fills `tokens` after a row's end.
+        stop: token sequences that end a row when generated; the prompt's tokens do not count.
         init_cache: (model, params, batch, length, context) -> cache, for models with a cache of their own.
 
     Raises:
-        ConfigError: T + N is beyond the model's max_length, a length is out of range, a context has another batch, or
+        ConfigError: T + N exceeds the model's max_length, a length is out of range, a context has another batch, or
             the key is missing.
     """
     eos, stop = check(model, prompts, lengths, max_new_tokens, eos_id, context), check_stop(stop)
     if cfg.temperature > 0 and key is None:
-        raise ConfigError(f"temperature {cfg.temperature} draws at random: give a key, or temperature 0")
+        raise ConfigError(f"sampling at temperature {cfg.temperature} needs a key; give one, or set temperature 0")
     prompts = jnp.asarray(prompts, jnp.int32)
     seeds = jnp.arange(prompts.shape[0]) if seeds is None else jnp.asarray(seeds)
     run = partial(_generate, model, max_new_tokens, cfg, eos, pad_id, stop, init_cache)
@@ -99,9 +99,9 @@ class _State(NamedTuple):
     """The loop's carry; `step` tokens have been chosen."""
 
     step: jax.Array
-    last: jax.Array  # [B] the newest token, a valid id in ended rows too
+    last: jax.Array  # [B] the newest token; a valid id in finished rows too
     tail: jax.Array  # [B, longest stop sequence] the newest tokens, -1 before the first
-    seen: jax.Array | None  # [B, V] what the repetition penalty acts on
+    seen: jax.Array | None  # [B, V] tokens that the repetition penalty applies to
     cache: Any
     out: Output
 
@@ -128,7 +128,7 @@ def _generate(
     keys = None if key is None else row_keys(key, seeds)
 
     def choose(state: _State, logits: jax.Array) -> _State:
-        """Pick each row's next token and write it down, unless the row has ended."""
+        """Choose each row's next token [B] and record it, unless the row is finished."""
         step_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
         token = sample(step_keys, logits, cfg, seen=state.seen)
         logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=-1)[:, 0]
@@ -170,7 +170,7 @@ def _generate(
 
 
 def _ends(token: jax.Array, tail: jax.Array, eos: tuple[int, ...], stop: Stop) -> jax.Array:
-    """Say which rows end with this token: [B], [B, M] -> bool [B]."""
+    """Return which rows end with this token: [B], [B, M] -> bool [B]."""
     ended = jnp.isin(token, jnp.array(eos, jnp.int32))
     for sequence in stop:
         ended |= jnp.all(tail[:, -len(sequence) :] == jnp.array(sequence, jnp.int32)[None], axis=1)
@@ -182,10 +182,10 @@ def prefill(
 ) -> tuple[jax.Array, Any]:
     """Read the prompts [B, T] and the context into the cache; return the logits [B, V] after each row's last token.
 
-    The head reads one position a row: logits for all T would be the largest array of the whole generation.
+    The head is applied to one position per row: logits for all T would be the largest array of the generation.
     """
     index = jnp.arange(prompts.shape[1], dtype=jnp.int32)[None]
-    # an id outside the vocabulary looks up NaN, which a masked weight of 0 does not silence: no padding gets that far
+    # An id outside the vocabulary would embed as NaN, and a masked attention weight of 0 does not remove NaN.
     tokens = jnp.where(index < lengths[:, None], prompts, 0)
     positions = jnp.broadcast_to(index, tokens.shape)
     variables = {"params": params, "cache": cache}
@@ -200,7 +200,7 @@ def prefill(
 def advance(
     model: nn.Module, params: Params, cache: Any, tokens: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, Any]:
-    """Read one token a row [B] at its position [B]; return the logits [B, V] after it and the cache."""
+    """Read one token per row [B] at its position [B]; return the logits [B, V] after it and the cache."""
     variables = {"params": params, "cache": cache}
     read: Any = model.apply(variables, tokens[:, None], positions=positions[:, None], mutable=["cache"])
     logits, updated = read
@@ -215,30 +215,32 @@ def check(
     eos_id: Ids,
     context: Context = None,
 ) -> tuple[int, ...]:
-    """Refuse prompts, counts and a context that cannot work; return the end tokens as a tuple.
+    """Check prompts [B, T], lengths [B], counts and context; return the end tokens as a tuple.
 
     Raises:
-        ConfigError: naming the numbers that do not fit together.
+        ConfigError: inconsistent shapes or values; the message gives the numbers.
     """
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     shape, limit = np.shape(prompts), model.cfg.max_length
     if len(shape) != 2 or np.shape(lengths) != shape[:1]:
-        raise ConfigError(f"prompts [B, T] and lengths [B] are needed, not {shape} and {np.shape(lengths)}")
+        raise ConfigError(f"prompts must be [B, T] and lengths [B], not {shape} and {np.shape(lengths)}")
     time = shape[1]
     if time + max_new_tokens > limit:
         raise ConfigError(
             f"prompts of {time} tokens + max_new_tokens {max_new_tokens} = {time + max_new_tokens}"
-            f" are beyond max_length {limit}: shorten one of them"
+            f" exceed max_length {limit}; shorten one of them"
         )
     if not isinstance(lengths, jax.core.Tracer):
         values = np.asarray(lengths)
         if values.size and (values.min() < 1 or values.max() > time):
             row = int(np.flatnonzero((values < 1) | (values > time))[0])
-            raise ConfigError(f"the length of prompt {row} is {values[row]}: it must be between 1 and {time}")
+            raise ConfigError(f"the length of prompt {row} must be between 1 and {time}, not {values[row]}")
     for name, array in (context or {}).items():
         if np.shape(array)[:1] != shape[:1]:
-            raise ConfigError(f"context {name!r} is {np.shape(array)}: its first axis must be the {shape[0]} prompts")
+            raise ConfigError(
+                f"context {name!r} has shape {np.shape(array)}; its first axis must be the {shape[0]} prompts"
+            )
     return () if eos_id is None else tuple(np.atleast_1d(eos_id).tolist())
 
 
@@ -246,5 +248,5 @@ def check_stop(stop: Stop) -> Stop:
     """Return the stop sequences as nested tuples; refuse an empty one, which would end every row at once."""
     stop = tuple(tuple(map(int, sequence)) for sequence in stop)
     if () in stop:
-        raise ConfigError(f"stop sequence {stop.index(())} is empty: remove it")
+        raise ConfigError(f"stop sequence {stop.index(())} is empty; remove it")
     return stop

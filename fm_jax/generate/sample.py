@@ -1,4 +1,4 @@
-"""Next-token logits to tokens: penalties, filters and the draw, with the names and meanings of Hugging Face `generate`.
+"""Sampling from next-token logits: penalties and filters with the names and meanings of Hugging Face `generate`.
 
 Each filter is a pure function on logits [B, V] that sets removed tokens to -inf; `Config` composes them in the usual
 order: repetition penalty, temperature, top-k, top-p, min-p.
@@ -17,16 +17,16 @@ from fm_jax.core.errors import ConfigError
 
 @dataclass(frozen=True)
 class Config:
-    """How to choose a token; the defaults draw from the model's own distribution."""
+    """Sampling options; the defaults sample from the model's own distribution."""
 
-    temperature: float = 1.0  # 0: the most probable token, no randomness
-    top_k: int = 0  # keep the k most probable; 0: all
-    top_p: float = 1.0  # keep the smallest set of the most probable tokens that holds this much probability
-    min_p: float = 0.0  # keep tokens at least this fraction as probable as the most probable one
-    repetition_penalty: float = 1.0  # above 1 makes tokens of the prompt and the text so far less probable
+    temperature: float = 1.0  # 0: greedy, always the most probable token
+    top_k: int = 0  # keep the k most probable tokens; 0: all
+    top_p: float = 1.0  # keep the smallest set of most probable tokens with at least this total probability
+    min_p: float = 0.0  # keep tokens with at least this fraction of the largest probability
+    repetition_penalty: float = 1.0  # above 1: makes tokens of the prompt and the generated text less probable
 
     def __post_init__(self) -> None:
-        """Refuse values that no distribution can follow."""
+        """Check that values are in range."""
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ConfigError(f"temperature must be 0 (greedy) or a positive number, not {self.temperature}")
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
@@ -45,7 +45,7 @@ GREEDY = Config(temperature=0.0)
 
 
 def temperature(logits: jax.Array, value: jax.Array | float) -> jax.Array:
-    """Divide logits [B, V] by a positive temperature, after taking each row's maximum away so that none overflows."""
+    """Divide logits [B, V] by a positive temperature, after subtracting each row's maximum to prevent overflow."""
     return (logits - jnp.max(logits, axis=-1, keepdims=True)) / value
 
 
@@ -56,13 +56,13 @@ def top_k(logits: jax.Array, k: int) -> jax.Array:
 
 
 def top_p(logits: jax.Array, p: jax.Array | float) -> jax.Array:
-    """Keep the nucleus of each row [B, V]: the token whose probability crosses `p` stays, those after it go.
+    """Keep the nucleus of each row [B, V]: the most probable tokens up to and including the one that reaches `p`.
 
     Among equal logits the lower token id comes first. Source: Holtzman et al. 2020, section 3.1.
     """
     order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
     ranked = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
-    kept = jnp.cumsum(ranked, axis=-1) - ranked < p  # the probability of all tokens before it
+    kept = jnp.cumsum(ranked, axis=-1) - ranked < p  # compare the probability of all earlier tokens
     kept = jnp.put_along_axis(jnp.zeros_like(kept), order, kept, axis=-1, inplace=False)
     return jnp.where(kept, logits, -jnp.inf)
 
@@ -76,7 +76,7 @@ def min_p(logits: jax.Array, p: jax.Array | float) -> jax.Array:
 def repetition_penalty(logits: jax.Array, seen: jax.Array, penalty: jax.Array | float) -> jax.Array:
     """Divide positive and multiply negative logits [B, V] of the tokens marked in `seen` [B, V].
 
-    Source: Keskar et al. 2019 (CTRL), section 4.1, with the sign mended as Hugging Face has it.
+    Source: Keskar et al. 2019 (CTRL), section 4.1, with Hugging Face's correction for negative logits.
     """
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
@@ -90,7 +90,7 @@ def seen_tokens(tokens: jax.Array, lengths: jax.Array, vocab_size: int) -> jax.A
 
 
 def transform(logits: jax.Array, cfg: Config, seen: jax.Array | None = None) -> jax.Array:
-    """Return the logits [B, V] that `sample` draws from; with temperature 0 only the repetition penalty acts."""
+    """Return the logits [B, V] that `sample` draws from; at temperature 0 only the repetition penalty applies."""
     if cfg.repetition_penalty != 1:
         if seen is None:
             raise ConfigError(f"repetition_penalty {cfg.repetition_penalty} needs `seen`, a [B, V] mask of past tokens")
@@ -109,24 +109,24 @@ def transform(logits: jax.Array, cfg: Config, seen: jax.Array | None = None) -> 
 
 
 def row_keys(key: jax.Array, seeds: jax.Array) -> jax.Array:
-    """Return one key a row, key folded with seeds [B]: what a row draws depends on its seed, not on its neighbours."""
+    """Fold seeds [B] into a key: one key per row, so a row's randomness depends on its seed, not on its neighbours."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, seeds)
 
 
 def sample(key: jax.Array | None, logits: jax.Array, cfg: Config, *, seen: jax.Array | None = None) -> jax.Array:
-    """Choose one token a row: logits [B, V] -> int32 [B].
+    """Choose one token per row: logits [B, V] -> int32 [B].
 
     Args:
-        key: one key, or one a row (see `row_keys`); may be None with temperature 0.
-        logits: [B, V] of the model.
-        cfg: static; another config is another program.
-        seen: bool [B, V], the tokens that `repetition_penalty` acts on.
+        key: one key, or one per row (see `row_keys`); may be None at temperature 0.
+        logits: the model's logits [B, V].
+        cfg: sampling options, static under jit.
+        seen: bool [B, V], the tokens that `repetition_penalty` applies to.
     """
     logits = transform(logits, cfg, seen)
     if cfg.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if key is None:
-        raise ConfigError(f"temperature {cfg.temperature} draws at random: give a key, or temperature 0")
+        raise ConfigError(f"sampling at temperature {cfg.temperature} needs a key; give one, or set temperature 0")
     single = key.ndim == (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)
     keys = row_keys(key, jnp.arange(logits.shape[0])) if single else key
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""Strings in, strings out: tokenise, generate in a few compiled shapes, cut at the stop strings."""
+"""Text generation from strings: tokenise, generate in a few compiled shapes, cut at stop strings."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ SMALLEST_BUCKET = 16
 
 
 class Tokenizer(Protocol):
-    """What is asked of a tokenizer (`data/tokenizer.py` has it)."""
+    """The methods that generation needs; `data/tokenizer.py` has them."""
 
     @property
     def end_id(self) -> int:
@@ -45,36 +45,36 @@ def text(
     stop: Sequence[str] = (),
     batch_size: int = 8,
 ) -> list[str]:
-    """Return what the model writes after each prompt, without the prompt, the end token and the stop string.
+    """Return the generated text after each prompt, without the prompt, the end token and the stop string.
 
-    Prompts are sorted by length and run in batches of `batch_size` whose padded length is a power of two, so the
-    number of compilations is that of the powers in use, not of the lengths. A prompt's text depends on the key and on
-    its place in `prompts`, not (but for rounding) on its batch.
+    Prompts are sorted by length and run in batches of `batch_size`. Padded lengths are powers of two, so only few
+    shapes are compiled. A prompt's text depends on the key and its index in `prompts`, not (except for rounding) on its
+    batch.
 
     Args:
         model: as in `decode.generate`.
         params: its parameters.
-        tokenizer: with `encode`, `decode` and `end_id`.
-        prompts: none of them empty unless there is a `start_id`.
-        max_new_tokens: per prompt.
-        context: as in `decode.generate`, a row for each prompt. For an encoder-decoder a prompt is what its text begins
-            with, "" for nothing, after `start_id` (T5's is 0).
-        cfg: how to choose tokens; greedy by default.
-        key: needed unless temperature is 0.
+        tokenizer: has `encode`, `decode` and `end_id`.
+        prompts: texts, none empty unless there is a `start_id`.
+        max_new_tokens: limit per prompt.
+        context: as in `decode.generate`, one row per prompt. For an encoder-decoder, a prompt is the start of the
+            output ("" for none), after `start_id` (T5's is 0).
+        cfg: sampling options; greedy by default.
+        key: random key, required unless temperature is 0.
         eos_id: token or tokens that end a text, by default the tokenizer's `end_id`; () for none.
-        start_id: token before every prompt: for a model that saw its documents begin with one.
-        stop: strings that end a text. A text is cut at the first of them; where the tokenizer spells one as other
-            tokens than alone, generation goes on after it, to no effect but time.
-        batch_size: rows generated at once.
+        start_id: token before every prompt, for a model whose training documents begin with one.
+        stop: strings that end a text; it is cut at the first. If a stop string is tokenised differently within the
+            text, generation continues after it, which only costs time.
+        batch_size: rows per batch.
 
     Raises:
         ConfigError: a prompt is empty, or too long with max_new_tokens, or the context has another number of rows.
-        NumericError: the model gave a number that is not finite.
+        NumericError: a log-probability is not finite.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
     if "" in stop:
-        raise ConfigError("a stop string is empty: remove it")
+        raise ConfigError("a stop string is empty; remove it")
     ends = tokenizer.end_id if eos_id is None else eos_id
     ids = _encode(tokenizer, prompts, start_id, max_new_tokens, model.cfg.max_length)
     beside = _rows(context, len(prompts))
@@ -95,7 +95,7 @@ def text(
 def _encode(
     tokenizer: Tokenizer, prompts: Sequence[str], start_id: int | None, max_new_tokens: int, max_length: int
 ) -> list[np.ndarray]:
-    """Return the ids of each prompt, none of them empty or too long."""
+    """Return the ids of each prompt; refuse empty and too long ones."""
     start = [] if start_id is None else [start_id]
     ids = [np.array([*start, *tokenizer.encode(prompt)], np.int32) for prompt in prompts]
     _check(ids, prompts, max_new_tokens, max_length)
@@ -103,12 +103,12 @@ def _encode(
 
 
 def _power(count: int, limit: int) -> int:
-    """Return the smallest power of two that holds `count`, or `limit` where that is less."""
+    """Return the smallest power of two >= `count`, but at most `limit`."""
     return min(1 << (count - 1).bit_length(), limit)
 
 
 def _pad(ids: Sequence[np.ndarray], limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the prompts [B, T], padded on the right to a power of two or `limit`, and their lengths [B]."""
+    """Return the prompts [B, T], padded on the right to a power of two or to `limit`, and their lengths [B]."""
     lengths = np.array([len(row) for row in ids], np.int32)
     padded = np.zeros((len(ids), _power(max(SMALLEST_BUCKET, int(lengths.max())), limit)), np.int32)
     for place, row in enumerate(ids):
@@ -119,37 +119,37 @@ def _pad(ids: Sequence[np.ndarray], limit: int) -> tuple[np.ndarray, np.ndarray]
 def _check(ids: Sequence[np.ndarray], prompts: Sequence[str], max_new_tokens: int, max_length: int) -> None:
     for index, tokens in enumerate(ids):
         if not tokens.size:
-            raise ConfigError(f"prompt {index} ({prompts[index]!r}) has no tokens: give a start_id")
+            raise ConfigError(f"prompt {index} ({prompts[index]!r}) has no tokens; give a start_id")
         if tokens.size + max_new_tokens > max_length:
             raise ConfigError(
-                f"prompt {index} has {tokens.size} tokens, + max_new_tokens {max_new_tokens} ="
-                f" {tokens.size + max_new_tokens}, beyond max_length {max_length}: shorten one of them"
+                f"prompt {index} has {tokens.size} tokens; with max_new_tokens {max_new_tokens} that is"
+                f" {tokens.size + max_new_tokens}, more than max_length {max_length}; shorten one of them"
             )
 
 
 def _rows(context: Context, count: int) -> dict[str, np.ndarray]:
-    """Return a context on the host, one row for each of `count` prompts."""
-    found = {name: np.asarray(array) for name, array in (context or {}).items()}
-    if wrong := [f"{name!r} has {len(array)}" for name, array in found.items() if len(array) != count]:
-        raise ConfigError(f"{count} prompts need as many rows of context, but {', '.join(wrong)}")
-    return found
+    """Return the context as NumPy arrays; refuse arrays without `count` rows."""
+    arrays = {name: np.asarray(array) for name, array in (context or {}).items()}
+    if wrong := [f"{name!r} has {len(array)}" for name, array in arrays.items() if len(array) != count]:
+        raise ConfigError(f"{count} prompts need {count} rows of context, but {', '.join(wrong)}")
+    return arrays
 
 
 def _row(out: Output, place: int, prompt: str) -> np.ndarray:
     count = int(out.lengths[place])
     if not np.isfinite(out.logprobs[place, :count]).all():
-        raise NumericError(f"the model gave a log-probability that is not finite after {prompt[:40]!r}")
+        raise NumericError(f"the model's log-probabilities after {prompt[:40]!r} are not finite; check its weights")
     return np.asarray(out.tokens[place, :count])
 
 
 def _cut(
     tokenizer: Tokenizer, prompt: np.ndarray, new: np.ndarray, ends: int | tuple[int, ...], stop: Sequence[str]
 ) -> str:
-    """Decode the new tokens in the light of the prompt's and cut at the first stop string."""
+    """Decode the new tokens together with the prompt's and cut at the first stop string."""
     if new.size and np.isin(new[-1], ends):
         new = new[:-1]
-    # some tokenizers drop a leading space, or split a character, when the new tokens are decoded alone
+    # Decoding the new tokens alone can lose a leading space or split a character.
     before, whole = tokenizer.decode(prompt.tolist()), tokenizer.decode([*prompt.tolist(), *new.tolist()])
     written = whole[len(before) :] if whole.startswith(before) else tokenizer.decode(new.tolist())
-    found = [written.find(string) for string in stop if string in written]
-    return written[: min(found)] if found else written
+    ends_at = [written.find(string) for string in stop if string in written]
+    return written[: min(ends_at)] if ends_at else written

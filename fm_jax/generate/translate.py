@@ -1,4 +1,4 @@
-"""Texts in, texts out, through an encoder-decoder: tokenise, decode greedily or by beams, and read the answers."""
+"""Text-to-text generation with an encoder-decoder: tokenise, decode greedily or by beam search, detokenise."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,25 +26,25 @@ def translate(
     beams: beam.Config | None = None,
     batch_size: int = 64,
 ) -> list[str]:
-    """Return what the model answers to each text, in their order.
+    """Return the model's output for each text, in their order.
 
-    All batches have one shape, so one compilation serves them; the texts are sorted by length within, so that a
-    batch's rows end at about the same step. A text's answer does not depend (but for rounding) on its batch.
+    All batches have one shape, so one compilation serves them. Texts are sorted by length internally, so that the rows
+    of a batch end at about the same step. A text's output does not depend (except for rounding) on its batch.
 
     Args:
         model: an encoder-decoder with `cfg.max_length` of at least max_new_tokens + 1.
         params: its parameters.
-        tokenizer: the one that it was trained with; its padding token starts an answer, its end token ends one.
-        texts: as many as wished; one that is too long loses its end.
-        source_length: S, tokens of a text that are read, the end token among them.
-        max_new_tokens: of an answer.
-        prefix: put before every text: T5's name of the task.
-        beams: how to search; None decodes greedily.
-        batch_size: texts at a time.
+        tokenizer: the tokenizer it was trained with; its padding token starts an output, its end token ends one.
+        texts: inputs; long ones are truncated.
+        source_length: S, maximum tokens of an input, including the end token.
+        max_new_tokens: maximum tokens of an output.
+        prefix: text before every input: T5's task name.
+        beams: beam search options; None decodes greedily.
+        batch_size: texts per batch.
 
     Raises:
-        ConfigError: a batch below 1, or more tokens than the model generates.
-        NumericError: the model gave a number that is not finite.
+        ConfigError: batch_size below 1, or more tokens than the model's maximum length.
+        NumericError: a probability is not finite.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
@@ -64,12 +64,12 @@ def translate(
             out: Any = decode.generate(model, params, starts, ones, context=context, **options)
             tokens, lengths, sums = out.tokens, out.lengths, out.logprobs.sum(axis=-1)
         else:
-            found = beam.search(model, params, starts, ones, context=context, cfg=beams, **options)
-            tokens, lengths, sums = found.tokens[:, 0], found.lengths[:, 0], found.scores[:, 0]
+            best = beam.search(model, params, starts, ones, context=context, cfg=beams, **options)
+            tokens, lengths, sums = best.tokens[:, 0], best.lengths[:, 0], best.scores[:, 0]
         tokens, lengths, sums = jax.device_get((tokens, lengths, sums))
         for place, row in enumerate(rows):
             if not np.isfinite(sums[place]):
-                raise NumericError(f"the model gave a probability that is not finite for {texts[row][:40]!r}")
+                raise NumericError(f"probabilities for {texts[row][:40]!r} are not finite; check the model's weights")
             ids = tokens[place, : lengths[place]]
             answers[row] = tokenizer.decode(ids[:-1] if len(ids) and ids[-1] == end else ids)
     return answers

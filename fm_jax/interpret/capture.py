@@ -12,25 +12,25 @@ from fm_jax.layers.tap import STORED, Tap
 
 
 def run(model: nn.Module, params: Params, *inputs: Any, tap: Tap, **options: Any) -> tuple[Any, dict[str, jax.Array]]:
-    """Apply the model under a tap and return (its output, {site: activation}).
+    """Apply the model with a tap and return (its output, {site: activation}).
 
-    Sites inside the repeated block come with the layers first: [L, …]. Pure: works under jit, vmap and grad.
+    Activations of sites inside the repeated block have the layer axis first: [L, …]. Pure: works under jit, vmap, grad.
 
     Raises:
-        ConfigError: a name that is not a site of this model, or an edit that the model never reached.
+        ConfigError: a name is not a site of this model, or the model did not reach an edited site.
     """
     check(model, tap.names())
-    # edited sites are read too, which proves that they were reached; what is not asked for is dropped (free under jit)
+    # Edited sites are read too, to prove that they were reached; the extra activations are dropped (free under jit).
     tap_all = tap.replace(read=tuple(sorted(tap.names())))
     out, kept = model.apply({"params": params}, *inputs, tap=tap_all, mutable=["taps"], **options)
-    found = _by_site(kept.get("taps", {}))
-    if missing := tap.names() - found.keys():
-        raise ConfigError(f"the model has no {', '.join(sorted(missing))} in this configuration")
-    return out, {name: found[name] for name in tap.read}
+    activations = _by_site(kept.get("taps", {}))
+    if missing := tap.names() - activations.keys():
+        raise ConfigError(f"the model did not reach the sites {', '.join(sorted(missing))} in this configuration")
+    return out, {name: activations[name] for name in tap.read}
 
 
 def shapes(model: nn.Module, params: Params, *inputs: Any, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return every site's shape and dtype, without computing anything."""
+    """Return every site's shape and dtype without computing anything."""
 
     def trace(params: Params, *inputs: Any) -> dict[str, jax.Array]:
         tap = Tap(read=tuple(model.sites))
@@ -41,15 +41,15 @@ def shapes(model: nn.Module, params: Params, *inputs: Any, **options: Any) -> di
 
 
 def check(model: nn.Module, names: Iterable[str]) -> None:
-    """Raise ConfigError, with the list of sites, for a name the model does not have."""
+    """Raise ConfigError, with the list of sites, for a name that is not a site of the model."""
     if not isinstance(model, Tapped):
         raise ConfigError(f"a {type(model).__name__} names no activations (it has no `sites`), so none can be read")
     sites = tuple(model.sites)
     if unknown := sorted(set(names) - set(sites)):
-        raise ConfigError(f"no site {', '.join(unknown)}; this model has {', '.join(sites)}")
+        raise ConfigError(f"unknown sites {', '.join(unknown)}; this model has {', '.join(sites)}")
 
 
 def _by_site(taps: Any) -> dict[str, jax.Array]:
-    """Drop the module path: a site's name is its own address."""
+    """Return {site: activation}, dropping module paths: site names are unique."""
     leaves = jax.tree_util.tree_leaves_with_path(taps)
     return {path[-1].key.removeprefix(STORED): leaf for path, leaf in leaves}

@@ -1,4 +1,7 @@
-"""Attention, to itself or to a memory, with grouped heads, positions, windows, segments, a cache and taps."""
+"""Self-attention and cross-attention with grouped heads, positions, windows, segments, a cache and taps.
+
+Dims: B batch, T queries, S keys, H heads, G key-value heads, K head width, D model width.
+"""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,56 +23,56 @@ from fm_jax.ops.positions import Rope, rotate
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Heads and what is done to queries and keys."""
+    """Heads, masking, and the treatment of queries and keys."""
 
     num_heads: int
-    num_kv_heads: int  # fewer than num_heads: grouped queries (Ainslie et al. 2023)
+    num_kv_heads: int  # fewer than num_heads: grouped-query attention (Ainslie et al. 2023)
     head_dim: int
-    causal: bool = True  # a position sees itself and those before; else all of its segment
+    causal: bool = True  # attend to the own and earlier positions only; false: to the whole segment
     rope: Rope | None = None
-    windows: tuple[int, ...] = (0,)  # last keys each layer sees, repeated over the layers; 0 is all of them
+    windows: tuple[int, ...] = (0,)  # number of last keys that each layer attends to, cycled over layers; 0: no limit
     qkv_bias: bool = True
     out_bias: bool = True
     qk_norm: bool = False  # RMSNorm over each head's queries and keys (Qwen 3)
-    scale: float = 0.0  # of the scores; 0 means 1/sqrt(head_dim)
-    dropout: float = training(0.0)  # of the attention weights
+    scale: float = 0.0  # factor of the scores; 0: 1/sqrt(head_dim)
+    dropout: float = training(0.0)  # dropout rate of the attention weights
 
     def __post_init__(self) -> None:
-        """Refuse head counts and windows that cannot work."""
+        """Check head counts and windows."""
         if min(self.num_heads, self.num_kv_heads, self.head_dim) < 1 or self.num_heads % self.num_kv_heads:
             raise ConfigError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
         if not self.windows or min(self.windows) < 0:
             raise ConfigError(f"windows {self.windows} must be one or more numbers ≥ 0 (0: no window)")
         if not self.causal and any(self.windows):
-            raise ConfigError(f"windows {self.windows} look back only: attention that is not causal has none")
+            raise ConfigError(f"windows {self.windows} need causal attention; set windows to 0")
 
 
 class Where(NamedTuple):
-    """Where the tokens of a batch stand, the same for every layer."""
+    """Positions and segments of a batch's tokens, the same for every layer."""
 
     positions: jax.Array  # [B or 1, T]
-    segments: jax.Array | None = None  # [B, T], packed documents; padding is a segment of its own
+    segments: jax.Array | None = None  # [B, T], indices of packed documents; padding is its own segment
     bias: jax.Array | None = None  # [B or 1, H, T, S], added to the scaled scores
 
 
 class Attention(nn.Module):
-    """[B, T, D] -> [B, T, D], each position attending to those of its segment (not after it, where causal)."""
+    """Self-attention within segments, causal or not: [B, T, D] -> [B, T, D]."""
 
     cfg: AttentionConfig
     kernel_init: Initializer
     out_init: Initializer
     norm_epsilon: float = 1e-6
     dtype: Any = jnp.float32
-    query_init: Initializer | None = None  # where queries start otherwise than keys and values
+    query_init: Initializer | None = None  # initialiser of queries, if it differs from that of keys and values
 
     @nn.compact
     def __call__(
         self, x: jax.Array, where: Where, window: jax.Array | None = None, tap: Tap | None = None
     ) -> jax.Array:
-        """Return the update to the residual stream.
+        """Return the update to the residual stream: x [B, T, D] -> [B, T, D].
 
-        `window` overrides the config's for this layer (a scanned stack gives each layer its own).
-        Where the collection "cache" is mutable, causal attention writes keys and values to it and reads them from it.
+        `window` [] overrides the config's for this layer (a scanned stack passes each layer its own).
+        If the collection "cache" is mutable, causal attention writes keys and values to it and reads them from it.
         """
         cfg, (batch, time, _) = self.cfg, x.shape
         query = visit(self, tap, "block.attn.q", self._heads("q", cfg.num_heads, x))
@@ -100,7 +103,7 @@ class Attention(nn.Module):
         return _heads(self.cfg, init, self.dtype, name, heads, x)
 
     def _mask(self, time: int, segments: jax.Array | None, window: jax.Array | int) -> jax.Array | None:
-        """Return [B or 1, T, T], or None where causality and a fixed window say it all."""
+        """Return the mask [B or 1, T, T], or None if causality and a fixed window describe it."""
         if segments is None and isinstance(window, int):
             return None
         if not self.cfg.causal:
@@ -122,28 +125,28 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """[B, T, D] reading a memory [B, S, D] -> [B, T, D]; sites are "cross.*"."""
+    """Cross-attention from x [B, T, D] to a memory [B, S, D] -> [B, T, D]; sites are "cross.*"."""
 
     cfg: AttentionConfig
     kernel_init: Initializer
     out_init: Initializer
     dtype: Any = jnp.float32
-    query_init: Initializer | None = None  # where queries start otherwise than keys and values
+    query_init: Initializer | None = None  # initialiser of queries, if it differs from that of keys and values
 
     @nn.compact
     def __call__(
         self, x: jax.Array, memory: jax.Array | None, length: jax.Array | None, tap: Tap | None = None
     ) -> jax.Array:
-        """Return the update to the residual stream.
+        """Return the update to the residual stream: [B, T, D].
 
-        Where the collection "cache" is mutable, the memory's keys and values are kept in it, and without a memory
-        they are read from it: a memory is projected once for all the tokens that are generated from it.
+        If the collection "cache" is mutable, the memory's keys and values are stored in it; without a memory they are
+        read from it. So a memory is projected once for all tokens generated from it.
 
         Args:
-            x: [B, T, D], the queries' side.
-            memory: [B, S, D], or None to read the cache.
-            length: [B], how much of each row of the memory is real; None with no memory.
-            tap: what to read or edit.
+            x: the queries' input [B, T, D].
+            memory: the keys' and values' input [B, S, D], or None to read the cache.
+            length: number of real positions [B] of the memory; None without a memory.
+            tap: sites to read or edit.
         """
         cfg, (batch, time, _) = self.cfg, x.shape
         query = visit(self, tap, "cross.q", self._heads("q", cfg.num_heads, x))
@@ -185,9 +188,9 @@ def _attend(
     site: str,
     tap: Tap | None,
 ) -> jax.Array:
-    """Attend in one fused call, or step by step where a tap or dropout wants the weights.
+    """Attend in one fused call, or step by step if a tap or dropout needs the weights: heads -> [B, T, H, K].
 
-    A mask holds the window too, and counts in cache slots; without one, `cfg` says which keys a query sees.
+    A mask already includes the window and indexes cache slots; without one, `cfg` defines the keys of each query.
     """
     query, key, value = heads
     scale, window = cfg.scale or cfg.head_dim**-0.5, cfg.windows[0]

@@ -1,7 +1,7 @@
 """Batch normalisation with its running statistics as explicit state.
 
-The running mean and variance are leaves of the parameters like any other, so checkpoints, name tables and loading know
-nothing of them; they are never trained (`objectives/statistics.py` splits them off), and the step puts in the new ones.
+The running mean and variance are ordinary leaves of the parameters, so checkpoints, name tables and loading need no
+special case. They are never trained (`objectives/statistics.py` splits them off); the training step replaces them.
 """
 
 from typing import Any
@@ -17,19 +17,19 @@ from fm_jax.layers.dense import Initializer
 class BatchNorm(nn.Module):
     """Normalise every channel over the batch: [..., C] -> [..., C] (Ioffe & Szegedy 2015).
 
-    Where the collection "statistics" is mutable, that is in training, with the moments of this batch, and the next
-    running ones are written to that collection; else with the running ones. Under `jit` the batch is the global one,
-    so the moments are those of all devices. The running variance is the unbiased one, as in torch.
+    If the collection "statistics" is mutable (training), it normalises by the moments of this batch and writes the next
+    running moments to that collection; otherwise it normalises by the running moments. Under `jit` the batch is the
+    global one, so the moments are those of all devices. The running variance is the unbiased one, as in torch.
     """
 
     epsilon: float = 1e-5
-    momentum: float = 0.9  # share of the running moments that stays; torch calls 1 - this its momentum
+    momentum: float = 0.9  # share of the old running moments; torch's momentum is 1 - this
     scale_init: Initializer = nn.initializers.ones_init()
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return the normalised, scaled and shifted activations in the compute dtype."""
+        """Return the normalised, scaled and shifted activations [..., C] in the compute dtype."""
         inits = {
             "scale": self.scale_init,
             "bias": nn.initializers.zeros_init(),
@@ -48,7 +48,7 @@ class BatchNorm(nn.Module):
             batch_var = jnp.square(x - _wide(batch_mean, x)).mean(axis=axes)
             unbiased = batch_var * (count / max(count - 1, 1))
             for name, old, new in (("mean", mean, batch_mean), ("var", var, unbiased)):
-                # laid out as the leaf is, or a step's second call would meet a state of another layout
+                # constrain to the leaf's layout; otherwise the second step would get a state of another layout
                 moved = constrain(self.momentum * old + (1 - self.momentum) * new, "norm")
                 self.put_variable("statistics", name, moved)
             mean, var = batch_mean, batch_var

@@ -1,11 +1,11 @@
 """The key-value cache: a Flax collection in, a Flax collection out.
 
 A slot's index is its position. A row's new keys are written at positions[b, 0], positions[b, 0] + 1, … and a query
-at position p sees the slots up to p, so no length is stored, and right-padded prompts of different lengths are
-correct: what padding wrote beyond a row's end is overwritten before that row's queries reach it.
+at position p attends to the slots up to p. So no length is stored, and right-padded prompts of different lengths are
+correct: slots written by padding are overwritten before any query of that row attends to them.
 
-What a model reads beside its tokens, such as an encoder's source, is its context: a mapping from the names of its
-arguments to arrays with the batch first. It is given with the prompt, and the cache holds what comes of it.
+The inputs of a model beside its tokens, such as an encoder's source, are its context: a mapping from argument names to
+arrays with the batch first. It is given with the prompt; the cache stores the keys and values computed from it.
 """
 
 from collections.abc import Mapping
@@ -21,9 +21,10 @@ Context = Mapping[str, Any] | None
 
 
 def init_cache(model: nn.Module, params: Params, batch_size: int, length: int, context: Context = None) -> Any:
-    """Return an empty cache for `length` positions and for a context of these shapes.
+    """Return an empty cache for `length` positions and a context of these shapes.
 
-    Every leaf is [L, B, …]: keys and values [L, B, S, G, K], of an encoder's states too, with their length [L, B].
+    Every leaf is [L, B, …]: keys and values [L, B, S, G, K] of tokens and of an encoder's states, and the latter's
+    length [L, B].
     """
     tokens = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
 
@@ -36,9 +37,9 @@ def init_cache(model: nn.Module, params: Params, batch_size: int, length: int, c
 
 
 def write(stored: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
-    """Put rows `new` [B, T, G, K] into `stored` [B, S, G, K], each row b from slot positions[b, 0] on.
+    """Write `new` [B, T, G, K] into `stored` [B, S, G, K], row b from slot positions[b, 0] on.
 
-    A write past the end would be moved back by XLA without a word: callers check prompt + new ≤ S first.
+    XLA silently shifts a write past the end back: callers check prompt + new ≤ S first.
     """
     update = jax.vmap(lambda row, rows, start: jax.lax.dynamic_update_slice(row, rows, (start, 0, 0)))
     return update(stored, new.astype(stored.dtype), jnp.broadcast_to(positions[:, 0], new.shape[:1]))

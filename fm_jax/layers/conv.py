@@ -18,11 +18,11 @@ Padding = Literal["SAME", "VALID"] | Sequence[tuple[int, int]]
 def check_images(image: jax.Array, channels: int) -> None:
     """Raise ConfigError unless these are images [B, H, W, channels]."""
     if image.ndim != 4 or image.shape[-1] != channels:
-        raise ConfigError(f"images must be [B, H, W, {channels}], not {list(image.shape)}: set in_channels")
+        raise ConfigError(f"images must be [B, H, W, {channels}], not {list(image.shape)}; set in_channels")
 
 
 def fan_out(gain: float = 2.0) -> Initializer:
-    """Draw from N(0, gain / (k² · out)): He et al. 2015 with the outgoing fan, as residual networks are drawn."""
+    """Initialise from N(0, gain / (k² · out)): He et al. 2015 with the fan-out, as usual for residual networks."""
     return nn.initializers.variance_scaling(gain, "fan_out", "normal")
 
 
@@ -41,16 +41,16 @@ def conv(
     """Make a convolution [B, H, W, C] -> [B, H', W', features]; the kernel is [k, k, C, features].
 
     Args:
-        features: channels out.
-        size: k, or (height, width).
-        axes: logical names of (channels in, channels out).
-        stride: of both axes.
-        padding: "SAME" (XLA's and TensorFlow's: uneven where the stride is 2), "VALID", pairs, or an int for torch's
-            symmetric padding; None is torch's usual (k - 1) / 2.
-        bias: whether a bias is added; a normalisation that follows makes it useless.
-        init: of the kernel; He's by default.
-        dtype: of the computation.
-        name: of the module.
+        features: output channels.
+        size: kernel size k, or (height, width).
+        axes: logical names of (input channels, output channels).
+        stride: stride of both axes.
+        padding: "SAME" (as in XLA and TensorFlow: uneven at stride 2), "VALID", pairs, or an int for torch's symmetric
+            padding; None is torch's usual (k - 1) / 2.
+        bias: whether to add a bias; a normalisation after it makes it redundant.
+        init: kernel initialiser; by default He's.
+        dtype: compute dtype.
+        name: name of the module.
     """
     sides = (size, size) if isinstance(size, int) else size
     if padding is None:
@@ -62,7 +62,7 @@ def conv(
 
 
 class Conv(nn.Module):
-    """A convolution whose kernel is whole along "embed" where it is used; make it with `conv`."""
+    """A convolution whose kernel is gathered along "embed" before use; create it with `conv`."""
 
     features: int
     size: tuple[int, int]
@@ -75,11 +75,11 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return the filtered image."""
+        """Convolve: [B, H, W, C] -> [B, H', W', features]."""
         init = nn.with_logical_partitioning(self.kernel_init, (None, None, *self.axes))
         kernel = self.param("kernel", init, (*self.size, x.shape[-1], self.features), jnp.float32)
-        # gather what fsdp splits (as the table of an embedding is): rows are split over that mesh axis too, and XLA's
-        # partitioner (jax 0.10.2, mesh data 2 · fsdp 2 · tensor 2) mixed up the rows of two devices otherwise
+        # Gather the axis that fsdp splits (as for an embedding table). The batch is split over that mesh axis too, and
+        # XLA's partitioner (jax 0.10.2, mesh data 2 · fsdp 2 · tensor 2) otherwise mixed up the rows of two devices.
         kept = [None if name == "embed" else name for name in self.axes]
         kernel = constrain(kernel.astype(self.dtype), None, None, *kept)
         strides, layout = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
@@ -93,18 +93,18 @@ class Conv(nn.Module):
 
 
 class Depthwise(nn.Module):
-    """Convolve each channel by itself: [B, H, W, C] -> [B, H', W', C]; the kernel is [k, k, 1, C]."""
+    """Depthwise convolution: [B, H, W, C] -> [B, H', W', C]; the kernel is [k, k, 1, C]."""
 
     size: int
     stride: int = 1
     padding: Padding | None = None  # as in `conv`
-    # a channel reaches k² places, not k² · C: what flax takes for the incoming fan is the outgoing one here
+    # The fan-out is k², not k² · C; Flax computes that number as the "fan_in" of this kernel shape.
     kernel_init: Initializer = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return the filtered channels."""
+        """Convolve each channel: [B, H, W, C] -> [B, H', W', C]."""
         size = self.size
         init = nn.with_logical_partitioning(self.kernel_init, (None, None, None, "mlp"))
         kernel = self.param("kernel", init, (size, size, 1, x.shape[-1]), jnp.float32)

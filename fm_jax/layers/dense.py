@@ -1,4 +1,4 @@
-"""Dense layers whose parameters carry logical axis names, and the initialisers of the field."""
+"""Dense layers whose parameters carry logical axis names, and the usual initialiser."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,7 @@ Initializer = Callable[..., jax.Array]
 
 
 def normal(std: float, gain: float = 1.0) -> Initializer:
-    """Draw from N(0, (gain · std)²); std 0 means the fan-in rule 1/sqrt(fan_in), which small widths need."""
+    """Initialise from N(0, (gain · std)²); std 0 means 1/sqrt(fan_in), which small widths need."""
     if std == 0.0:
         return nn.initializers.variance_scaling(gain**2, "fan_in", "normal", in_axis=-2, out_axis=-1)
     return nn.initializers.normal(gain * std)
@@ -32,7 +32,7 @@ def dense(
 ) -> nn.Dense:
     """Make a dense layer [..., D] -> [..., features]; `axes` are the logical names of (in, out).
 
-    The product is summed and returned in `out_dtype` where given (float32 for logits), else in `dtype`.
+    The product is accumulated and returned in `out_dtype` if given (float32 for logits), else in `dtype`.
     """
     product = partial(flat_dot_general, preferred_element_type=out_dtype) if out_dtype else flat_dot_general
     return nn.Dense(

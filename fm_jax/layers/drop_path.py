@@ -1,4 +1,4 @@
-"""Stochastic depth: whole updates to the residual stream left out, row by row (Huang et al. 2016)."""
+"""Stochastic depth: drop whole updates to the residual stream, row by row (Huang et al. 2016)."""
 
 import flax.linen as nn
 import jax
@@ -8,18 +8,18 @@ from fm_jax.core.errors import ConfigError
 
 
 class DropPath(nn.Module):
-    """Leave an update out of a row with probability `rate`, and divide those that stay by 1 - rate: [B, …] -> [B, …].
+    """Zero a row's update with probability `rate` and divide the others by 1 - rate: [B, …] -> [B, …].
 
-    The expectation is the update itself, so nothing is left to do in evaluation: without a key "dropout" it is `x`.
+    The expectation is the update itself. Without a key "dropout" (evaluation) it returns `x`.
     """
 
     rate: float
 
     @nn.compact
     def __call__(self, x: jax.Array, part: jax.Array | float = 1.0) -> jax.Array:
-        """Return the updates that survive; `part` [] of the rate is used (a scanned stack gives each layer its own)."""
+        """Return the updates [B, …]; the rate is multiplied by `part` [] (a scanned stack gives each layer its own)."""
         if not 0 <= self.rate < 1:
-            raise ConfigError(f"a drop path's rate must be in [0, 1), not {self.rate}")
+            raise ConfigError(f"the rate of drop path must be in [0, 1), not {self.rate}")
         if not self.rate or not self.has_rng("dropout"):
             return x
         stay = 1 - self.rate * part

@@ -12,7 +12,7 @@ from fm_jax.ops.matmul import flat_dot_general
 
 
 class Embed(nn.Module):
-    """Tables [V, D] and, where `max_length` > 0, [P, D]; the first one read backwards is the tied head."""
+    """Token table [V, D] and, if `max_length` > 0, position table [P, D]; the token table is also the tied head."""
 
     vocab_size: int
     d_model: int
@@ -30,8 +30,8 @@ class Embed(nn.Module):
 
     def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """Look up ids [B, T] at positions [B or 1, T] -> [B, T, D]."""
-        # gather the width first (as every fsdp parameter is): looking rows up in a table split along its width
-        # makes the partitioner replicate the [B, T, D] result
+        # Gather the width first (as for every fsdp parameter): looking up rows in a table split along its width
+        # makes the partitioner replicate the [B, T, D] result.
         x = jnp.take(constrain(self.tokens, "vocab", None), tokens, axis=0).astype(self.dtype)
         if self.max_length:
             rows = jnp.take(self.positions, positions, axis=0).astype(self.dtype)
@@ -39,7 +39,7 @@ class Embed(nn.Module):
         return x
 
     def attend(self, hidden: jax.Array) -> jax.Array:
-        """Score hidden states against every token: [..., D] -> [..., V] in float32."""
+        """Return the logits of hidden states by the tied head: [..., D] -> [..., V] in float32."""
         table = self.tokens.astype(self.dtype)
         contract = (((hidden.ndim - 1,), (0,)), ((), ()))
         return flat_dot_general(hidden, table.T, contract, preferred_element_type=jnp.float32)

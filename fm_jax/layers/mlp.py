@@ -1,4 +1,4 @@
-"""The feed-forward half of a Transformer block, plain or gated."""
+"""The feed-forward layer of a Transformer block, plain or gated."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from fm_jax.core.config import training
 from fm_jax.layers.dense import Initializer, dense
 from fm_jax.layers.tap import Tap, visit
 
-# jax.nn.gelu is the tanh form unless told otherwise; published models differ, so the name says which.
+# jax.nn.gelu is the tanh approximation by default; published models use both forms, so the names differ.
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -29,7 +29,7 @@ class MLPConfig:
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"] = "gelu_tanh"
     gated: bool = False  # act(x W_gate) · (x W_up), SwiGLU with silu (Shazeer 2020)
     bias: bool = True
-    dropout: float = training(0.0)  # of the activations, before the second product (T5)
+    dropout: float = training(0.0)  # dropout rate of the activations, before the second product (T5)
 
 
 class MLP(nn.Module):
@@ -42,7 +42,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, tap: Tap | None = None) -> jax.Array:
-        """Return the update to the residual stream."""
+        """Return the update to the residual stream: [B, T, D] -> [B, T, D]."""
         cfg = self.cfg
         wide = {"bias": cfg.bias, "init": self.kernel_init, "dtype": self.dtype}
         up = dense(cfg.d_ff, ("embed", "mlp"), name="up", **wide)(x)

@@ -10,18 +10,18 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True)
 class NormConfig:
-    """Which normalisation, and how."""
+    """Kind and settings of the normalisation."""
 
     kind: Literal["layer", "rms"] = "layer"
     epsilon: float = 1e-5
     bias: bool = True  # LayerNorm's offset; RMSNorm has none
-    offset: float = 0.0  # added to the stored scale: Gemma stores scale - 1, so 1.0 there
+    offset: float = 0.0  # added to the stored scale; 1.0 for Gemma, which stores scale - 1
 
 
 class Norm(nn.Module):
     """Normalise the last axis: [..., D] -> [..., D].
 
-    Two-pass variance: the fast one (E[x²] - E[x]²) is off by 0.23 at mean 1000, std 1 in float32.
+    The variance takes two passes: the fast form E[x²] - E[x]² is off by 0.23 at mean 1000, std 1 in float32.
     Source: Ba et al. 2016 (LayerNorm); Zhang & Sennrich 2019 (RMSNorm).
     """
 
@@ -30,7 +30,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return the normalised, scaled (and offset) activations in the compute dtype."""
+        """Return the normalised, scaled (and shifted) activations [..., D] in the compute dtype."""
         cfg, width = self.cfg, x.shape[-1]
         ones = nn.initializers.constant(1.0 - cfg.offset)
         scale = self.param("scale", nn.with_logical_partitioning(ones, ("norm",)), (width,), jnp.float32)

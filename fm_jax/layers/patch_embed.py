@@ -1,4 +1,4 @@
-"""Images to tokens: a projection of each patch, its position, and tokens in front that stand for no patch.
+"""Images to tokens: a projection of each patch plus its position, after a [CLS] token and registers.
 
 Dims: B batch, H height, W width, C channels, p patch size, N patches, P = p·p·C, K patches kept, R registers, D width.
 """
@@ -21,78 +21,78 @@ from fm_jax.ops.random_masking import pick
 
 @dataclass(frozen=True)
 class PatchConfig:
-    """The images, and how they are cut."""
+    """Image size, patch size and positions."""
 
     image_size: tuple[int, int]  # height, width
     patch_size: int
     channels: int = 3
-    cls: bool = True  # a learned token in front ([CLS])
-    positions: Literal["learned", "sincos"] = "learned"  # sincos: a table that starts so and is never trained
-    any_size: bool = False  # take images of other sizes too, the grid of positions resized to theirs
-    resizing: How = "bicubic"  # how that is done
+    cls: bool = True  # a learned token before the patches ([CLS])
+    positions: Literal["learned", "sincos"] = "learned"  # sincos: a fixed table
+    any_size: bool = False  # accept images of other sizes, with the grid of positions interpolated
+    resizing: How = "bicubic"  # interpolation of the positions
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be cut."""
+        """Check that sizes are positive and divisible."""
         if min(*self.image_size, self.patch_size, self.channels) < 1:
-            raise ConfigError(f"every size of patches must be at least 1: {self}")
+            raise ConfigError(f"image_size, patch_size and channels must be at least 1, not {self}")
         self._divides(self.image_size)
 
     @property
     def grid(self) -> Grid:
-        """Return rows and columns of patches of an image of `image_size`."""
+        """Return (rows, columns) of patches of an image of `image_size`."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
     def rows(self) -> int:
-        """Return how many positions there are: one a patch, and one for the token in front."""
+        """Return the number of positions: one per patch, and one for the [CLS] token."""
         return self.grid[0] * self.grid[1] + self.cls
 
     def grid_of(self, image: jax.Array) -> Grid:
-        """Return rows and columns of patches of a batch of images.
+        """Return (rows, columns) of patches of a batch of images [B, H, W, C].
 
         Raises:
-            ConfigError: no [B, H, W, C], another number of channels, or a size that the config does not take.
+            ConfigError: not [B, H, W, C], another number of channels, or a size that the config does not accept.
         """
         if image.ndim != 4 or image.shape[-1] != self.channels:
             raise ConfigError(
-                f"images must be [B, H, W, {self.channels}], not {list(image.shape)}: set patches.channels"
+                f"images must be [B, H, W, {self.channels}], not {list(image.shape)}; set patches.channels"
             )
         size = (image.shape[1], image.shape[2])
         if size != self.image_size:
             if not self.any_size:
                 raise ConfigError(
                     f"the model is for images of {self.image_size[0]} × {self.image_size[1]}, not {size[0]} × "
-                    f"{size[1]}: set data.size or patches.image_size, so that they agree; or patches.any_size; or "
-                    "resize the positions (layers/patch_embed.py: regrid)"
+                    f"{size[1]}; make data.size and patches.image_size equal, set patches.any_size, or interpolate "
+                    "the positions (regrid in layers/patch_embed.py)"
                 )
             self._divides(size)
         return size[0] // self.patch_size, size[1] // self.patch_size
 
     def _divides(self, size: Grid) -> None:
         if size[0] % self.patch_size or size[1] % self.patch_size or not min(size):
-            raise ConfigError(f"patches of {self.patch_size} do not divide images of {size[0]} × {size[1]}")
+            raise ConfigError(f"images of {size[0]} × {size[1]} are not divisible into patches of {self.patch_size}")
 
 
 def regrid(source: PatchConfig, target: PatchConfig, how: How | None = None) -> Callable[[Any, Any], jax.Array]:
-    """Return a `reshape` for `checkpoint/surgery.load` that fits a table of positions to images of another size.
+    """Return a `reshape` for `checkpoint/surgery.load` that interpolates a position table to another image size.
 
-    The row of the token in front stays; where only the target has one, it starts at zero. It is resized as the source
-    does it, where `how` does not say otherwise.
+    The [CLS] token's row is kept; if only the target has one, it starts at zero. The default interpolation is that of
+    the source config.
     """
 
     def fit(leaf: Any, wanted: jax.ShapeDtypeStruct) -> jax.Array:
         table = jnp.asarray(leaf)
-        found = resize(table[int(source.cls) :], source.grid, target.grid, how or source.resizing)
+        resized = resize(table[int(source.cls) :], source.grid, target.grid, how or source.resizing)
         if target.cls:
             first = table[:1] if source.cls else jnp.zeros_like(table[:1])
-            found = jnp.concatenate([first, found])
-        return found.astype(wanted.dtype)
+            resized = jnp.concatenate([first, resized])
+        return resized.astype(wanted.dtype)
 
     return fit
 
 
 def positions(module: nn.Module, cfg: PatchConfig, width: int, grid: Grid, init: Initializer) -> jax.Array:
-    """Declare a module's table "positions" [N (+ 1), D], the first row of the token in front; return a grid's rows."""
+    """Declare a module's table "positions" [(1 +) N, D] ([CLS] first); return the rows [(1 +) N', D] for a grid."""
     fixed = cfg.positions == "sincos"
     boxed = nn.with_logical_partitioning(partial(_fixed, cfg) if fixed else init, (None, "embed"))
     table = module.param("positions", boxed, (cfg.rows, width), jnp.float32)
@@ -109,27 +109,27 @@ def _fixed(cfg: PatchConfig, _: jax.Array, shape: tuple[int, ...], dtype: Any) -
 
 
 class PatchEmbed(nn.Module):
-    """Images [B, H, W, C] -> tokens [B, (1 +) R + N, D], or of the patches kept only [B, (1 +) R + K, D]."""
+    """Images [B, H, W, C] -> tokens [B, (1 +) R + N, D], or of kept patches only [B, (1 +) R + K, D]."""
 
     cfg: PatchConfig
     width: int
     kernel_init: Initializer
     table_init: Initializer
     dtype: Any = jnp.float32
-    registers: int = 0  # R: learned tokens before the patches, which have no position (Darcet et al. 2024)
+    registers: int = 0  # R: learned tokens without position before the patches (Darcet et al. 2024)
 
     @nn.compact
     def __call__(self, image: jax.Array, keep: jax.Array | None = None) -> jax.Array:
         """Project the patches and add their positions.
 
-        A strided convolution in torch; as a product of patches, those that are not kept are never touched.
+        Torch uses a strided convolution; a matrix product of patches never computes masked ones.
 
         Args:
-            image: [B, H, W, C].
-            keep: [B, K], numbers of the patches to read; None for all.
+            image: images [B, H, W, C].
+            keep: indices [B, K] of the patches to read; None: all.
 
         Raises:
-            ConfigError: images that the config does not take.
+            ConfigError: the config does not accept the images.
         """
         cfg, width = self.cfg, self.width
         grid = cfg.grid_of(image)

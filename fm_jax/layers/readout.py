@@ -1,4 +1,4 @@
-"""What a task reads from a backbone of hidden states, and the small head it puts on top.
+"""Pooling of a backbone's hidden states, and the head of a task.
 
 Dims: B batch, T time, D d_model, C outputs.
 """
@@ -22,27 +22,27 @@ Hidden = Literal["none", "tanh", "relu", "gelu"]
 def states(
     backbone: nn.Module, tokens: jax.Array, length: jax.Array, types: jax.Array | None, tap: Tap | None
 ) -> jax.Array:
-    """Return a backbone's hidden states [B, T, D] of rows of which the first `length` tokens are real.
+    """Return a backbone's hidden states [B, T, D] of tokens [B, T] with `length` [B] real tokens per row.
 
-    One that sees both ways is told where the padding is; a causal one never looks at what comes after.
+    A bidirectional backbone masks the padding; a causal one needs no mask because padding comes last.
 
     Raises:
-        ConfigError: token types for a causal backbone, which has none.
+        ConfigError: token types were given for a causal backbone, which has none.
     """
     if not backbone.causal:
         return backbone.hidden(tokens, types=types, segments=inside(tokens, length).astype(jnp.int32), tap=tap)
     if types is not None:
-        raise ConfigError(f"{type(backbone).__name__} has no token types: leave `types` out of the inputs")
+        raise ConfigError(f"{type(backbone).__name__} has no token types; remove `types` from the inputs")
     return backbone.hidden(tokens, tap=tap)
 
 
 def inside(tokens: jax.Array, length: jax.Array) -> jax.Array:
-    """Say which tokens are real: [B, T, …], [B] -> bool [B, T]."""
+    """Return which tokens are real: [B, T, …], [B] -> bool [B, T]."""
     return jnp.arange(tokens.shape[1])[None] < length[:, None]
 
 
 def pool(hidden: jax.Array, length: jax.Array, how: Pool) -> jax.Array:
-    """Return one vector a row: [B, T, D], [B] -> [B, D] in float32, padding left out."""
+    """Pool each row's real tokens to one vector: [B, T, D], [B] -> [B, D] in float32."""
     hidden = hidden.astype(jnp.float32)
     if how == "first":
         return hidden[:, 0]
@@ -53,17 +53,17 @@ def pool(hidden: jax.Array, length: jax.Array, how: Pool) -> jax.Array:
 
 
 class Head(nn.Module):
-    """[..., D] -> [..., C] in float32, after a hidden layer "hidden/…" of width D where an activation names one."""
+    """Linear head [..., D] -> [..., C] in float32, with an optional hidden layer "hidden/…" of width D."""
 
     features: int
-    hidden: Hidden = "none"
+    hidden: Hidden = "none"  # activation of the hidden layer; none: no hidden layer
     bias: bool = True
-    dropout: float = 0.0  # of what the last layer reads
+    dropout: float = 0.0  # dropout rate of the last layer's input
     axis: str = "classes"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return the outputs."""
+        """Return the outputs: [..., D] -> [..., C]."""
         x = x.astype(jnp.float32)
         width, init = x.shape[-1], normal(0.02)
         if self.hidden != "none":

@@ -1,4 +1,4 @@
-"""A learned bias of the attention scores by the distance between query and key (Raffel et al. 2020, section 2.1)."""
+"""Relative position bias: a learned bias of attention scores by distance (Raffel et al. 2020, section 2.1)."""
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ from fm_jax.ops.positions import Buckets, bucket
 
 
 class RelativeBias(nn.Module):
-    """Positions of queries [B or 1, T] and of keys [B or 1, S] -> bias [B or 1, H, T, S], for all layers of a stack."""
+    """Positions of queries [B or 1, T] and keys [B or 1, S] -> bias [B or 1, H, T, S], shared by a stack's layers."""
 
     cfg: Buckets
     num_heads: int
@@ -18,8 +18,8 @@ class RelativeBias(nn.Module):
 
     @nn.compact
     def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-        """Look up each pair's distance in the table [count, H], in float32."""
+        """Look up each pair's distance in the table [count, H]: bias [B or 1, H, T, S] in float32."""
         table = nn.with_logical_partitioning(self.kernel_init, (None, "heads"))
         table = self.param("table", table, (self.cfg.count, self.num_heads), jnp.float32)
-        found = bucket(keys[:, None, :] - queries[:, :, None], self.cfg, bidirectional=self.bidirectional)
-        return jnp.take(table.T, found, axis=1).transpose(1, 0, 2, 3)
+        buckets = bucket(keys[:, None, :] - queries[:, :, None], self.cfg, bidirectional=self.bidirectional)
+        return jnp.take(table.T, buckets, axis=1).transpose(1, 0, 2, 3)

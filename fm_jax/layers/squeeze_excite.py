@@ -1,4 +1,4 @@
-"""Squeeze-and-excitation: channels weighed by what the whole image holds (Hu et al. 2018)."""
+"""Squeeze-and-excitation: channels gated by statistics of the whole image (Hu et al. 2018)."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ from fm_jax.layers.conv import conv
 
 
 class SqueezeExcite(nn.Module):
-    """Multiply each channel by a gate in (0, 1) made from all channels' means: [B, H, W, C] -> [B, H, W, C]."""
+    """Multiply each channel by a gate in (0, 1) computed from all channels' means: [B, H, W, C] -> [B, H, W, C]."""
 
-    width: int  # channels of the narrow layer
+    width: int  # channels of the bottleneck
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return the gated channels; the means are taken in float32."""
+        """Return the gated channels [B, H, W, C]; the means are computed in float32."""
         means = x.astype(jnp.float32).mean(axis=(1, 2), keepdims=True)
-        # the narrow layer may be one channel wide, which no mesh divides
+        # The bottleneck may have one channel, which no mesh axis divides, so it is not split.
         narrow = conv(self.width, 1, ("mlp", None), bias=True, dtype=self.dtype, name="reduce")(means)
         gate = conv(x.shape[-1], 1, (None, "mlp"), bias=True, dtype=self.dtype, name="expand")(jax.nn.silu(narrow))
         return x * jax.nn.sigmoid(gate)

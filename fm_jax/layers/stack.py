@@ -1,7 +1,7 @@
-"""Repeated blocks: one traced body, parameters stacked [L, ...], rematerialised at this one place.
+"""Repeated blocks: one traced body with parameters stacked [L, ...]; rematerialisation happens only here.
 
-Stacking costs 18 times less host time a step at 24 layers than a Python loop (59 against 1,041 µs measured on CPU),
-and compiles in seconds less.
+At 24 layers stacking takes 18 times less host time per step than a Python loop (59 against 1,041 µs measured on CPU),
+and compiles seconds faster.
 """
 
 from typing import Any, Literal
@@ -18,15 +18,15 @@ POLICIES = {
 
 
 def stack(block: type[nn.Module], length: int, remat: Remat = "none", *, shared: bool = False) -> Any:
-    """Return a module class that applies `length` copies of `block` one after another.
+    """Return a module class that applies `length` copies of `block` in sequence.
 
-    `block.__call__(x, layered, shared)` returns (x, None). `layered` is a tree of arrays with the layers first,
-    sliced for each; `shared` is given whole to all. The collections "params", "cache" and "taps" are stacked.
+    `block.__call__(x, layered, shared)` returns (x, None). `layered` is a tree of arrays [L, …], sliced per layer;
+    `shared` is passed unchanged to every layer. The collections "params", "cache" and "taps" are stacked.
     With `shared=True` there is one copy of the parameters, unstacked, applied `length` times (Lan et al. 2020).
     """
     body: Any = block
     if remat != "none":
-        # scan keeps the recomputation apart from the forward pass by itself: prevent_cse would only cost time
+        # Inside a scan XLA cannot merge the recomputation with the forward pass, so prevent_cse would only cost time.
         body = nn.remat(block, policy=POLICIES[remat], prevent_cse=False)
     stacked = {"cache": 0, "taps": 0} if shared else {"params": 0, "cache": 0, "taps": 0}
     return nn.scan(

@@ -1,11 +1,11 @@
 """Taps: read, overwrite, add to or differentiate at any named activation.
 
-A model calls `visit(self, tap, "block.attn.z", x)` at each site. Without a tap that returns `x` itself, so the
-traced program is the untapped model's. With one, edits are arrays, not callbacks: one compile serves a whole
+A model calls `visit(self, tap, "block.attn.z", x)` at each site. Without a tap this returns `x` itself, so the
+traced program equals the untapped model's. With a tap, edits are arrays, not callbacks: one compilation serves a whole
 sweep over layers, heads and positions, under jit, scan, remat, vmap and grad.
 
-Inside a scanned stack every array of a `block.` or `cross.` site has the layers first: [L, ...]. In a model with two
-stacks the bare names are the decoder's, and the encoder's stand behind `encoder.`.
+Inside a scanned stack every array of a `block.` or `cross.` site has the layer axis first: [L, ...]. In a model with
+two stacks the plain names are the decoder's; the encoder's have the prefix `encoder.`.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import struct
 
 STACKED = ("block.", "cross.")
-ENCODER = "encoder."  # before the sites of the encoder of a model that has two stacks
-STORED = "site:"  # before a site's name in the collection "taps", where "embed" is a submodule's name already
+ENCODER = "encoder."  # prefix of the encoder's sites in a model with two stacks
+STORED = "site:"  # prefix of a site's name in the collection "taps", because "embed" is also a submodule's name
 SITES = (
     "embed",
     "block.resid_pre", "block.resid_mid", "block.resid_post",
@@ -32,19 +32,19 @@ CROSS = (
 
 
 def stages(count: int) -> tuple[str, ...]:
-    """Name the sites of a network of convolutions: its stem's output, each stage's, and the last feature map."""
+    """Return the sites of a convolutional network: the outputs of its stem and of each stage, and the last features."""
     return ("embed", *(f"conv.stage{stage}" for stage in range(1, count + 1)), "final")
 
 
 class Tap(struct.PyTreeNode):
-    """What to do at named sites.
+    """Reads and edits at named sites.
 
     Attributes:
         read: names of sites to return (in the Flax collection "taps").
         put: site -> (mask, value): the activation becomes `where(mask, value, x)`; both broadcast to it.
         add: site -> delta, added after `put`. Differentiate with respect to a delta of zeros to get the
             gradient at the site.
-        prefix: what the names of this tap's sites have lost, put back where they are returned.
+        prefix: prefix that was removed from this tap's names; returned activations get it back.
     """
 
     read: tuple[str, ...] = struct.field(pytree_node=False, default=())
@@ -53,15 +53,15 @@ class Tap(struct.PyTreeNode):
     prefix: str = struct.field(pytree_node=False, default="")
 
     def names(self) -> set[str]:
-        """Return every site this tap touches."""
+        """Return every site that this tap reads or edits."""
         return {*self.read, *self.put, *self.add}
 
     def stacked(self) -> "Tap":
-        """Return the part of the tap that lives inside the repeated block."""
+        """Return the part of the tap inside the repeated block."""
         return self._where(lambda name: name.startswith(STACKED))
 
     def inside(self, prefix: str) -> "Tap":
-        """Return the part of the tap whose names begin with `prefix`, under the names without it."""
+        """Return the part of the tap whose names begin with `prefix`, with the prefix removed."""
         mine, cut = self._where(lambda name: name.startswith(prefix)), len(prefix)
         return Tap(
             read=tuple(name[cut:] for name in mine.read),
@@ -80,17 +80,17 @@ class Tap(struct.PyTreeNode):
 
 
 def is_stacked(site: str) -> bool:
-    """Say whether a site's arrays have the layers first."""
+    """Return whether a site's arrays have the layer axis first."""
     return site.removeprefix(ENCODER).startswith(STACKED)
 
 
 def touches(tap: Tap | None, prefix: str) -> bool:
-    """Say whether a tap wants a site whose name begins with `prefix`."""
+    """Return whether a tap reads or edits a site whose name begins with `prefix`."""
     return tap is not None and any(name.startswith(prefix) for name in tap.names())
 
 
 def visit(module: nn.Module, tap: Tap | None, site: str, x: jax.Array) -> jax.Array:
-    """Name the activation `x` of `module` and let the tap act on it."""
+    """Apply the tap to the activation `x` (any shape, kept) of `module` at a site."""
     if tap is None:
         return x
     if site in tap.put:
@@ -101,5 +101,5 @@ def visit(module: nn.Module, tap: Tap | None, site: str, x: jax.Array) -> jax.Ar
     if site in tap.read:
         kept = module.sow("taps", STORED + tap.prefix + site, x, reduce_fn=lambda _, new: new, init_fn=lambda: None)
         if not kept:
-            raise ValueError(f'{site} cannot be returned: apply with mutable=["taps"], as interpret.capture.run does')
+            raise ValueError(f'cannot return {site}; apply with mutable=["taps"], as interpret.capture.run does')
     return x

@@ -1,12 +1,12 @@
 """Scaled dot-product attention, dispatched in this one place.
 
-Legend: B batch, T queries, S keys, G key-value heads, R queries a key-value head (H = G·R), K head width.
+Legend: B batch, T queries, S keys, G key-value heads, R query heads per key-value head (H = G·R), K head width.
 """
 
 import jax
 import jax.numpy as jnp
 
-MASKED = -1e30  # finite, so that a row that may see nothing gives numbers and not NaN
+MASKED = -1e30  # finite, so that a fully masked row gives no NaN
 
 
 def scores(query: jax.Array, key: jax.Array, scale: float, bias: jax.Array | None = None) -> jax.Array:
@@ -25,7 +25,7 @@ def scores(query: jax.Array, key: jax.Array, scale: float, bias: jax.Array | Non
 
 
 def pattern(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Return attention weights [B, H, T, S] in float32; mask is [B or 1, T, S], True where a query may look."""
+    """Return attention weights [B, H, T, S] in float32; mask is [B or 1, T, S], True where a query may attend."""
     if mask is not None:
         scores = jnp.where(mask[:, None], scores, MASKED)
     return jax.nn.softmax(scores, axis=-1)
@@ -53,10 +53,10 @@ def attention(
 ) -> jax.Array:
     """Attend: [B, T, H, K], [B, S, G, K], [B, S, G, K] -> [B, T, H, K].
 
-    `mask` [B or 1, T, S] already says everything; `is_causal` and `window` repeat what it says where that is
-    all it says (then the mask need not be given), so that the fused kernel can skip blocks instead of reading it.
-    `bias` [B or 1, H, T, S] is added to the scaled scores. In half precision on an NVIDIA GPU this is cuDNN's flash
-    attention, where it takes the shapes; elsewhere, and where a bias wants its gradient, XLA.
+    A given `mask` [B or 1, T, S] is complete. If it is purely causal or windowed, pass `is_causal` and `window` (and
+    no mask): the fused kernel then skips blocks instead of reading a mask. `bias` [B or 1, H, T, S] is added to the
+    scaled scores. On an NVIDIA GPU, half precision without a bias uses cuDNN's flash attention if it supports the
+    shapes; everything else uses XLA.
     """
     if bias is None and jax.default_backend() == "gpu" and _fits_cudnn(query, key, mask):
         return jax.nn.dot_product_attention(
@@ -78,7 +78,7 @@ def attention(
 
 
 def _fits_cudnn(query: jax.Array, key: jax.Array, mask: jax.Array | None) -> bool:
-    """Say whether cuDNN has a kernel: half precision, heads of 8, 16 … 128, even lengths where a mask is read."""
+    """Return whether cuDNN has a kernel: half precision, head width 8, 16 … 128, even lengths if there is a mask."""
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     even = mask is None or (query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0)
     return half and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128 and even

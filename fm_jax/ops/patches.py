@@ -24,16 +24,16 @@ def patchify(image: jax.Array, size: int) -> jax.Array:
 
 
 def unpatchify(patches: jax.Array, size: int, grid: Grid) -> jax.Array:
-    """Put patches [B, N, P] back together, `grid` of them (rows, columns): the inverse of `patchify`."""
+    """Assemble patches of a grid (rows, columns), the inverse of `patchify`: [B, N, P] -> [B, H, W, C]."""
     batch, (rows, columns) = patches.shape[0], grid
     cut = patches.reshape(batch, rows, columns, size, size, -1).transpose(0, 1, 3, 2, 4, 5)
     return cut.reshape(batch, rows * size, columns * size, -1)
 
 
 def standardise(patches: jax.Array, epsilon: float = 1e-6) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return each patch at mean 0 and variance 1, and what undoes it: [B, N, P] -> that, mean and scale [B, N, 1].
+    """Standardise each patch to mean 0 and variance 1: [B, N, P] -> ([B, N, P], mean [B, N, 1], scale [B, N, 1]).
 
-    The variance is the unbiased one, over P - 1, as published masked autoencoders have it.
+    The variance is the unbiased one, over P - 1, as in published masked autoencoders.
     """
     mean = patches.mean(axis=-1, keepdims=True)
     scale = jnp.sqrt(patches.var(axis=-1, keepdims=True, ddof=1) + epsilon)
@@ -41,16 +41,16 @@ def standardise(patches: jax.Array, epsilon: float = 1e-6) -> tuple[jax.Array, j
 
 
 def sincos(grid: Grid, width: int) -> np.ndarray:
-    """Return sines and cosines of a grid's places: [N, D] in float32, computed in float64.
+    """Return sine-cosine position embeddings of a grid: [N, D] in float32, computed in float64.
 
-    The first half of D speaks of the column, the second of the row, each half sines and then cosines of D/4
-    frequencies 10000^(-i / (D/4)): the order of the published MAE and MoCo v3.
+    The first half of D encodes the column, the second the row; each half has sines, then cosines of D/4 frequencies
+    10000^(-i / (D/4)). This is the order of the published MAE and MoCo v3.
 
     Raises:
-        ConfigError: a width that 4 does not divide.
+        ConfigError: the width is not divisible by 4.
     """
     if width % 4:
-        raise ConfigError(f"sin-cos positions need a width that 4 divides, not {width}")
+        raise ConfigError(f"sine-cosine positions need a width divisible by 4, not {width}")
     frequencies = 10_000.0 ** (-np.arange(width // 4) / (width // 4))
     rows, columns = (places.ravel() for places in np.mgrid[: grid[0], : grid[1]])
     angles = [np.outer(places, frequencies) for places in (columns, rows)]
@@ -58,39 +58,39 @@ def sincos(grid: Grid, width: int) -> np.ndarray:
 
 
 def resize(table: jax.Array, old: Grid, new: Grid, how: How = "bicubic") -> jax.Array:
-    """Stretch or shrink a grid of vectors [N, D] to another grid [N', D].
+    """Interpolate a grid of vectors [N, D] to another grid [N', D].
 
-    Centres are matched half a patch from the edge. "bicubic" and "linear" smooth nothing where the grid shrinks, as
-    torch's `interpolate` does without `antialias`. Its bicubic kernel is Keys' with a = -0.75, and so is that of DINO,
-    DINOv2 and nearly everything in transformers; `jax.image.resize` has a = -0.5, up to 0.19 away. "antialiased" is
-    torch's bicubic with `antialias`, which DINOv2 with registers has: a = -0.5, the kernel as wide as the grid shrinks.
+    Patch centres are half a patch from the edge. "bicubic" and "linear" do not antialias, as torch's `interpolate`
+    without `antialias`. Torch's bicubic kernel is Keys' with a = -0.75, used by DINO, DINOv2 and nearly everything in
+    transformers; `jax.image.resize` has a = -0.5, which differs by up to 0.19. "antialiased" is torch's bicubic with
+    `antialias`, used by DINOv2 with registers: a = -0.5, the kernel widened by the factor of shrinking.
 
     Raises:
-        ConfigError: the table has not as many rows as the old grid has places.
+        ConfigError: the number of rows does not match the old grid.
     """
     if table.shape[0] != old[0] * old[1]:
-        raise ConfigError(f"a table of {table.shape[0]} rows is no grid of {old[0]} × {old[1]}")
+        raise ConfigError(f"a table of {table.shape[0]} positions does not match a grid of {old[0]} × {old[1]}")
     rows, columns = (jnp.asarray(_weights(was, now, how)) for was, now in zip(old, new, strict=True))
     grid = table.reshape(*old, -1).astype(jnp.float32)
-    found = jnp.einsum("ah,bw,hwd->abd", rows, columns, grid, precision="highest")
-    return found.reshape(new[0] * new[1], -1).astype(table.dtype)
+    resized = jnp.einsum("ah,bw,hwd->abd", rows, columns, grid, precision="highest")
+    return resized.reshape(new[0] * new[1], -1).astype(table.dtype)
 
 
 def _weights(old: int, new: int, how: How) -> np.ndarray:
-    """Return what each of `new` places reads of `old` ones: [new, old] in float32; beyond an edge stands its value."""
+    """Return the interpolation weights [new, old] in float32; positions beyond an edge take the edge's value."""
     centre = (np.arange(new) + 0.5) * old / new - 0.5
-    if how == "antialiased":  # what lies beyond an edge is left out, and the rest weighs the more
+    if how == "antialiased":  # positions beyond an edge are dropped and the remaining weights renormalised
         distance = np.abs(centre[:, None] - np.arange(old)) / max(old / new, 1)
         share = np.where(distance < 2, _keys(distance, -0.5), 0)
         return (share / share.sum(axis=1, keepdims=True)).astype(np.float32)
     left = np.floor(centre).astype(int)
-    found = np.zeros((new, old))
+    weights = np.zeros((new, old))
     for step in (-1, 0, 1, 2) if how == "bicubic" else (0, 1):
         place = left + step
         distance = np.abs(centre - place)
         share = _keys(distance) if how == "bicubic" else 1 - distance
-        np.add.at(found, (np.arange(new), np.clip(place, 0, old - 1)), share)
-    return found.astype(np.float32)
+        np.add.at(weights, (np.arange(new), np.clip(place, 0, old - 1)), share)
+    return weights.astype(np.float32)
 
 
 def _keys(x: np.ndarray, a: float = -0.75) -> np.ndarray:

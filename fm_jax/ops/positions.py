@@ -13,17 +13,17 @@ from fm_jax.core.errors import ConfigError
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions (Su et al. 2021) and the ways to stretch them to a longer context."""
+    """Rotary positions (Su et al. 2021) and methods to extend them to a longer context."""
 
     base: float = 10_000.0
     scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
-    factor: float = 1.0  # how many times longer than `original_length` the context is
-    original_length: int = 8192  # context the model was trained on first
-    low_frequency: float = 1.0  # llama3: fewer turns than this are stretched in full; yarn: beta_slow
-    high_frequency: float = 4.0  # llama3: more turns than this are left alone; yarn: beta_fast
+    factor: float = 1.0  # context length divided by `original_length`
+    original_length: int = 8192  # context length of the original training
+    low_frequency: float = 1.0  # llama3: dimensions with fewer turns are scaled by the full factor; yarn: beta_slow
+    high_frequency: float = 4.0  # llama3: dimensions with more turns are not scaled; yarn: beta_fast
 
     def __post_init__(self) -> None:
-        """Refuse what cannot rotate."""
+        """Check that values are in range."""
         if self.base <= 1 or self.factor < 1:
             raise ConfigError(f"rope needs base > 1 and factor ≥ 1, not base {self.base} and factor {self.factor}")
 
@@ -35,7 +35,7 @@ def rope_frequencies(cfg: Rope, head_dim: int) -> tuple[np.ndarray, float]:
     al. 2023, eq. 23-24 with the ramp over dimensions; its attention factor 0.1 ln(factor) + 1 scales cos and sin.
     """
     if head_dim % 2:
-        raise ConfigError(f"rope turns pairs of dimensions, so head_dim {head_dim} must be even")
+        raise ConfigError(f"rope rotates pairs of dimensions, so head_dim {head_dim} must be even")
     inverse = cfg.base ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if cfg.scaling == "linear":
         return inverse / cfg.factor, 1.0
@@ -57,7 +57,7 @@ def _yarn_dimension(cfg: Rope, turns: float, head_dim: int) -> float:
 
 
 def rotate(x: jax.Array, positions: jax.Array, cfg: Rope) -> jax.Array:
-    """Turn queries or keys by their positions: x [B, T, H, K], positions [B, T] or [1, T] -> [B, T, H, K].
+    """Rotate queries or keys by their positions: x [B, T, H, K], positions [B, T] or [1, T] -> [B, T, H, K].
 
     Dimension i pairs with i + K/2, as published checkpoints store it. Angles are float32: at position 100,000
     bfloat16 would round them by whole turns.
@@ -72,28 +72,28 @@ def rotate(x: jax.Array, positions: jax.Array, cfg: Rope) -> jax.Array:
 
 @dataclass(frozen=True)
 class Buckets:
-    """T5's sorting of distances: near ones a bucket each, then ever wider ones (Raffel et al. 2020, section 2.1)."""
+    """T5's relative position buckets: one per small distance, then logarithmic (Raffel et al. 2020, section 2.1)."""
 
     count: int = 32
-    max_distance: int = 128  # from here on all distances share the last bucket
+    max_distance: int = 128  # this and larger distances share the last bucket
 
     def __post_init__(self) -> None:
-        """Refuse what leaves no bucket for one of the two halves."""
+        """Check that both halves have a bucket."""
         if self.count < 4 or self.max_distance <= self.count // 2:
             raise ConfigError(
-                f"buckets need a count of at least 4 and a max_distance beyond half of it,"
-                f" not {self.count} and {self.max_distance}"
+                f"relative position buckets need count >= 4 and max_distance > count / 2,"
+                f" not count {self.count} and max_distance {self.max_distance}"
             )
 
 
 def bucket(offset: jax.Array, cfg: Buckets, *, bidirectional: bool) -> jax.Array:
-    """Return the bucket of `offset` = key's position - query's, elementwise, in [0, count).
+    """Return the bucket, in [0, count), of each `offset` = key position - query position (any shape, kept).
 
-    Bidirectional: the upper half of the buckets is for keys after the query. Else all are for those before it, and
-    a key after it, which no causal query sees, counts as distance 0.
+    Bidirectional: the upper half of the buckets is for keys after the query. Otherwise all buckets are for keys before
+    it; a key after it, which causal attention masks, counts as distance 0.
 
-    The bucket of each distance is computed once by numpy in float32, as the published code does it: near a bucket's
-    edge a compiled logarithm may round to the other side.
+    The table of buckets is computed by NumPy in float32, as in the published code: near a bucket's edge a compiled
+    logarithm may round to the other side.
     """
     count = cfg.count // 2 if bidirectional else cfg.count
     exact = count // 2
@@ -102,5 +102,5 @@ def bucket(offset: jax.Array, cfg: Buckets, *, bidirectional: bool) -> jax.Array
     far = np.minimum(exact + (ratio * (count - exact)).astype(np.int32), count - 1)
     lookup = jnp.asarray(np.where(distances < exact, distances, far), jnp.int32)
     distance = jnp.abs(offset) if bidirectional else jnp.maximum(-offset, 0)
-    found = jnp.take(lookup, jnp.minimum(distance, cfg.max_distance))
-    return found + jnp.where(offset > 0, count, 0) if bidirectional else found
+    buckets = jnp.take(lookup, jnp.minimum(distance, cfg.max_distance))
+    return buckets + jnp.where(offset > 0, count, 0) if bidirectional else buckets

@@ -1,8 +1,8 @@
-"""Where a parameter sits: which leaves are stacked by layer, and how far each is from the output.
+"""The depth of a parameter: which leaves are stacked by layer, and how far each is from the output.
 
-Repeated blocks live under a node named `blocks`, layers on axis 0; lookup tables and patch projections under
-`embed`, but for that of a stack's biases by distance, its `bias/table`; what maps to the task's outputs under `head`.
-An adapter under `lora/` sits where its target does.
+Repeated blocks are under a node named `blocks`, with layers on axis 0; lookup tables and patch projections under
+`embed`, except a stack's relative position bias, its `bias/table`; the task's output layer under `head`. An adapter
+under `lora/` has the depth of its target.
 """
 
 import re
@@ -21,26 +21,26 @@ HEADS = r"(?:.*/)?head/.*"
 
 
 def layers(path: str, leaf: Any) -> int:
-    """Return how many layers a leaf holds on axis 0; 0 for a leaf that is not stacked."""
+    """Return the number of layers stacked on axis 0 of a leaf; 0 for a leaf that is not stacked."""
     if not re.fullmatch(STACKED, path):
         return 0
     if not leaf.shape:
-        raise ConfigError(f"{path} stands under `blocks` but is a scalar; stacked leaves have the layers on axis 0")
+        raise ConfigError(f"{path} is under `blocks` but is a scalar; stacked leaves need the layers on axis 0")
     return int(leaf.shape[0])
 
 
 def rank(path: str, leaf: Any) -> int:
-    """Return the number of axes of one layer's part: a bias stacked [L, D] has rank 1."""
+    """Return the number of axes of a leaf without the layer axis: a bias stacked [L, D] has rank 1."""
     return len(leaf.shape) - (layers(path, leaf) > 0)
 
 
 def multipliers(params: Params, decay: float) -> Params:
-    """Return each leaf's factor on the learning rate: a float, or an array [L, 1, …] where layers are stacked.
+    """Return each leaf's factor on the learning rate: a float, or an array [L, 1, …] for stacked layers.
 
-    Counted from the top, as in BEiT: head, final norm and all else 1; block l of L decay^(L - l), so the topmost
-    has `decay`; embeddings decay^(L + 1), also where the token table is tied to the head. Parts of a model (frozen
-    bottom layers, adapters) thus keep the factors of the whole. Of several stacks each counts from its own top, and
-    the embeddings lie below the tallest. ELECTRA, where the idea is from, gives the topmost block decay^2 instead.
+    Counted from the top, as in BEiT: block l of L gets decay^(L - l), so the topmost gets `decay`; embeddings get
+    decay^(L + 1), even if the token table is tied to the head; head, final norm and all others get 1. Parts of a model
+    (without frozen bottom layers, adapters) thus keep the factors of the whole. With several stacks each counts from
+    its own top, and the embeddings are below the tallest. ELECTRA, the origin, gives the topmost block decay^2 instead.
 
     Source: Clark et al. 2020 (model/optimization.py of google-research/electra); Bao et al. 2022 (BEiT), as counted in
     util/lr_decay.py of facebookresearch/mae.

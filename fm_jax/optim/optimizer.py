@@ -1,7 +1,7 @@
-"""Gradient -> update, through optax, with every rule applied layer by layer where layers are stacked.
+"""Optimisers from optax, with every rule applied to each layer of stacked leaves separately.
 
 A leaf stacked [L, ...] is L parameters: norms, factored moments and orthogonalisation never mix layers, so a model
-trains exactly as its unstacked twin does.
+trains exactly as without stacking.
 """
 
 import math
@@ -24,7 +24,7 @@ Name = Literal["adamw", "adam", "sgd", "lion", "adafactor", "lamb", "lars", "muo
 
 NO_DECAY = (r"(?:.*/)?bias", r"(?:.*/)?scale", r"(?:.*/)?embed/positions")
 
-# What each optimiser reads and takes where the config says None.
+# The numbers that each optimiser reads, with their defaults.
 USUAL: dict[str, dict[str, float]] = {
     "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01},
     "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
@@ -45,14 +45,14 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "clip_norm": ("finite and above 0, or none", lambda x: 0 < x < math.inf),
     "layer_decay": ("above 0 and at most 1", lambda x: 0 < x <= 1),
 }
-RATED = ("lars", "rmsprop")  # whose momentum is that of the updates with their rate
-LARS_TRUST = 0.001  # times |weights| / |gradient| is a matrix's own rate: You et al. 2017, sections 4, 5
-MUON_RMS = 0.2  # of an update's entries, as AdamW's: Liu et al. 2025, section 2.2
+RATED = ("lars", "rmsprop")  # optimisers whose momentum accumulates updates already multiplied by the rate
+LARS_TRUST = 0.001  # a matrix's local rate is this × |weights| / |gradient|: You et al. 2017, sections 4, 5
+MUON_RMS = 0.2  # root mean square of an update's entries, to match AdamW: Liu et al. 2025, section 2.2
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which rule, and its numbers; None means the usual value of that optimiser (`USUAL`)."""
+    """The optimiser and its numbers; None means that optimiser's default (`USUAL`)."""
 
     name: Name = "adamw"
     weight_decay: float | None = None
@@ -60,9 +60,9 @@ class Config:
     b2: float | None = None
     eps: float | None = None
     momentum: float | None = None  # sgd, lars, muon, rmsprop
-    clip_norm: float | None = 1.0  # of the gradient over all trained leaves; None: not clipped
-    layer_decay: float = 1.0  # the rate's factor from one layer to the one below (`depth.multipliers`)
-    no_decay: tuple[str, ...] = NO_DECAY  # paths that are not decayed, nor scaled by lars; vectors never are
+    clip_norm: float | None = 1.0  # maximum global norm of the gradient; none: no clipping
+    layer_decay: float = 1.0  # factor of the learning rate from one layer to the one below (`depth.multipliers`)
+    no_decay: tuple[str, ...] = NO_DECAY  # paths without weight decay (and without LARS's ratio); vectors have none
 
     def __post_init__(self) -> None:
         """Refuse numbers outside their range, and numbers that the optimiser would ignore."""
@@ -78,7 +78,7 @@ class Config:
                 raise ConfigError(f"optimizer.{field} must be {wanted}, not {value}")
 
     def value(self, field: str) -> float:
-        """Return a number of the rule: the one set, or the usual one."""
+        """Return a number of the optimiser: the configured one, or its default."""
         chosen = getattr(self, field)
         return USUAL[self.name][field] if chosen is None else chosen
 
@@ -86,18 +86,18 @@ class Config:
 def make(cfg: Config, schedule: optax.ScalarOrSchedule, params: Params) -> optax.GradientTransformation:
     """Make the optimiser of a tree of trained parameters (arrays or abstract).
 
-    Stages: clip by global norm; the rule; weight decay; the layers' factors; minus the rate. Weight decay is
-    decoupled and multiplied by the rate (Loshchilov & Hutter 2019), also for Adafactor, where optax leaves the rate
-    out; "adam", "sgd", "lars" and "rmsprop" take it as an L2 penalty, added to the gradient first, as everybody's do.
-    LARS' momentum is that of the rated updates (You et al. 2017, algorithm 1), and what is not decayed has no ratio.
-    So is RMSProp's, whose mean of squares starts at 1 and has eps under the root, as TensorFlow's.
-    The state's structure depends on `name` and the tree only: other numbers resume from the same checkpoint.
+    Stages: clipping by global norm; the rule; weight decay; layer factors; minus the learning rate. Weight decay is
+    decoupled and multiplied by the rate (Loshchilov & Hutter 2019), also for Adafactor, where optax omits the rate.
+    For "adam", "sgd", "lars" and "rmsprop" it is the usual L2 penalty, added to the gradient first. LARS's momentum
+    accumulates updates multiplied by the rate (You et al. 2017, algorithm 1); leaves without decay have no trust ratio.
+    RMSProp's momentum does the same; its mean of squares starts at 1 and has eps under the root, as in TensorFlow.
+    The state's structure depends only on `name` and the tree, so other numbers can resume from the same checkpoint.
 
     Args:
-        cfg: the rule and its numbers.
-        schedule: step -> rate. Adafactor's is relative: it is multiplied by each matrix's root mean square. Muon's is
-            AdamW's: its updates are scaled to that size, so both groups share one rate.
-        params: the trained leaves, with the names they will have; paths decide decay, depth and Muon's share.
+        cfg: the optimiser and its numbers.
+        schedule: step -> learning rate. Adafactor's is relative: multiplied by each matrix's root mean square. Muon's
+            updates are scaled to AdamW's size, so its matrices and the Adam group share one rate.
+        params: the trained leaves under their final paths, which decide decay, depth and Muon's group.
 
     Raises:
         ConfigError: a pattern of `no_decay` (other than the default ones) matches nothing, or `layer_decay` is set
@@ -115,11 +115,11 @@ def make(cfg: Config, schedule: optax.ScalarOrSchedule, params: Params) -> optax
 
 
 def decay_mask(params: Params, no_decay: tuple[str, ...] = NO_DECAY) -> Params:
-    """Return a tree of bools: which leaves are decayed.
+    """Return a tree of bools: which leaves have weight decay.
 
-    Decayed are leaves that are matrices within one layer (a bias stacked [L, D] is none) and match no pattern.
+    These are the leaves that are matrices within one layer (a bias stacked [L, D] is not) and match no pattern.
     """
-    tree.select(params, [pattern for pattern in no_decay if pattern not in NO_DECAY])  # a misspelt one raises
+    tree.select(params, [pattern for pattern in no_decay if pattern not in NO_DECAY])  # raises if one matches nothing
 
     def decays(path: str, leaf: Any) -> bool:
         return depth.rank(path, leaf) >= 2 and not any(re.fullmatch(pattern, path) for pattern in no_decay)
@@ -128,7 +128,7 @@ def decay_mask(params: Params, no_decay: tuple[str, ...] = NO_DECAY) -> Params:
 
 
 def _rule(cfg: Config, params: Params) -> optax.GradientTransformation:
-    """Return what turns a gradient into a direction, before decay and rate."""
+    """Return the transformation from gradient to direction, before decay and rate."""
     if cfg.name == "sgd":
         return optax.trace(cfg.value("momentum"))
     if cfg.name == "lars":
@@ -139,7 +139,7 @@ def _rule(cfg: Config, params: Params) -> optax.GradientTransformation:
     if cfg.name == "lion":
         return optax.scale_by_lion(cfg.value("b1"), cfg.value("b2"))
     if cfg.name == "adafactor":
-        # as T5: no first moment, update clipped at root mean square 1, rate relative to the parameter's size
+        # as in T5: no first moment, update clipped at root mean square 1, rate relative to the parameter's size
         steps = (
             optax.scale_by_factored_rms(epsilon=cfg.value("eps")),
             optax.clip_by_block_rms(1.0),
@@ -151,7 +151,7 @@ def _rule(cfg: Config, params: Params) -> optax.GradientTransformation:
 
 
 def _muon(cfg: Config, adam: optax.GradientTransformation, params: Params) -> optax.GradientTransformation:
-    """Orthogonalise the hidden matrices' momentum; leave vectors, lookup tables and heads to Adam.
+    """Orthogonalise the momentum of hidden matrices; use Adam for vectors, lookup tables and heads.
 
     Source: Jordan et al. 2024; the scale 0.2 * sqrt(max(in, out)) is Liu et al. 2025 (Moonlight), equation 4.
     """
@@ -161,16 +161,16 @@ def _muon(cfg: Config, adam: optax.GradientTransformation, params: Params) -> op
         hidden = depth.rank(path, leaf) == 2 and not any(re.fullmatch(pattern, path) for pattern in outside)
         return "muon" if hidden else "adam"
 
-    # axes that are neither reduced nor output are independent matrices to optax: here, the layers
+    # optax treats axes that are neither reduction nor output as independent matrices: here, the layers
     matrix = contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
     orthogonalise = contrib.muon(
-        learning_rate=-1.0,  # the sign stays; the rate comes last in the chain
+        learning_rate=-1.0,  # keeps the sign; the rate comes last in the chain
         beta=cfg.value("momentum"),
         eps=cfg.value("eps"),
         muon_weight_dimension_numbers=lambda updates: jax.tree.map(lambda _: matrix, updates),
     )
-    # `muon` has multiplied by sqrt(max(1, out / in)), in every optax (`scale_by_muon` did so in 0.2.6 only):
-    # sqrt(in) more makes that sqrt(max(in, out))
+    # `muon` multiplies by sqrt(max(1, out / in)) in every optax (`scale_by_muon` only in 0.2.6);
+    # another sqrt(in) makes that sqrt(max(in, out)).
     resize = optax.stateless(lambda updates, _: jax.tree.map(lambda u: u * (MUON_RMS * u.shape[-2] ** 0.5), updates))
     labels = tree.map_with_path(group, params)
     return optax.partition({"muon": optax.chain(orthogonalise, resize), "adam": adam}, labels)
@@ -179,11 +179,11 @@ def _muon(cfg: Config, adam: optax.GradientTransformation, params: Params) -> op
 def _per_layer(
     rule: optax.GradientTransformation, params: Params, only: Params | None = None
 ) -> optax.GradientTransformation:
-    """Apply a rule that takes norms or means of whole leaves to each layer of the stacked ones by itself.
+    """Apply a rule with norms or means of whole leaves to each layer of stacked leaves separately.
 
-    optax sees a leaf as one block: over a stack, LAMB's trust ratio and Adafactor's clipping and parameter scale
-    would mix the layers, and Adafactor would factor a [L, D] bias across them once L and D reach 128. Leaves that are
-    False in `only` pass as they are.
+    optax treats a leaf as one block: LAMB's trust ratio and Adafactor's clipping and parameter scale would mix the
+    layers of a stack, and Adafactor would factor a [L, D] bias across them once L and D reach 128. Leaves that are
+    False in `only` are not changed.
     """
 
     def init(part: Params) -> Any:
@@ -195,7 +195,7 @@ def _per_layer(
 
     counts = tree.map_with_path(lambda path, leaf: depth.layers(path, leaf), params)
     groups = {count: optax.GradientTransformation(init, update) for count in set(jax.tree.leaves(counts)) if count}
-    # one group a stack height: vmap wants a single one
+    # one group per stack height, because vmap needs equal axis sizes
     rules = {f"layers_{count}": group for count, group in groups.items()} | {"layers_0": rule}
     labels = jax.tree.map(lambda count: f"layers_{count}", counts)
     if only is not None:
@@ -205,10 +205,12 @@ def _per_layer(
 
 
 def _scale_by_depth(params: Params, decay: float) -> optax.GradientTransformation:
-    """Multiply updates by the layers' factors; the identity, with the same empty state, at decay 1."""
+    """Multiply updates by their layer factors; at decay 1 the identity, with the same empty state."""
     if decay == 1:
         return optax.identity()
     if not any(depth.layers(path, leaf) for path, leaf in tree.flatten(params).items()):
-        raise ConfigError(f"optimizer.layer_decay {decay} needs layers stacked under `blocks`; there are none")
+        raise ConfigError(
+            f"optimizer.layer_decay {decay} needs layers stacked under `blocks`, but there are none; set it to 1"
+        )
     factors = depth.multipliers(params, decay)
     return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * jnp.asarray(f, u.dtype), updates, factors))

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step."""
+"""Learning-rate schedules."""
 
 import math
 from dataclasses import dataclass
@@ -15,28 +15,28 @@ Kind = Literal["cosine", "linear", "rsqrt", "wsd", "constant", "steps"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A linear rise from `start_ratio * peak` to `peak`, then what `kind` says."""
+    """Linear warm-up from `start_ratio * peak` to `peak`, then a decay by `kind`."""
 
     kind: Kind = "cosine"
     peak: float  # the highest rate, reached at step `warmup_steps`
-    num_steps: int  # of the whole run, warm-up included; the last value holds from there on
+    num_steps: int  # steps of the whole run, including warm-up; afterwards the last value is kept
     warmup_steps: int = 0
-    start_ratio: float = 0.0  # of the peak, at step 0; 1.0 with kind "rsqrt" is T5's schedule to the letter
-    final_ratio: float = 0.0  # of the peak, at step `num_steps` (cosine, linear, wsd)
-    decay_steps: int = 0  # length of the last, falling part (wsd)
-    drop: float = 0.1  # what the rate is multiplied by at each of `drop_at`, or every `drop_every` steps (steps)
-    drop_at: tuple[int, ...] = ()  # counted from the start of the run
-    drop_every: int = 0
+    start_ratio: float = 0.0  # rate at step 0 as a share of the peak; 1.0 with kind rsqrt is exactly T5's schedule
+    final_ratio: float = 0.0  # rate at step `num_steps` as a share of the peak (cosine, linear, wsd)
+    decay_steps: int = 0  # wsd: length of the final decay
+    drop: float = 0.1  # steps: factor of the rate at each of `drop_at`, or every `drop_every` steps
+    drop_at: tuple[int, ...] = ()  # steps: counted from the start of the run
+    drop_every: int = 0  # steps: counted from the start of the run
 
     def __post_init__(self) -> None:
-        """Refuse a schedule that cannot be followed."""
+        """Check that values are in range and consistent."""
         if self.kind not in get_args(Kind):
             raise ConfigError(f"schedule.kind must be one of {', '.join(get_args(Kind))}, not {self.kind!r}")
         if not (math.isfinite(self.peak) and self.peak >= 0):
             raise ConfigError(f"schedule.peak must be a finite number of at least 0, not {self.peak}")
         for name in ("start_ratio", "final_ratio"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"schedule.{name} must be within 0 and 1, not {getattr(self, name)}")
+                raise ConfigError(f"schedule.{name} must be between 0 and 1, not {getattr(self, name)}")
         for name, least in (("num_steps", 1), ("warmup_steps", 0), ("decay_steps", 0)):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= least and value == int(value)):
@@ -47,41 +47,44 @@ class Config:
         if self.warmup_steps > self.num_steps:
             raise ConfigError(f"schedule.warmup_steps {self.warmup_steps} is more than num_steps {self.num_steps}")
         if self.kind in ("cosine", "linear") and self.warmup_steps == self.num_steps:
-            raise ConfigError(f"schedule.warmup_steps {self.warmup_steps} leaves the {self.kind} decay no step")
+            raise ConfigError(
+                f"schedule.warmup_steps {self.warmup_steps} leaves no step for the {self.kind} decay; "
+                "it must be below num_steps"
+            )
         if self.kind == "wsd" and not 1 <= self.decay_steps <= self.num_steps - self.warmup_steps:
             raise ConfigError(
-                f"schedule.decay_steps of wsd must be within 1 and num_steps - warmup_steps "
+                f"schedule.decay_steps of wsd must be between 1 and num_steps - warmup_steps "
                 f"= {self.num_steps - self.warmup_steps}, not {self.decay_steps}"
             )
         if self.kind != "wsd" and self.decay_steps:
-            raise ConfigError(f"schedule.decay_steps belongs to wsd; remove it for {self.kind}")
+            raise ConfigError(f"schedule.decay_steps is for wsd only; remove it for {self.kind}")
         if not 0 < self.drop <= 1 or min((self.drop_every, *self.drop_at)) < 0:
             raise ConfigError(
                 f"schedule.drop must be above 0 and at most 1, and drop_at and drop_every at least 0, not {self.drop}, "
                 f"{self.drop_at}, {self.drop_every}"
             )
         if self.kind == "steps" and bool(self.drop_at) == bool(self.drop_every):
-            raise ConfigError("schedule.kind steps needs drop_at or drop_every, and not both")
+            raise ConfigError("schedule.kind steps needs either drop_at or drop_every, not both")
         if self.kind != "steps" and (self.drop_at or self.drop_every):
-            raise ConfigError(f"schedule.drop_at and drop_every belong to steps; remove them for {self.kind}")
+            raise ConfigError(f"schedule.drop_at and drop_every are for steps only; remove them for {self.kind}")
         if self.kind in ("rsqrt", "constant", "steps") and self.final_ratio:
-            raise ConfigError(f"schedule.final_ratio is not read by {self.kind}; remove it")
+            raise ConfigError(f"schedule.final_ratio is not used by {self.kind}; remove it")
         if self.kind == "rsqrt" and not self.warmup_steps:
-            raise ConfigError("schedule.warmup_steps sets the time scale of rsqrt and must be at least 1")
+            raise ConfigError("schedule.warmup_steps sets the time scale of rsqrt and must be at least 1, not 0")
 
 
 def make(cfg: Config) -> optax.Schedule:
-    """Make the function from a step (from 0, int or array) to its rate.
+    """Return the function from a step (from 0; int or array of any shape) to its rate (of the same shape).
 
-    With `start_ratio` 0 the first step moves nothing, as everywhere in optax. The decays after warm-up:
+    With `start_ratio` 0 the first step has rate 0, as everywhere in optax. The decays after warm-up:
 
     * cosine: half a period down to `final_ratio * peak` (Loshchilov & Hutter 2017).
-    * linear: a straight line down to it (Devlin et al. 2019).
+    * linear: a straight line down to `final_ratio * peak` (Devlin et al. 2019).
     * rsqrt: peak * sqrt(warmup_steps / step) (Vaswani et al. 2017). T5 holds the rate during the first
       `warmup_steps` instead of raising it (Raffel et al. 2020, section 3.1.2): `start_ratio=1`.
-    * wsd: the peak held, then a straight line down over the last `decay_steps` (Hu et al. 2024, MiniCPM).
-    * constant: the peak held.
-    * steps: the peak times `drop` for every drop so far (He et al. 2016; every 2.4 epochs in Tan & Le 2019).
+    * wsd: constant at the peak, then a straight line down over the last `decay_steps` (Hu et al. 2024, MiniCPM).
+    * constant: constant at the peak.
+    * steps: multiplied by `drop` at every drop (He et al. 2016; every 2.4 epochs in Tan & Le 2019).
     """
     body = _after_warmup(cfg)
     if not cfg.warmup_steps:
@@ -100,7 +103,7 @@ def _after_warmup(cfg: Config) -> optax.Schedule:
     if cfg.kind == "wsd":
         return optax.linear_schedule(cfg.peak, final, cfg.decay_steps, transition_begin=left - cfg.decay_steps)
     if cfg.kind == "rsqrt":
-        # since < 0 during warm-up, whose value `join_schedules` discards: keep it from dividing by zero
+        # `since` is below 0 during warm-up; `join_schedules` discards that value, but it must not divide by zero.
         return lambda since: cfg.peak * jnp.sqrt(cfg.warmup_steps / (cfg.warmup_steps + jnp.maximum(since, 0)))
     if cfg.kind == "steps":
         return lambda since: cfg.peak * cfg.drop ** _drops(cfg, since + cfg.warmup_steps)
@@ -108,7 +111,7 @@ def _after_warmup(cfg: Config) -> optax.Schedule:
 
 
 def _drops(cfg: Config, step: jax.typing.ArrayLike) -> jax.Array:
-    """Return how often the rate has been dropped by a step of the run."""
+    """Return the number of drops up to a step of the run."""
     if cfg.drop_every:
         return jnp.asarray(step) // cfg.drop_every
     return (jnp.asarray(step) >= jnp.array(cfg.drop_at)).sum()

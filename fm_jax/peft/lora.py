@@ -1,8 +1,8 @@
-"""Low-rank adapters (Hu et al. 2022) as an operation on trees: W + (alpha / rank) A B, for matrices named by path.
+"""LoRA: low-rank adapters (Hu et al. 2022) as an operation on trees, W + (alpha / rank) A B for matrices by path.
 
-The trained tree is {"lora": {path of W: {"a", "b"}}} next to the leaves trained in full, such as a new head, at their
-own paths. Everything else is frozen, and the model never knows: it is applied to `combine(cfg)(trained, frozen)`.
-A step therefore holds the adapted matrices and their gradients for a moment, but no optimiser state for them.
+The trained tree is {"lora": {path of W: {"a", "b"}}} plus the leaves trained in full, such as a new head, at their own
+paths. Everything else is frozen. The model itself is unchanged: it is applied to `combine(cfg)(trained, frozen)`. So a
+step temporarily holds the adapted matrices and their gradients, but no optimiser state for them.
 """
 
 import difflib
@@ -26,21 +26,21 @@ from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Params
 from fm_jax.optim import depth
 
-ROOT = "lora"  # of the adapters in the trained tree
-FORMAT = "fm_jax.lora.1"  # of the file
+ROOT = "lora"  # node of the adapters in the trained tree
+FORMAT = "fm_jax.lora.1"  # format name in the file
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which matrices get an adapter, and how large; patterns are regular expressions over whole paths."""
+    """Adapted matrices and the size of adapters; patterns are regular expressions over whole paths."""
 
     rank: int = 8
     alpha: float = 16.0  # the product A B is multiplied by alpha / rank
-    targets: tuple[str, ...] = (r"(?:.*/)?attn/(?:q|v)/kernel",)
-    trainable: tuple[str, ...] = ()  # leaves trained in full beside the adapters, such as "head/.*"
+    targets: tuple[str, ...] = (r"(?:.*/)?attn/(?:q|v)/kernel",)  # matrices that get an adapter
+    trainable: tuple[str, ...] = ()  # leaves trained in full besides the adapters, such as "head/.*"
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be built and patterns that cannot be read."""
+        """Check sizes and patterns."""
         if self.rank < 1:
             raise ConfigError(f"lora.rank must be at least 1, not {self.rank}")
         if not 0 < self.alpha < float("inf"):
@@ -55,16 +55,17 @@ class Config:
 
 
 def init(key: jax.Array, params: Params, cfg: Config) -> Params:
-    """Make new adapters: {"lora": {path: {"a": [(L,) in, rank], "b": [(L,) rank, out]}}} in float32.
+    """Initialise adapters: {"lora": {path: {"a": [(L,) in, rank], "b": [(L,) rank, out]}}} in float32.
 
-    A is uniform in ±1/sqrt(in) (Kaiming with a = sqrt 5, as the reference code has it; the paper says Gaussian) and
-    drawn from a key of its own path, so another target list gives the same A; B is zero, so the model starts unchanged.
+    A is uniform in ±1/sqrt(in) (Kaiming with a = sqrt 5, as in the reference code; the paper says Gaussian). Its key
+    depends on its path, so it does not change with the other targets. B is zero, so the model starts unchanged.
 
     Raises:
-        ConfigError: a target pattern matches nothing (the nearest paths are named) or something that is no matrix.
+        ConfigError: a target pattern matches nothing (the message names the nearest paths) or a leaf that is not a
+            matrix.
     """
     if ROOT in params:
-        raise ConfigError(f"the parameters already have a node {ROOT!r}; merge its adapters before adding new ones")
+        raise ConfigError(f"the parameters already have adapters under {ROOT!r}; merge them before adding new ones")
     flat, adapters = tree.flatten(params), {}
     for path in _targets(flat, cfg):
         *stack, rows, columns = flat[path].shape
@@ -76,23 +77,23 @@ def init(key: jax.Array, params: Params, cfg: Config) -> Params:
 
 
 def split(key: jax.Array, params: Params, cfg: Config) -> tuple[Params, Params]:
-    """Return (trained, frozen): new adapters and the leaves that `cfg.trainable` names; all other leaves.
+    """Return (trained, frozen): new adapters and the leaves of `cfg.trainable`; all other leaves.
 
     Raises:
-        ConfigError: as `init`; also a pattern of `trainable` matches nothing, or a target.
+        ConfigError: as `init`, or a pattern of `trainable` matches nothing or a target.
     """
     adapters = init(key, params, cfg)
     full, frozen = tree.partition(params, cfg.trainable)
     if both := sorted(set(_pairs(adapters)) & set(tree.flatten(full))):
-        raise ConfigError(f"{', '.join(both[:5])}: both a target of lora and trained in full; choose one")
+        raise ConfigError(f"{', '.join(both[:5])}: both in lora.targets and in lora.trainable; choose one")
     return {**adapters, **full}, frozen
 
 
 def combine(cfg: Config) -> Callable[[Params, Params], Params]:
-    """Return (trained, frozen) -> the model's parameters.
+    """Return the function (trained, frozen) -> the model's parameters.
 
-    The function is differentiable in both and runs under jit, grad, vmap and any sharding; untouched leaves pass
-    through uncopied. It raises ValueError where an adapter's matrix is missing or a leaf is in both trees.
+    It is differentiable in both and works under jit, grad, vmap and any sharding; other leaves are passed through
+    uncopied. It raises ValueError if an adapter's matrix is missing or a leaf is in both trees.
     """
 
     def parameters(trained: Params, frozen: Params) -> Params:
@@ -103,12 +104,12 @@ def combine(cfg: Config) -> Callable[[Params, Params], Params]:
 
 
 def merge(trained: Params, frozen: Params, cfg: Config) -> Params:
-    """Fold the adapters into the weights for good: an ordinary tree, exactly the one trained with."""
+    """Merge the adapters into the weights: ordinary parameters, exactly those that were trained with."""
     return combine(cfg)(trained, frozen)
 
 
 def unmerge(params: Params, trained: Params, cfg: Config) -> Params:
-    """Take the adapters out of merged parameters again: the frozen tree, to rounding (1e-6 in float32)."""
+    """Subtract the adapters from merged parameters: the frozen tree, up to rounding (1e-6 in float32)."""
     full = tree.flatten({name: node for name, node in trained.items() if name != ROOT})
     base = tree.unflatten({path: leaf for path, leaf in tree.flatten(params).items() if path not in full})
     return _add(base, trained, -cfg.alpha / cfg.rank)
@@ -117,11 +118,11 @@ def unmerge(params: Params, trained: Params, cfg: Config) -> Params:
 def shardings(trained: Params, base: Params) -> Params:
     """Return the trained tree's shardings from those of the model's parameters.
 
-    A is split along `in` and B along `out` as their matrix is; the rank is never split.
+    A is split along `in` and B along `out` like their matrix; the rank is never split.
 
     Args:
         trained: the trained tree, arrays or abstract.
-        base: NamedSharding of every leaf of the model's parameters.
+        base: the NamedSharding of every leaf of the model's parameters.
     """
     where = tree.flatten(base)
 
@@ -137,7 +138,7 @@ def shardings(trained: Params, base: Params) -> Params:
 
 
 def check(trained: Params, params: Params) -> None:
-    """Raise ValueError, naming the leaf, unless every adapter and fully trained leaf fits the model's parameters."""
+    """Raise ValueError, naming the leaf, if an adapter or fully trained leaf does not match the model's parameters."""
     flat = tree.flatten(params)
     for path, (a, b) in _pairs(trained).items():
         if path not in flat:
@@ -145,7 +146,7 @@ def check(trained: Params, params: Params) -> None:
         fits = depth.rank(path, flat[path]) == 2 and a.shape[-1] == b.shape[-2]
         if not fits or (*a.shape[:-1], b.shape[-1]) != flat[path].shape or b.shape[:-2] != a.shape[:-2]:
             raise ValueError(
-                f"{path} is {list(flat[path].shape)}; an adapter of {list(a.shape)} and {list(b.shape)} does not fit"
+                f"{path} is {list(flat[path].shape)}; adapters of {list(a.shape)} and {list(b.shape)} do not match"
             )
     for path, leaf in tree.flatten({name: node for name, node in trained.items() if name != ROOT}).items():
         if path not in flat:
@@ -155,13 +156,13 @@ def check(trained: Params, params: Params) -> None:
 
 
 def save(path: str | Path, trained: Params, cfg: Config) -> None:
-    """Write the trained tree (adapters and fully trained leaves) and the config; a reader sees all of it or nothing.
+    """Write the trained tree (adapters and fully trained leaves) and the config, atomically.
 
-    Arrays must be whole on this process.
+    Arrays must be fully addressable in this process.
     """
     from safetensors.numpy import save_file
 
-    # safetensors writes a non-contiguous array's memory as it lies, that is, wrongly
+    # safetensors writes a non-contiguous array's memory unchanged, which is wrong
     flat = {name: np.ascontiguousarray(jax.device_get(leaf)) for name, leaf in tree.flatten(trained).items()}
     words = {"rank": cfg.rank, "alpha": cfg.alpha, "targets": cfg.targets, "trainable": cfg.trainable}
     path = Path(path)
@@ -177,14 +178,14 @@ def save(path: str | Path, trained: Params, cfg: Config) -> None:
 
 
 def load(path: str | Path, params: Params) -> tuple[Params, Config]:
-    """Read (trained tree, config) and check that it fits the model.
+    """Read (trained tree, config) and check that they match the model.
 
     Args:
-        path: a file that `save` wrote.
-        params: of the whole model, arrays or abstract: only their shapes are read.
+        path: a file written by `save`.
+        params: the whole model's parameters, arrays or abstract; only their shapes are used.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of another kind, or does not fit; the message names the leaf.
+        CheckpointError: the file is missing, damaged, of another kind, or does not match; the message names the leaf.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -196,10 +197,10 @@ def load(path: str | Path, params: Params) -> tuple[Params, Config]:
     except FileNotFoundError:
         raise CheckpointError(f"there is no adapter file {path}") from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from None
+        raise CheckpointError(f"cannot read {path} as safetensors: {error}") from None
     if words.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} is no adapter file of ours: its format is {words.get('format')!r}, not {FORMAT!r}"
+            f"{path} is not an adapter file of fm_jax: its format is {words.get('format')!r}, not {FORMAT!r}"
         )
     try:
         targets, trainable = (tuple(json.loads(words[name])) for name in ("targets", "trainable"))
@@ -207,7 +208,7 @@ def load(path: str | Path, params: Params) -> tuple[Params, Config]:
         trained = tree.unflatten(flat)
         check(trained, params)
     except (KeyError, ValueError, TypeError, ConfigError) as error:
-        raise CheckpointError(f"{path} does not fit: {error}") from None
+        raise CheckpointError(f"{path} does not match the model: {error}") from None
     for name, (a, _) in _pairs(trained).items():
         if a.shape[-1] != cfg.rank:
             raise CheckpointError(f"{path}: the adapter of {name} has rank {a.shape[-1]}, but the file says {cfg.rank}")
@@ -216,7 +217,7 @@ def load(path: str | Path, params: Params) -> tuple[Params, Config]:
 
 def _targets(flat: dict[str, Any], cfg: Config) -> list[str]:
     """Return the paths that the targets match, sorted."""
-    found: set[str] = set()
+    matched: set[str] = set()
     for pattern in cfg.targets:
         paths = {path for path in flat if re.fullmatch(pattern, path)}
         if not paths:
@@ -225,10 +226,10 @@ def _targets(flat: dict[str, Any], cfg: Config) -> list[str]:
             raise ConfigError(f"lora target {pattern!r} matches no parameter; the nearest are {', '.join(near)}")
         for path in sorted(paths):
             if depth.rank(path, flat[path]) != 2:
-                what = f"{path} {list(flat[path].shape)} has {depth.rank(path, flat[path])} axes a layer"
-                raise ConfigError(f"lora target {pattern!r} matches {what}; only matrices can have adapters")
-        found |= paths
-    return sorted(found)
+                leaf = f"{path} {list(flat[path].shape)}, which has {depth.rank(path, flat[path])} axes per layer"
+                raise ConfigError(f"lora target {pattern!r} matches {leaf}; only matrices can have adapters")
+        matched |= paths
+    return sorted(matched)
 
 
 def _pairs(trained: Params) -> dict[str, tuple[jax.Array, jax.Array]]:
@@ -236,7 +237,7 @@ def _pairs(trained: Params) -> dict[str, tuple[jax.Array, jax.Array]]:
     flat = tree.flatten(trained.get(ROOT, {}))
     paths = {path.rpartition("/")[0] for path in flat}
     if odd := flat.keys() ^ {f"{path}/{part}" for path in paths for part in "ab"}:
-        raise ValueError(f"an adapter is two leaves, a and b; missing or too many: {', '.join(sorted(odd)[:5])}")
+        raise ValueError(f"an adapter needs exactly two leaves, a and b; wrong are {', '.join(sorted(odd)[:5])}")
     return {path: (flat[f"{path}/a"], flat[f"{path}/b"]) for path in sorted(paths)}
 
 
@@ -246,7 +247,7 @@ def _add(base: Params, trained: Params, scale: float) -> Params:
     for path, (a, b) in _pairs(trained).items():
         if path not in flat:
             raise ValueError(f"{path} has an adapter, but the parameters have no such leaf")
-        # full precision, also where products default to less: the same sum whether merged or not
+        # full precision even if products default to less: merged and unmerged weights must be equal
         delta = scale * jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
         flat[path] = (flat[path] + delta).astype(flat[path].dtype)
     return tree.unflatten(flat)

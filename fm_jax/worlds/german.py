@@ -1,7 +1,7 @@
-"""The forms of German words: determiners, adjective endings, nouns, verbs and numerals, by rule and table.
+"""Inflection of German words: determiners, adjective endings, nouns, verbs and numerals, by rule and table.
 
-Legend: slot is the gender of a singular or "plural"; endings follow the determiner's kind: weak after der-words,
-mixed after ein-words, strong where there is none.
+Legend: slot is the gender of a singular, or "plural". Adjective endings depend on the determiner: weak after der-words,
+mixed after ein-words, strong without a determiner.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from fm_jax.core.errors import DataError
 Gender = Literal["masculine", "feminine", "neuter"]
 Slot = Literal["masculine", "feminine", "neuter", "plural"]
 Case = Literal["nominative", "accusative", "dative"]
-Person = Literal["ich", "du", "er", "wir", "sie"]  # er: all of the third singular; sie: the third plural
+Person = Literal["ich", "du", "er", "wir", "sie"]  # er: third person singular; sie: third person plural
 CASES: tuple[Case, ...] = ("nominative", "accusative", "dative")
 
 Endings = dict[str, tuple[str, str, str]]  # slot -> the ending in each of CASES
@@ -59,7 +59,7 @@ _TENS = ("", "zehn", "zwanzig", "dreißig", "vierzig", "fünfzig", "sechzig", "s
 
 @dataclass(frozen=True)
 class Noun:
-    """A noun by its gender, singular and plural, with the word that it translates."""
+    """A German noun with gender, singular and plural, and the English noun that it translates."""
 
     english: str
     english_plural: str
@@ -76,7 +76,7 @@ class Noun:
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb's present tense, with the verb that it translates; a separable one has its prefix apart."""
+    """A German verb's present tense, and the English verb that it translates; separable prefixes are stored apart."""
 
     english: str
     english_third: str
@@ -88,7 +88,7 @@ class Verb:
 
     @property
     def infinitive(self) -> str:
-        """The infinitive, which looks like the plural in all verbs but sein."""
+        """The infinitive, which equals the plural form for all verbs except sein."""
         return self.prefix + self.plural
 
     def finite(self, person: Person) -> str:
@@ -97,7 +97,7 @@ class Verb:
 
 
 def determiner(word: str, slot: Slot, case: Case) -> str:
-    """Return the form of "der", "dieser", an ein-word by its stem, or "" for none.
+    """Inflect "der", "dieser", an ein-word given by its stem, or "" (no determiner).
 
     Raises:
         DataError: another word, or the plural of ein.
@@ -110,25 +110,25 @@ def determiner(word: str, slot: Slot, case: Case) -> str:
     if word == "dieser":
         return "dies" + _DER[slot][at]
     if word not in _EIN_WORDS or (word == "ein" and slot == "plural"):
-        raise DataError(f"there is no {slot} of the determiner {word!r}")
+        raise DataError(f"the determiner {word!r} has no {slot}")
     return word + _EIN[slot][at]
 
 
 def adjective(word: str, determiner: str, slot: Slot, case: Case) -> str:
-    """Return an attributive adjective with the ending that its determiner leaves to it."""
+    """Inflect an attributive adjective; its ending depends on the determiner."""
     endings = _STRONG if determiner == "" else _MIXED if determiner in _EIN_WORDS else _WEAK
     stem = word[:-2] + word[-1] if word.endswith(("uer", "kel")) else word.removesuffix("e")  # teuer: teure
     return stem + endings[slot][CASES.index(case)]
 
 
 def numeral(number: int) -> str:
-    """Return a number from 2 to 9,999 as the one word that stands before a noun: 347 is dreihundertsiebenundvierzig.
+    """Return a number from 2 to 9,999 as one German word: 347 is dreihundertsiebenundvierzig.
 
     Raises:
-        DataError: a number out of range, or one that ends in 01, which would not stand before a plural unchanged.
+        DataError: a number out of range, or one that ends in 01, which German inflects before a noun.
     """
     if not 2 <= number <= 9_999 or number % 100 == 1:
-        raise DataError(f"numerals go from 2 to 9999 without those that end in 01, not {number}")
+        raise DataError(f"numerals must be 2 to 9999 and not end in 01, not {number}")
     thousands, rest = divmod(number, 1000)
     hundreds, rest = divmod(rest, 100)
     word = f"{_UNITS[thousands]}tausend" if thousands else ""

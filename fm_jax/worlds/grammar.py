@@ -1,8 +1,8 @@
-"""Two grammars that speak one derivation: English, and German that is correct by rule.
+"""Two grammars for one derivation: English, and German that is correct by rule.
 
-A sentence is made of `Clause`s of `Phrase`s. The German has gender × case, adjective endings, plurals, agreement, the
-verb in second place, clauses with the verb at their end, separable verbs, infinitives at the end, and numerals in
-which units precede tens; none of it can be read off the English word by word.
+A sentence consists of `Clause`s of `Phrase`s. The German has gender × case, adjective endings, plurals, agreement,
+verb-second and verb-final order, separable verbs, clause-final infinitives, and numerals with units before tens. None
+of these can be translated word by word.
 """
 
 from dataclasses import dataclass
@@ -45,22 +45,22 @@ class Phrase:
     determiner: str = ""  # English, a key of lexicon.DETERMINERS; "" before bare plurals and numerals
     adjective: Adjective | None = None
     plural: bool = False
-    count: int = 0  # a numeral, where it is not 0
+    count: int = 0  # a numeral; 0: none
 
     def __post_init__(self) -> None:
         if (self.count or not self.determiner) and not self.plural:
-            raise DataError(f"{self.noun.english!r} needs a determiner in the singular, or the plural")
+            raise DataError(f"a singular {self.noun.english!r} needs a determiner and cannot have a numeral")
         if self.count and self.determiner:
-            raise DataError(f"{self.noun.english!r} takes a determiner or a numeral, not both")
+            raise DataError(f"{self.noun.english!r} can have a determiner or a numeral, not both")
 
     @property
     def slot(self) -> Slot:
-        """What German agrees with: the gender, or the plural."""
+        """The gender, or "plural": German determiners and adjectives agree with it."""
         return "plural" if self.plural else self.noun.gender
 
     @property
     def person(self) -> Person:
-        """What German verbs agree with."""
+        """The person that German verbs agree with."""
         return "sie" if self.plural else "er"
 
     @property
@@ -74,7 +74,7 @@ Argument = Phrase | Pronoun
 
 @dataclass(frozen=True)
 class Clause:
-    """Who does what: a verb with its objects in German order, or `predicate` with "to be"."""
+    """A subject and a verb with its objects in German order, or "to be" with a `predicate`."""
 
     subject: Argument
     verb: Verb
@@ -87,7 +87,7 @@ class Clause:
 
 @dataclass(frozen=True)
 class Sentence:
-    """English, German, and what is hard about it: a subset of PHENOMENA, in their order."""
+    """An English source, its German target, and their phenomena: a subset of PHENOMENA, in that order."""
 
     source: str
     target: str
@@ -95,33 +95,33 @@ class Sentence:
 
 
 def plain(clause: Clause) -> Sentence:
-    """Say a clause: the verb is the second constituent, after the subject."""
+    """Build a main clause: the verb is the second constituent, after the subject."""
     return _sentence(english(clause), spoken(clause, "main"), clause)
 
 
 def fronted(adverb: str, clause: Clause) -> Sentence:
-    """Say a clause after an adverb: the verb stays second, so the subject follows it."""
+    """Build a clause after an adverb: the verb stays second, so the subject follows it."""
     target = f"{lexicon.ADVERBS[adverb]} {spoken(clause, 'inverted')}"
     return _sentence(f"{adverb} {english(clause)}", target, clause, extra=("verb second",))
 
 
 def that(matrix: Clause, clause: Clause) -> Sentence:
-    """Say "… that …": the verb of the second clause goes to its end."""
+    """Build "… that …": the verb of the second clause is at its end."""
     target = f"{spoken(matrix, 'main')}, dass {spoken(clause, 'final')}"
     return _sentence(f"{english(matrix)} that {english(clause)}", target, matrix, clause, extra=("verb final",))
 
 
 def because(clause: Clause, reason: Clause) -> Sentence:
-    """Say "… because …"."""
+    """Build "… because …": the verb of the second clause is at its end."""
     target = f"{spoken(clause, 'main')}, weil {spoken(reason, 'final')}"
     return _sentence(f"{english(clause)} because {english(reason)}", target, clause, reason, extra=("verb final",))
 
 
 def condition(premise: Clause, clause: Clause) -> Sentence:
-    """Say "if …, …": the whole first clause is the first constituent, so the second one begins with its verb."""
+    """Build "if …, …": the first clause is the first constituent, so the second clause begins with its verb."""
     target = f"wenn {spoken(premise, 'final')}, {spoken(clause, 'inverted')}"
-    found = ("verb final", "verb second")
-    return _sentence(f"if {english(premise)}, {english(clause)}", target, premise, clause, extra=found)
+    orders = ("verb final", "verb second")
+    return _sentence(f"if {english(premise)}, {english(clause)}", target, premise, clause, extra=orders)
 
 
 def english(clause: Clause) -> str:
@@ -140,7 +140,7 @@ def english(clause: Clause) -> str:
     else:
         does = verb.english_third if third else verb.english
     words = [who, does]
-    words += [one.english_object if isinstance(one, Pronoun) else _english_phrase(one) for one, _ in clause.objects]
+    words += [noun.english_object if isinstance(noun, Pronoun) else _english_phrase(noun) for noun, _ in clause.objects]
     if clause.place:
         words += [clause.place[0].english, _english_phrase(clause.place[1])]
     if clause.predicate:
@@ -152,9 +152,9 @@ def spoken(clause: Clause, order: Literal["main", "inverted", "final"]) -> str:
     """Return a clause in German with its verb in second place, before its subject, or at its end."""
     subject, verb, modal = clause.subject, clause.verb, clause.modal
     who, person = _german(subject, "nominative"), subject.person
-    # the verbal bracket: what is conjugated on the left (or, in a subordinate clause, last), the rest on the right
+    # the verbal bracket: the finite verb on the left (last in a subordinate clause), the rest on the right
     finite, rest = (modal.finite(person), verb.infinitive) if modal else (verb.finite(person), verb.prefix)
-    middle = [_german(one, case) for one, case in clause.objects]
+    middle = [_german(noun, case) for noun, case in clause.objects]
     middle += ["nicht"] if clause.negated else []
     if clause.place:
         preposition, phrase = clause.place
@@ -192,21 +192,21 @@ def _english_phrase(phrase: Phrase) -> str:
     return f"{word} {rest}".strip()
 
 
-def _german(one: Argument, case: Case) -> str:
+def _german(phrase: Argument, case: Case) -> str:
     """Return a pronoun or a noun phrase in a case."""
-    if isinstance(one, Pronoun):
-        return one.german[CASES.index(case)]
-    stem = lexicon.DETERMINERS[one.determiner] if one.determiner else ""
-    words = [german.numeral(one.count) if one.count else german.determiner(stem, one.slot, case)]
-    if one.adjective:
-        words.append(german.adjective(one.adjective.german, stem, one.slot, case))
-    return " ".join(word for word in (*words, one.noun.form(one.slot, case)) if word)
+    if isinstance(phrase, Pronoun):
+        return phrase.german[CASES.index(case)]
+    stem = lexicon.DETERMINERS[phrase.determiner] if phrase.determiner else ""
+    words = [german.numeral(phrase.count) if phrase.count else german.determiner(stem, phrase.slot, case)]
+    if phrase.adjective:
+        words.append(german.adjective(phrase.adjective.german, stem, phrase.slot, case))
+    return " ".join(word for word in (*words, phrase.noun.form(phrase.slot, case)) if word)
 
 
 def _sentence(source: str, target: str, *clauses: Clause, extra: tuple[str, ...] = ()) -> Sentence:
-    found = {*extra}.union(*(_traits(clause) for clause in clauses))
-    told = [f"{text[0].upper()}{text[1:]}." for text in (source, target)]
-    return Sentence(told[0], told[1], tuple(name for name in PHENOMENA if name in found))
+    traits = {*extra}.union(*(_traits(clause) for clause in clauses))
+    written = [f"{text[0].upper()}{text[1:]}." for text in (source, target)]
+    return Sentence(written[0], written[1], tuple(name for name in PHENOMENA if name in traits))
 
 
 def _traits(clause: Clause) -> set[str]:
@@ -214,21 +214,21 @@ def _traits(clause: Clause) -> set[str]:
     arguments: list[tuple[Argument, Case]] = [(clause.subject, "nominative"), *clause.objects]
     if clause.place:
         arguments.append((clause.place[1], clause.place[0].case))
-    found = {
+    present = {
         "conjugation": isinstance(clause.subject, Pronoun),
-        "object pronoun": any(isinstance(one, Pronoun) for one, _ in clause.objects),
+        "object pronoun": any(isinstance(noun, Pronoun) for noun, _ in clause.objects),
         "separable verb": bool(clause.verb.prefix),
         "modal and infinitive": clause.modal is not None,
         "negation": clause.negated,
     }
-    for one, case in arguments:
-        if isinstance(one, Phrase):
-            found |= dict.fromkeys(_phrase_traits(one, case), True)
-    return {name for name, present in found.items() if present}
+    for argument, case in arguments:
+        if isinstance(argument, Phrase):
+            present |= dict.fromkeys(_phrase_traits(argument, case), True)
+    return {name for name, has in present.items() if has}
 
 
 def _phrase_traits(phrase: Phrase, case: Case) -> set[str]:
-    found = {
+    present = {
         f"{phrase.slot} {case}": not phrase.plural,
         "indefinite article": phrase.determiner == "a",
         "possessive or kein": phrase.determiner in ("my", "your", "our", "no"),
@@ -238,4 +238,4 @@ def _phrase_traits(phrase: Phrase, case: Case) -> set[str]:
         "numeral": phrase.count > 0,
         "unit-ten inversion": phrase.count % 100 > 20 and phrase.count % 10 > 0,
     }
-    return {name for name, present in found.items() if present}
+    return {name for name, has in present.items() if has}

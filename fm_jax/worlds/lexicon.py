@@ -1,4 +1,4 @@
-"""The words of the English–German world, and what may stand with what."""
+"""The words of the English–German world, and which words may be combined."""
 
 from dataclasses import dataclass
 
@@ -45,7 +45,7 @@ computer computers m Computer Computer
 lamp lamps f Lampe Lampen
 radio radios n Radio Radios"""
 
-# English | German, prefix apart | what it takes: a being, a thing, either, something opened or switched on
+# English | German, separable prefix first | kind of object: a being, a thing, any, something to open or switch on
 _ACCUSATIVE = """
 see sees | sehen sehe siehst sieht | any
 find finds | finden finde findest findet | any
@@ -104,7 +104,7 @@ class Pronoun:
     english: str  # as the subject
     english_object: str
     person: Person
-    german: tuple[str, str, str]  # in each of german.CASES
+    german: tuple[str, str, str]  # one form per case of german.CASES
 
     @property
     def third(self) -> bool:
@@ -114,7 +114,7 @@ class Pronoun:
 
 @dataclass(frozen=True)
 class Adjective:
-    """An adjective, and what it describes: a being, a thing, or either (any)."""
+    """An adjective, and the kind of noun it describes: a being, a thing, or any."""
 
     english: str
     german: str
@@ -123,7 +123,7 @@ class Adjective:
 
 @dataclass(frozen=True)
 class Preposition:
-    """A preposition and the case that it governs; `kind` is what may follow."""
+    """A preposition, the case it governs, and the kind of noun that may follow."""
 
     english: str
     german: str
@@ -132,23 +132,23 @@ class Preposition:
 
 
 def _nouns(lines: str) -> tuple[Noun, ...]:
-    found = []
+    nouns = []
     for line in lines.split("\n")[1:]:
-        one, many, gender, singular, plural = line.split()
-        found.append(Noun(one, many, _GENDERS[gender], singular, plural))
-    return tuple(found)
+        english, english_plural, gender, singular, plural = line.split()
+        nouns.append(Noun(english, english_plural, _GENDERS[gender], singular, plural))
+    return tuple(nouns)
 
 
 def _verbs(lines: str) -> dict[str, tuple[Verb, str]]:
-    """Return English -> (verb, what it takes); an underscore in the table stands for a space."""
-    found = {}
+    """Return English -> (verb, kind of object); an underscore in the table means a space."""
+    verbs = {}
     for line in lines.split("\n")[1:]:
         english, german, kind = line.split(" | ")
         base, third = english.replace("_", "~").split()
         prefix, *forms = german.split() if len(german.split()) == 5 else ["", *german.split()]
         verb = Verb(base.replace("~", " "), third.replace("~", " "), prefix, *forms)
-        found[verb.english] = (verb, kind)
-    return found
+        verbs[verb.english] = (verb, kind)
+    return verbs
 
 
 BEINGS, OPENED, SWITCHED = _nouns(_BEINGS), _nouns(_OPENED), _nouns(_SWITCHED)
@@ -165,7 +165,7 @@ PRONOUNS = {
     pronoun.english: pronoun
     for pronoun in (
         Pronoun("I", "me", "ich", ("ich", "mich", "mir")),
-        Pronoun("you", "you", "du", ("du", "dich", "dir")),  # one person, spoken to familiarly
+        Pronoun("you", "you", "du", ("du", "dich", "dir")),  # singular, informal
         Pronoun("he", "him", "er", ("er", "ihn", "ihm")),
         Pronoun("she", "her", "er", ("sie", "sie", "ihr")),
         Pronoun("we", "us", "wir", ("wir", "uns", "uns")),
@@ -197,18 +197,18 @@ PREPOSITIONS = {
         Preposition("with", "mit", "dative", "being"),
         Preposition("without", "ohne", "accusative", "being"),
         Preposition("for", "für", "accusative", "being"),
-        Preposition("behind", "hinter", "dative", "any"),  # with verbs of staying; those of going take the accusative
+        Preposition("behind", "hinter", "dative", "any"),  # dative for location (accusative would be direction)
         Preposition("next to", "neben", "dative", "any"),
         Preposition("under", "unter", "dative", "thing"),
     )
 }
 _HERE = tuple(PREPOSITIONS[name] for name in ("behind", "next to", "under"))
 _COMPANY = tuple(PREPOSITIONS[name] for name in ("with", "without"))
-AFTER = {  # what may follow the verbs of ALONE; "to wait for" takes another preposition than für
+AFTER = {  # prepositions that may follow the verbs of ALONE; "to wait for" does not use für
     "place": (*_HERE, *_COMPANY, PREPOSITIONS["for"]),
     "waiting": (*_HERE, *_COMPANY),
     "company": _COMPANY,
 }
-# English -> German; the plural of "this" is written there by the grammar
+# English -> German; the grammar turns "this" into "these" in the plural
 DETERMINERS = {"the": "der", "this": "dieser", "a": "ein", "no": "kein", "my": "mein", "your": "dein", "our": "unser"}
 ADVERBS = {"today": "heute", "now": "jetzt", "tomorrow": "morgen", "soon": "bald", "sometimes": "manchmal"}

@@ -1,16 +1,16 @@
 """Paragraphs about people, with questions whose answers are known spans, written as SQuAD files.
 
-What a question needs is known of each and stands in its "kind":
+Each question has a "kind", the skill that it needs:
 
-    type      only one stretch of the paragraph could answer it: knowing a city from a year is enough
-    relation  there are several of that type, but only one in the asked relation (lives in, was born in)
-    binding   several people stand in the asked relation, so the sentence of the right person has to be found
-    none      the paragraph does not say (only with `unanswerable`)
+    type      only one span of the paragraph has the answer's type: telling a city from a year is enough
+    relation  several spans have that type, but only one is in the asked relation (lives in, was born in)
+    binding   several people are in the asked relation, so the sentence about the right person must be found
+    none      the paragraph has no answer (only with `unanswerable`)
 
-Cities, jobs, instruments and half of the names have stems made up of syllables, for real ones are so few that a small
-reader learns them by heart; endings say which is which, as -burg and -smith do. No name, stem, animal or year of the
-test split occurs in another. Real names come from many languages and keep their letters. "alike" lists, for each
-question, every stretch of its answer's type.
+Cities, jobs, instruments and half of the names are built from syllables, because real ones are so few that a small
+model would memorise them; endings such as -burg and -smith show the type. No name, stem, animal or year of the test
+split occurs in another split. Real names come from many languages and keep their letters. "alike" lists, for each
+question, every span of its answer's type.
 """
 
 import json
@@ -68,19 +68,19 @@ FILLER = (
 
 @dataclass(frozen=True)
 class Config:
-    """How much is written."""
+    """Sizes of the splits."""
 
     train: int = 2500  # paragraphs; each has up to three questions
     validation: int = 150
     test: int = 300
-    unanswerable: float = 0.0  # share of the questions whose paragraph does not say; above 0 the files are v2.0
+    unanswerable: float = 0.0  # share of questions without an answer; above 0 the files are v2.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be written."""
+        """Check that values are in range."""
         for split in SPLITS:
             if getattr(self, split) < 1:
-                raise ConfigError(f"{split} must be at least 1 paragraph, not {getattr(self, split)}")
+                raise ConfigError(f"{split} must have at least 1 paragraph, not {getattr(self, split)}")
         if not 0 <= self.unanswerable < 1:
             raise ConfigError(f"unanswerable must be at least 0 and below 1, not {self.unanswerable}")
 
@@ -93,7 +93,7 @@ def write(folder: Path, cfg: Config) -> None:
 
 
 def generate(cfg: Config, split: str) -> dict[str, Any]:
-    """Return one split as SQuAD's tree: {"version", "data": [{"title", "paragraphs": [{"context", "qas"}]}]}."""
+    """Return one split in SQuAD's format: {"version", "data": [{"title", "paragraphs": [{"context", "qas"}]}]}."""
     rng = np.random.default_rng((cfg.seed, SPLITS.index(split)))
     words = _Words(rng, held_out=split == "test")
     paragraphs = [
@@ -105,7 +105,7 @@ def generate(cfg: Config, split: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Fact:
-    """One thing that a paragraph says: who, which relation, and what."""
+    """One fact of a paragraph: person, relation and value."""
 
     person: int
     relation: str
@@ -118,13 +118,13 @@ class _Fact:
 
 @dataclass
 class _Text:
-    """A paragraph in the making, and where each fact's value stands in it."""
+    """A paragraph under construction, and the start character of each fact's value."""
 
     text: str = ""
     at: dict[_Fact, int] = field(default_factory=dict)
 
     def add(self, template: str, name: str, facts: tuple[_Fact, ...]) -> None:
-        """Append a sentence; its {x0}, {x1} are the values of the facts."""
+        """Append a sentence; {x0} and {x1} are replaced by the facts' values, {n} by the name."""
         self.text += " " if self.text else ""
         for part in _parts(template):
             if part.startswith("{x"):
@@ -136,23 +136,23 @@ class _Text:
 
 
 class _Words:
-    """The words of the test split, or all others: a fifth of them, by their checksum."""
+    """The words of the test split (a fifth of all, by checksum), or all others."""
 
     def __init__(self, rng: np.random.Generator, *, held_out: bool) -> None:
         self._rng, self._held_out = rng, held_out
         lists = {"first": FIRST, "last": LAST, "animal": ANIMALS, "year": YEARS}
-        self._lists = {name: [word for word in found if self._mine(word)] for name, found in lists.items()}
+        self._lists = {name: [word for word in words if self._mine(word)] for name, words in lists.items()}
 
     def names(self, which: str, count: int) -> list[str]:
-        """Draw different first or last names, half of them made up."""
-        found: dict[str, None] = {}
-        while len(found) < count:
+        """Draw different first or last names, half of them invented."""
+        names: dict[str, None] = {}
+        while len(names) < count:
             real = self._rng.random() < 0.5
-            found[_pick(self._rng, self._lists[which]) if real else self._stem(2).capitalize()] = None
-        return list(found)
+            names[_pick(self._rng, self._lists[which]) if real else self._stem(2).capitalize()] = None
+        return list(names)
 
     def answer(self, kind: str) -> str:
-        """Draw a word, or several, of an answer's type."""
+        """Draw an answer of a type, one word or several."""
         if kind == "pets":
             return " ".join(_pick(self._rng, words) for words in (COUNTS, COLOURS, self._lists["animal"]))
         if kind == "year":
@@ -189,8 +189,8 @@ def _paragraph(rng: np.random.Generator, words: _Words, name: str, unanswerable:
     for number, fact in enumerate(_asked(rng, facts)):
         missing = rng.random() < unanswerable
         if missing:
-            told = {(f.person, f.relation) for f in facts}
-            absent = [(p, r) for p in range(count) for r in RELATIONS if (p, r) not in told]
+            stated = {(f.person, f.relation) for f in facts}
+            absent = [(p, r) for p in range(count) for r in RELATIONS if (p, r) not in stated]
             person, relation = absent[int(rng.integers(len(absent)))]
         else:
             person, relation = fact.person, fact.relation
@@ -211,7 +211,7 @@ def _paragraph(rng: np.random.Generator, words: _Words, name: str, unanswerable:
 
 
 def _facts(rng: np.random.Generator, words: _Words, count: int) -> list[_Fact]:
-    """Draw facts: half of the paragraphs say one thing of everybody, and others of single people."""
+    """Draw facts; half of the paragraphs state one relation of everybody, all state relations of single people."""
     order = _sample(rng, list(RELATIONS), len(RELATIONS))
     shared = rng.random() < 0.5
     who = [(person, order[0]) for person in range(count)] if shared else []
@@ -235,9 +235,9 @@ def _sentences(rng: np.random.Generator, facts: list[_Fact]) -> Iterator[tuple[s
         forms = RELATIONS[fact.relation]
         if partner is not None and rng.random() < 0.5:
             left.remove(partner)
-            one = _numbered(_pick(rng, forms.verbs), 0)
-            two = _numbered(_pick(rng, RELATIONS[partner.relation].verbs), 1)
-            yield _pick(rng, (f"{{n}} {one} and {two}.", f"{{n}}, who {one}, {two}.")), (fact, partner)
+            first = _numbered(_pick(rng, forms.verbs), 0)
+            second = _numbered(_pick(rng, RELATIONS[partner.relation].verbs), 1)
+            yield _pick(rng, (f"{{n}} {first} and {second}.", f"{{n}}, who {first}, {second}.")), (fact, partner)
         elif rng.random() < 0.4:
             yield _numbered(_pick(rng, forms.whole), 0), (fact,)
         else:
@@ -245,7 +245,7 @@ def _sentences(rng: np.random.Generator, facts: list[_Fact]) -> Iterator[tuple[s
 
 
 def _asked(rng: np.random.Generator, facts: list[_Fact]) -> list[_Fact]:
-    """Choose up to three facts to ask for, two at most of the kind that binds."""
+    """Choose up to three facts to ask about, at most two of kind "binding"."""
     shuffled = [facts[i] for i in rng.permutation(len(facts))]
     binding = [fact for fact in shuffled if _kind(fact, facts) == "binding"]
     return binding[:2] + [fact for fact in shuffled if fact not in binding][: 1 if binding else 3]
@@ -262,7 +262,7 @@ def _numbered(template: str, number: int) -> str:
 
 
 def _parts(template: str) -> Iterator[str]:
-    """Split a template into its text and its {…}."""
+    """Split a template into its text and its placeholders {…}."""
     for piece in template.replace("{", "\0{").replace("}", "}\0").split("\0"):
         if piece:
             yield piece

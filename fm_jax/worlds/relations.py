@@ -1,16 +1,16 @@
-"""What can be said of people (worlds/people.py) and how it is asked: six relations and the sentences for each."""
+"""Six relations of people (worlds/people.py), with the sentences that state each and the questions about it."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Relation:
-    """What can be said of a person and how it is asked; {n} is the person, {x} what is asked for."""
+    """A relation between a person {n} and an answer {x}, with its sentences and questions."""
 
-    type: str  # of the answer
-    verbs: tuple[str, ...]  # predicates, which can be joined
-    whole: tuple[str, ...]  # sentences in another order
-    asked: tuple[str, ...]
+    type: str  # type of the answer
+    verbs: tuple[str, ...]  # predicates, which can be joined by "and"
+    whole: tuple[str, ...]  # whole sentences with another word order
+    asked: tuple[str, ...]  # questions
 
 
 RELATIONS = {

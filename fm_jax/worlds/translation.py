@@ -1,7 +1,7 @@
-"""A world to translate: generated English sentences with their German, labelled by what is hard about them.
+"""A synthetic translation corpus: English sentences with their German, labelled by linguistic phenomena.
 
-A sentence's split is a hash of its German, so that train, validation and test have no sentence in common, neither its
-English nor its German, whatever their sizes and seeds (different English may have one German, never the reverse).
+A sentence's split is a hash of its German, so train, validation and test share no sentence in either language, at any
+size and seed (different English sentences may have the same German, never the reverse).
 """
 
 import hashlib
@@ -32,18 +32,18 @@ SPLITS: dict[str, tuple[float, float]] = {"train": (0.0, 0.9), "validation": (0.
 
 
 def split_of(sentence: Sentence) -> str:
-    """Return the split that a sentence belongs to, by the hash of its German."""
+    """Return the split of a sentence, by the hash of its German."""
     share = int.from_bytes(hashlib.sha256(sentence.target.encode()).digest()[:4], "big") / 2**32
     return next(name for name, (low, high) in SPLITS.items() if low <= share < high)
 
 
 def sentences(split: Split, count: int, *, seed: int = 0, largest: int = 9_999) -> tuple[Sentence, ...]:
-    """Return `count` different sentences of a split, the same for the same seed; a larger draw begins with the smaller.
+    """Return `count` different sentences of a split; a larger count with the same seed extends a smaller one.
 
     Args:
         split: train, validation or test.
-        count: how many.
-        seed: of the draw.
+        count: number of sentences.
+        seed: seed of the generator.
         largest: the largest numeral.
 
     Raises:
@@ -51,19 +51,19 @@ def sentences(split: Split, count: int, *, seed: int = 0, largest: int = 9_999) 
     """
     if split not in SPLITS or count < 1 or not 2 <= largest <= 9_999:
         raise DataError(
-            f"{count} sentences of {split!r} with numerals to {largest}: give a count of at least 1, one of "
-            f"{', '.join(SPLITS)}, and a largest numeral from 2 to 9999"
+            f"cannot generate {count} sentences of {split!r} with numerals up to {largest}; count must be at least 1, "
+            f"split one of {', '.join(SPLITS)}, and largest 2 to 9999"
         )
-    rng, found = Random(f"translation/{seed}"), dict[str, Sentence]()
-    while len(found) < count:
+    rng, drawn = Random(f"translation/{seed}"), dict[str, Sentence]()
+    while len(drawn) < count:
         sentence = draw(rng, largest)
         if split_of(sentence) == split:
-            found.setdefault(sentence.target, sentence)
-    return tuple(found.values())
+            drawn.setdefault(sentence.target, sentence)
+    return tuple(drawn.values())
 
 
 def draw(rng: Random, largest: int = 9_999) -> Sentence:
-    """Draw one sentence: half of them one clause, the other half an adverb or a second clause with it."""
+    """Draw one sentence: 40 % a single clause, 24 % with an adverb, 36 % with a second clause."""
     kind = rng.random()
     if kind < 0.40:
         return plain(_clause(rng, largest))
@@ -77,7 +77,7 @@ def draw(rng: Random, largest: int = 9_999) -> Sentence:
 
 
 def _clause(rng: Random, largest: int, *, short: bool = False) -> Clause:
-    """Draw a clause; a short one is lighter in adjectives and has no recipient."""
+    """Draw a clause; a short one has fewer adjectives and no recipient."""
     kind = rng.random()
     if kind < 0.12:
         return _being(rng, largest)
@@ -94,9 +94,9 @@ def _clause(rng: Random, largest: int, *, short: bool = False) -> Clause:
     else:
         verb, wanted = rng.choice(list(lexicon.ACCUSATIVE.values()))
         clause = Clause(subject, verb, ((_object(rng, wanted, largest, subject, short), "accusative"),))
-    if rng.random() < 0.18 and not any(isinstance(one, Phrase) and one.determiner == "no" for one, _ in clause.objects):
+    if rng.random() < 0.18 and not any(isinstance(obj, Phrase) and obj.determiner == "no" for obj, _ in clause.objects):
         return replace(clause, modal=rng.choice(list(lexicon.MODALS.values())))  # "must … no" is not "muss … kein"
-    return replace(clause, negated=rng.random() < 0.2 and all(_definite(one) for one, _ in clause.objects))
+    return replace(clause, negated=rng.random() < 0.2 and all(_definite(obj) for obj, _ in clause.objects))
 
 
 def _being(rng: Random, largest: int) -> Clause:
@@ -111,7 +111,7 @@ def _being(rng: Random, largest: int) -> Clause:
 
 
 def _alone(rng: Random, subject: Argument, largest: int, short: bool) -> Clause:
-    """Draw a verb without an object, and a place or company for most."""
+    """Draw an intransitive verb, mostly with a prepositional phrase of place or company."""
     verb, prepositions = rng.choice(list(lexicon.ALONE.values()))
     if rng.random() < 0.3:
         return Clause(subject, verb)
@@ -126,11 +126,11 @@ def _subject(rng: Random, largest: int, *, short: bool = False) -> Argument:
 
 
 def _object(rng: Random, kind: str, largest: int, subject: Argument, short: bool) -> Argument:
-    """Draw an object; no pronoun for what might be a thing, and none that would have to be reflexive."""
+    """Draw an object; pronouns only for beings, and none that would have to be reflexive."""
     if kind in ("being", "any") and rng.random() < 0.3:
         near = {"I": ("I", "we"), "we": ("I", "we"), "you": ("you",)}
         barred = near.get(subject.english, ()) if isinstance(subject, Pronoun) else ()
-        return rng.choice([one for one in lexicon.PRONOUNS.values() if one.english not in barred])
+        return rng.choice([pronoun for pronoun in lexicon.PRONOUNS.values() if pronoun.english not in barred])
     return _phrase(rng, kind, largest, short)
 
 
@@ -149,16 +149,16 @@ def _phrase(rng: Random, kind: str, largest: int, short: bool, *, negative: bool
 
 
 def _describing(kind: str) -> list[Adjective]:
-    return [one for one in lexicon.ADJECTIVES.values() if one.kind in ("any", kind)]
+    return [adjective for adjective in lexicon.ADJECTIVES.values() if adjective.kind in ("any", kind)]
 
 
 def _count(rng: Random, largest: int) -> int:
-    """Draw a numeral: small ones are as frequent as all the large ones."""
+    """Draw a numeral; small numbers are over-represented."""
     number = 1
     while number % 100 == 1:
         number = rng.randint(2, min(largest, rng.choices((12, 99, 999, 9_999), (35, 35, 15, 15))[0]))
     return number
 
 
-def _definite(one: Argument) -> bool:
-    return isinstance(one, Pronoun) or one.determiner in ("the", "this", "my", "your", "our")
+def _definite(argument: Argument) -> bool:
+    return isinstance(argument, Pronoun) or argument.determiner in ("the", "this", "my", "your", "our")

@@ -119,17 +119,21 @@ def test_load_params_merges_the_frozen_and_leaves_the_rest(tmp_path):
 
 
 def test_what_is_not_there_is_said(tmp_path):
-    for step, said in {"last": "there is no sealed one", 3: "there is no sealed one", "best": "has a metric"}.items():
+    for step, said in {
+        "last": "it has no sealed checkpoint",
+        3: "it has no sealed checkpoint",
+        "best": "has a metric",
+    }.items():
         with pytest.raises(CheckpointError, match=f"no checkpoint .*{said}"):
             load_params(tmp_path / "nowhere", step)
     assert not (tmp_path / "nowhere").exists()
     with Store(tmp_path, meta={}) as store:
         store.save(10, {"params": {"w": jnp.ones(1)}}, {})
-    with pytest.raises(CheckpointError, match=r"no checkpoint 3 in .*: there are 10"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint 3 in .*; it has 10"):
         load_params(tmp_path, 3)
-    with pytest.raises(CheckpointError, match="has a metric to be best by"):
+    with pytest.raises(CheckpointError, match="has a metric, so none is best"):
         load_params(tmp_path, "best")
-    with pytest.raises(CheckpointError, match="holds no ema; it holds params"):
+    with pytest.raises(CheckpointError, match="has no ema; it has params"):
         load_params(tmp_path, part="ema")
 
 

@@ -100,7 +100,7 @@ def test_every_flipped_bit_of_the_seal_is_found(sealed):
 def test_an_added_file_is_no_damage_but_an_unlisted_one_is_not_read(sealed):
     (sealed / "notes.txt").write_text("good run")
     seal.verify(sealed)
-    with pytest.raises(CheckpointError, match="not listed"):
+    with pytest.raises(CheckpointError, match="the seal does not list it"):
         seal.read(sealed, "notes.txt")
 
 

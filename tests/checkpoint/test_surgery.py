@@ -123,7 +123,7 @@ def test_all_problems_come_in_one_message_ten_in_words():
     target = {f"leaf{i:02d}": jnp.zeros(2) for i in range(30)}
     source = {f"leaf{i:02d}": jnp.zeros(3) for i in range(25)}
     message = _message(target, source, fresh=["no"])
-    assert message.startswith("weights do not fit, 31 problems: fresh pattern 'no'")
+    assert message.startswith("weights do not match, 31 problems: fresh pattern 'no'")
     assert message.endswith("; and 21 more")
     assert message.count("; and ") == 1
 

@@ -47,5 +47,5 @@ def test_two_processes_save_restore_and_refuse_as_one(tmp_path):
     assert first[0].startswith("old CheckpointError: checkpoint 3 is not above the latest, 3")
     assert "is damaged (its sha256 differs)" in first[1]
     assert first[2].startswith("unsealed ResourceError: saving checkpoint 4")
-    assert second[2] == "unsealed CheckpointError: checkpoint 4 was not sealed by the first process; see its error"
+    assert second[2] == "unsealed CheckpointError: process 0 did not seal checkpoint 4; see its error"
     assert first[3] == second[3] == "done"

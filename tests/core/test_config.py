@@ -158,9 +158,9 @@ BAD = [
     (["--", "1"], r"unexpected argument '--'"),
     (["--seed", "1", "2"], r"unexpected argument '2'"),
     (["--model.num_heads", "3"], r"^model: num_heads 3 does not divide d_model 64$"),
-    (["--lora", "none", "--lora.rank", "2"], r"exclude each other"),
+    (["--lora", "none", "--lora.rank", "2"], r"cannot be combined with options inside"),
     (["--lora", "on"], r"--lora: 'on' is not section\|none"),
-    (["--start.strict", "true"], r"--start\.path is needed"),
+    (["--start.strict", "true"], r"--start\.path is required"),
     (["--name", "hf_ABCDEFGHIJKLMN"], r"--name: the value looks like a secret"),
 ]
 

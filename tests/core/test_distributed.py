@@ -75,9 +75,9 @@ def test_detects(env: dict[str, str], spec: Spec | None) -> None:
         ({"FM_PROCESS_ID": "0"}, "FM_COORDINATOR_ADDRESS is missing"),
         ({"FM_COORDINATOR_ADDRESS": "h:1", "FM_NUM_PROCESSES": "2"}, "FM_PROCESS_ID is missing"),
         (FM | {"FM_PROCESS_ID": "4"}, "FM_PROCESS_ID 4 must be at least 0 and below FM_NUM_PROCESSES 4"),
-        (FM | {"FM_PROCESS_ID": "-1"}, "FM_PROCESS_ID must be a number and is '-1'"),
+        (FM | {"FM_PROCESS_ID": "-1"}, "FM_PROCESS_ID must be a number, not '-1'"),
         (FM | {"FM_NUM_PROCESSES": "0"}, "below FM_NUM_PROCESSES 0"),
-        (FM | {"FM_COORDINATOR_ADDRESS": "host"}, "must look like host:port and is 'host'"),
+        (FM | {"FM_COORDINATOR_ADDRESS": "host"}, "must look like host:port, not 'host'"),
         (FM | {"FM_LOCAL_DEVICE_IDS": "all"}, "FM_LOCAL_DEVICE_IDS must look like 0,1"),
         ({"RANK": "0"}, "torchrun: MASTER_ADDR is missing"),
         ({"RANK": "0", "MASTER_ADDR": "m"}, "torchrun: WORLD_SIZE is missing"),
@@ -101,7 +101,7 @@ def test_auto_where_nothing_can_be_detected_is_said_in_one_line() -> None:
     code = "from fm_jax.core.distributed import start\nstart({'FM_DISTRIBUTED': 'auto'})"
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TPU_SKIP_MDS_QUERY": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
-    assert "ConfigError: auto: the other processes cannot be found" in done.stderr.splitlines()[-1]
+    assert "ConfigError: auto: could not connect to the other processes" in done.stderr.splitlines()[-1]
 
 
 WORKER = """

@@ -34,8 +34,11 @@ def test_a_mesh_takes_the_devices_it_is_given():
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        (MeshConfig(tensor=3), "mesh.data cannot be filled: 8 devices do not divide by 3"),
-        (MeshConfig(data=2, tensor=2), "data 2 × fsdp 1 × tensor 2 × sequence 1 = 4 does not equal the 8 devices"),
+        (MeshConfig(tensor=3), "mesh.data cannot be filled: 8 devices are not divisible by 3"),
+        (
+            MeshConfig(data=2, tensor=2),
+            "data 2 × fsdp 1 × tensor 2 × sequence 1 = 4 does not match the 8 available",
+        ),
         (MeshConfig(fsdp=-1), "only one mesh axis may be -1, not data and fsdp"),
         (MeshConfig(tensor=0), "at least 1"),
         (MeshConfig(data=-2), "at least 1"),

@@ -25,7 +25,7 @@ def test_unflatten_undoes_flatten():
 
 def test_select_matches_whole_paths():
     assert tree.select(TREE, ["a/kernel", "b/.*/bias"]) == {"a/kernel", "b/x/bias"}
-    with pytest.raises(ConfigError, match=r"'kernel' matches no parameter; there are a/kernel"):
+    with pytest.raises(ConfigError, match=r"'kernel' matches no parameter; known are a/kernel"):
         tree.select(TREE, ["kernel"])
 
 

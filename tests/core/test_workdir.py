@@ -74,11 +74,11 @@ def test_every_start_is_kept_with_its_changes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"config": CONFIG | {"seed": 1}}, r"another config; .* old values of seed: 0 -> 1$"),
+        ({"config": CONFIG | {"seed": 1}}, r"another config; .* old values: seed: 0 -> 1$"),
         ({"config": {**CONFIG, "opt": {"lr": 0.2}}}, r"opt\.lr: 0\.1 -> 0\.2; opt\.b1: 0\.9 -> \(not set\)$"),
         ({"config": {**CONFIG, "fit": {"num_steps": 20}}, "resumable": ("opt.*",)}, r"fit\.num_steps: 10 -> 20$"),
         ({"config": {f"k{i}": i for i in range(9)}}, r"; .* and 7 more$"),
-        ({"experiment": "experiments.b"}, r"holds experiments\.a, not experiments\.b"),
+        ({"experiment": "experiments.b"}, r"holds a run of experiments\.a, not experiments\.b"),
     ],
 )
 def test_another_experiment_or_config_is_refused_and_nothing_is_touched(
@@ -112,7 +112,7 @@ def test_what_was_refused_before_it_made_anything_may_be_corrected(tmp_path: Pat
         held.write_record({"experiment": "experiments.b", "config": CONFIG, "time": "t1"})
     assert [start["time"] for start in json.loads((path / "run.json").read_text())["starts"]] == ["t0", "t1"]
     (path / "checkpoints").mkdir()
-    with pytest.raises(ConfigError, match=r"holds experiments\.b"):
+    with pytest.raises(ConfigError, match=r"holds a run of experiments\.b"):
         take(path)
 
 
@@ -127,7 +127,7 @@ def test_a_damaged_record_is_named(tmp_path: Path, body: str) -> None:
 def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     before = snapshot(tmp_path)
-    with pytest.raises(ConfigError, match=r"holds files that no run wrote \(thesis\.tex\)"):
+    with pytest.raises(ConfigError, match=r"contains files that no run wrote \(thesis\.tex\)"):
         take(tmp_path)
     assert snapshot(tmp_path) == before
 
@@ -145,7 +145,7 @@ def test_what_launchers_and_mounts_leave_is_no_obstacle(tmp_path: Path) -> None:
         ("/proc/nothing/a", "cannot be used: .*; give another --workdir"),
         ("a" * 300, "cannot be used: File name too long"),
         ("a\0b", "cannot be used"),
-        ("gs://bucket/run", "must be a local path"),
+        ("gs://bucket/run", "is not a local path"),
         ("/dev/null", "is a file"),
         ("/dev/null/a", "cannot be used: Not a directory"),
     ],
@@ -219,7 +219,7 @@ def test_a_child_that_outlives_the_trainer_is_named_as_the_reason(tmp_path: Path
         try:
             other.kill()
             other.wait()
-            with pytest.raises(ConfigError, match="it is gone, but a child of it still holds the lock"):
+            with pytest.raises(ConfigError, match="that process has ended, but a child of it still holds the lock"):
                 take(path, {})
         finally:
             os.kill(child, signal.SIGKILL)

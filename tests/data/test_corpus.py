@@ -94,9 +94,9 @@ def test_tokens_made_elsewhere_open_by_config(small: Corpus, tmp_path: Path) -> 
     assert [found.num_bytes(split) for split in ("train", "validation")] == [
         small.num_bytes(split) for split in ("train", "validation")
     ]
-    with pytest.raises(DataError, match="blocks of 32 tokens and cannot give length 64"):
+    with pytest.raises(DataError, match="blocks of 32 tokens and cannot give blocks of 64"):
         found.blocks("train", 64)
-    with pytest.raises(DataError, match="cannot give documents kept apart"):
+    with pytest.raises(DataError, match="cannot give separate documents"):
         found.blocks("train", 32, apart=True)
     with pytest.raises(DataError, match="400"):
         corpus.prepare(cfg, tmp_path / "unused", vocab_size=512)

@@ -48,7 +48,7 @@ def test_another_seed_divides_otherwise() -> None:
 def test_an_unknown_split_or_photograph_is_refused() -> None:
     with pytest.raises(DataError, match="no split 'dev'"):
         Digits("dev")
-    with pytest.raises(ConfigError, match="no photograph 'cat'; there are china, flower"):
+    with pytest.raises(ConfigError, match="no photograph 'cat'; choose china or flower"):
         photographs.load("cat")
 
 

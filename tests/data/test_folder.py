@@ -58,7 +58,9 @@ def test_undivided_text_files_are_divided_by_name(tmp_path: Path) -> None:
 def test_too_few_files_to_divide_is_refused_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "input.txt").write_text("all there is")
     cfg = Config(kind="text", path=tmp_path / "input.txt")
-    with pytest.raises(DataError, match=r"none of the 1 files of .*input.txt fall into split .* make folders train"):
+    with pytest.raises(
+        DataError, match=r"none of the 1 files of .*input.txt fall into split .* sort them into folders"
+    ):
         for split in SPLITS:
             source.documents(cfg, split, tmp_path)
 
@@ -75,8 +77,8 @@ def test_a_folder_that_is_missing_or_empty_is_named(kind: str, tmp_path: Path) -
     ("line", "message"),
     [
         (b'{"text": "cut off', r"train.jsonl:3: not JSON: "),
-        (b"[1, 2]", r"train.jsonl:3: no field 'text' \(there is list\)"),
-        (b'{"body": "x"}', r"train.jsonl:3: no field 'text' \(there is 'body'\)"),
+        (b"[1, 2]", r"train.jsonl:3: no field 'text' \(the line has list\)"),
+        (b'{"body": "x"}', r"train.jsonl:3: no field 'text' \(the line has 'body'\)"),
         (b'{"text": 5}', r"train.jsonl:3: field 'text' is int, not text"),
         (b'{"text": "\xff"}', r"train.jsonl:3: not UTF-8 text"),
         (b"[" * 100_000, r"train.jsonl:3: not JSON"),

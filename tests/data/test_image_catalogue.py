@@ -57,7 +57,7 @@ def test_images_open_by_name_and_are_decoded_by_our_rules(prepared: Path) -> Non
         try:
             image, label = found[i]
         except DataError as error:
-            assert str(error).startswith(f"record {i}: no image of JPEG")
+            assert str(error).startswith(f"record {i}: not an image in JPEG")
             continue
         assert image.shape == (5, 7, 3) and image.dtype == np.uint8 and (image == image[0, 0, 0]).all()
         seen[int(image[0, 0, 0]) // 20] = label
@@ -72,7 +72,7 @@ def test_slices_are_splits_of_their_own(prepared: Path) -> None:
 def test_what_is_not_there_is_named(prepared: Path) -> None:
     with pytest.raises(DataError, match=r"few_images has no field 'photo'; it has .*image"):
         CatalogueImages("few_images", "train", prepared, image="photo")
-    with pytest.raises(DataError, match=r"field 'number' of few_images has no names of classes"):
+    with pytest.raises(DataError, match=r"field 'number' of few_images has no class names"):
         CatalogueImages("few_images", "train", prepared, label="number")
     with pytest.raises(DataError, match=r"cannot open split 'test' of few_images \(it has train\)"):
         CatalogueImages("few_images", "test", prepared)

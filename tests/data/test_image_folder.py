@@ -59,7 +59,7 @@ def test_the_fingerprint_changes_with_a_file(root: Path) -> None:
 @pytest.mark.parametrize(("link", "target"), [("cat/again", "."), ("cat/more/up", "../.."), ("emu", "..")])
 def test_a_link_to_a_folder_above_is_named(root: Path, link: str, target: str) -> None:
     (root / "train" / link).symlink_to(target)
-    with pytest.raises(DataError, match=r"lies in itself, by a link; remove the link"):
+    with pytest.raises(DataError, match=r"links to a folder that contains it; remove the link"):
         ImageFolder(root, "train")
 
 
@@ -83,17 +83,17 @@ def test_a_folder_that_must_not_be_read_is_named(root: Path, monkeypatch: pytest
         return real(folder)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(DataError, match=r"more cannot be read: Permission denied"):
+    with pytest.raises(DataError, match=r"cannot read .*more: Permission denied"):
         ImageFolder(root, "train")
 
 
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda path: path.symlink_to("nowhere.png"), "cannot be read: No such file"),
-        (lambda path: path.symlink_to(path.name), "cannot be read: Too many levels"),
-        (lambda path: os.mkfifo(path), "no regular file"),
-        (lambda path: path.symlink_to("/dev/zero"), "no regular file"),
+        (lambda path: path.symlink_to("nowhere.png"), "cannot read the file: No such file"),
+        (lambda path: path.symlink_to(path.name), "cannot read the file: Too many levels"),
+        (lambda path: os.mkfifo(path), "not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
     ],
 )
 def test_what_is_no_file_is_found_when_it_is_read(root: Path, make: Callable[[Path], None], why: str) -> None:
@@ -106,15 +106,15 @@ def test_what_is_no_file_is_found_when_it_is_read(root: Path, make: Callable[[Pa
 
 def test_a_class_that_training_lacks_is_named(root: Path) -> None:
     put(root / "val" / "emu" / "a.png", 0)
-    with pytest.raises(DataError, match=r"val has the class 'emu', which .*train lacks"):
+    with pytest.raises(DataError, match=r"val has the class 'emu', which is missing in .*train"):
         ImageFolder(root, "val", classes_from="train")
 
 
 def test_a_folder_that_is_missing_or_empty_is_named(root: Path) -> None:
-    with pytest.raises(DataError, match=r"dev cannot be read: No such file.*a folder a class"):
+    with pytest.raises(DataError, match=r"cannot read .*dev: No such file.*one folder per class"):
         ImageFolder(root, "dev")
     (root / "train" / "eel").mkdir()
-    with pytest.raises(DataError, match=r"eel holds no image \(\.jpg, "):
+    with pytest.raises(DataError, match=r"eel has no image files \(\.jpg, "):
         ImageFolder(root, "train")
     with pytest.raises(DataError, match=r"more has no folders"):
         ImageFolder(root / "train" / "cat", "more")

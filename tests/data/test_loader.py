@@ -101,7 +101,7 @@ def test_ids_out_of_range_are_refused_before_a_device_sees_them(value: int) -> N
         def __getitem__(self, index: int) -> HostBatch:
             return super().__getitem__(index) | ({"tokens": np.full(3, value, np.int32)} if index == 9 else {})
 
-    message = f"numbers: tokens holds {value}, outside 0 … 999"
+    message = f"numbers: tokens contains {value}, outside 0 … 999"
     with pytest.raises(DataError, match=message):
         _take(Batches(Wrong(), 8), 10)
     with pytest.raises(DataError, match=message):
@@ -115,7 +115,7 @@ def test_rows_of_different_shapes_are_refused() -> None:
         def __getitem__(self, index: int) -> HostBatch:
             return {"tokens": np.zeros(4, np.int32), "weights": np.zeros(4, np.float32)}
 
-    with pytest.raises(DataError, match="numbers, longer do not have the same fields and shapes"):
+    with pytest.raises(DataError, match="numbers, longer differ in fields or shapes"):
         _take(Batches(Mixture((Numbers(), Longer(name="longer")), (1.0, 1.0)), 8), 1)
 
 
@@ -139,19 +139,19 @@ def test_a_row_that_is_repeated_is_drawn_anew_and_never_stands_beside_itself(hos
 
 
 def test_less_than_one_batch_is_refused_at_once() -> None:
-    with pytest.raises(DataError, match="numbers: 7 rows are fewer than one batch of 8"):
+    with pytest.raises(DataError, match="numbers: 7 rows are too few for one batch of 8"):
         Batches(Numbers(7), 8).iterate()
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"batch_size": 8, "hosts": 3}, "batch_size 8 does not divide over 3 hosts"),
-        ({"batch_size": 0}, "batch_size 0 does not divide"),
-        ({"batch_size": 8, "host": 2, "hosts": 2}, "host 2 is not one of 0 … 1"),
+        ({"batch_size": 8, "hosts": 3}, "batch_size 8 is not divisible by 3 hosts"),
+        ({"batch_size": 0}, "batch_size 0 is not divisible"),
+        ({"batch_size": 8, "host": 2, "hosts": 2}, "host 2 is not in 0 … 1"),
         ({"batch_size": 8, "workers": -1}, r"workers \(-1\)"),
-        ({"batch_size": 8, "repeats": 0}, "repeats must be within 1 and batch_size 8, not 0"),
-        ({"batch_size": 8, "repeats": 9}, "repeats must be within 1 and batch_size 8, not 9"),
+        ({"batch_size": 8, "repeats": 0}, "repeats must be between 1 and batch_size 8, not 0"),
+        ({"batch_size": 8, "repeats": 9}, "repeats must be between 1 and batch_size 8, not 9"),
     ],
 )
 def test_a_description_that_cannot_work_is_refused(fields: dict[str, int], message: str) -> None:
@@ -184,7 +184,7 @@ def test_an_epoch_of_nothing_and_rows_without_weights_are_refused() -> None:
 
     with pytest.raises(DataError, match="numbers is empty"):
         Epoch(Numbers(0), 8)
-    with pytest.raises(DataError, match="numbers has no weights"):
+    with pytest.raises(DataError, match="numbers has no field 'weights'"):
         next(iter(Epoch(Plain(), 8)))
 
 

@@ -111,5 +111,5 @@ def test_what_cannot_be_read_is_refused_by_file_and_line(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"pairs: row 1: the target is empty"):
         lines = pairs.Pairs(pairs.Parallel(["a", "b"], ["c", " "]), TOKENIZER, source_length=8, target_length=8)
         list(loader.Epoch(lines, 2))
-    with pytest.raises(ConfigError, match="at least 2 tokens"):
+    with pytest.raises(ConfigError, match="must be at least 2"):
         pairs.Pairs(pairs.Parallel(["a"], ["b"]), TOKENIZER, source_length=1, target_length=8)

@@ -33,5 +33,5 @@ def test_phases_resume_only_as_themselves(found: tuple[Batches, Batches]) -> Non
     assert phases.resume(phases.state(5)) == 5
     with pytest.raises(DataError, match="phases must be the same"):
         Phases(found, (0, 4)).resume(phases.state(5))
-    with pytest.raises(ConfigError, match="the first at 0"):
+    with pytest.raises(ConfigError, match="one ascending start per phase, from 0"):
         Phases(found, (1, 3))

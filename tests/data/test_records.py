@@ -44,10 +44,10 @@ def test_a_missing_file_and_a_wrong_index_are_named(written: records.RecordBlock
     folder = tmp_path / "test"
     told = json.loads((folder / "index.json").read_text())
     (folder / "index.json").write_text(json.dumps(told | {"num_records": 5}))
-    with pytest.raises(DataError, match=rf"has {told['num_records']} records, not 5 as index.json says"):
+    with pytest.raises(DataError, match=rf"has {told['num_records']} records, but index.json lists 5"):
         records.load(folder)
     (folder / "blocks-00001.array_record").unlink()
-    with pytest.raises(DataError, match=r"lacks blocks-00001.array_record"):
+    with pytest.raises(DataError, match=r"is missing blocks-00001.array_record"):
         records.load(folder)
     (folder / "index.json").write_text("[]")
     with pytest.raises(DataError, match=r"index.json is damaged"):

@@ -67,7 +67,7 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         Scenes(Config(), "dev", 24)
     with pytest.raises(ConfigError, match="at least 8 × 8 pixels, not 4"):
         Scenes(Config(), "train", 4)
-    with pytest.raises(ConfigError, match="at least one scene"):
+    with pytest.raises(ConfigError, match="at least 1 scene"):
         Config(test=0)
 
 

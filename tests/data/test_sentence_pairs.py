@@ -180,7 +180,7 @@ def test_documents_of_one_sentence_are_drawn_from_but_make_no_pair(tmp_path) -> 
     others = [parts(row)[1] for row in rows if row["not_next"]]
     assert others and all(part == alone[: len(part)] for part in others)
     stream = tokens.write(Sentences(Texts(texts[1:2])), words, tmp_path / "one")
-    with pytest.raises(DataError, match="holds one document"):
+    with pytest.raises(DataError, match="has one document"):
         len(SentencePairs(stream, words, 32))
-    with pytest.raises(DataError, match="rows of 4 tokens have no room"):
+    with pytest.raises(DataError, match="rows of 4 tokens are too short"):
         SentencePairs(stream, words, 4)

@@ -41,7 +41,7 @@ def test_a_corpus_that_is_not_prepared_says_what_to_do_in_one_line(tmp_path: Pat
 
 
 def test_an_unknown_corpus_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="tensorflow-datasets has no corpus 'no_such_corpus'") as caught:
+    with pytest.raises(DataError, match="tensorflow-datasets has no data set 'no_such_corpus'") as caught:
         source.documents(Config(kind="tfds", name="no_such_corpus"), "train", tmp_path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
@@ -52,7 +52,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     data = bytearray(file.read_bytes())
     data[600:664] = bytes(64)  # inside the first record; most of a small file is padding
     file.write_bytes(data)
-    with pytest.raises(DataError, match="python_docs/train: record 0 cannot be read"):
+    with pytest.raises(DataError, match="python_docs/train: cannot read record 0"):
         source.documents(Config(only=("textwrap",)), "train", tmp_path)[0]
 
 
@@ -62,5 +62,5 @@ def test_tokens_are_no_documents(tmp_path: Path) -> None:
 
 
 def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no split 'dev'; there are train, validation, test"):
+    with pytest.raises(DataError, match="no split 'dev'; choose train, validation, test"):
         source.documents(Config(), "dev", tmp_path)

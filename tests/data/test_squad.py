@@ -68,26 +68,38 @@ def test_a_file_of_version_2_has_questions_without_answers(tmp_path: Path) -> No
     [
         ("{", r"train.json: not JSON"),
         ("[" * 100_000, r"train.json: not JSON"),
-        ([], r"train.json: no list 'data' \(there is list\)"),
-        ({"rows": []}, r"no list 'data' \(there is 'rows'\)"),
-        ({"data": []}, r"holds no question"),
+        ([], r"train.json: no list 'data' \(it has list\)"),
+        ({"rows": []}, r"no list 'data' \(it has 'rows'\)"),
+        ({"data": []}, r"contains no questions"),
         ({"data": [{"title": "t"}]}, r"article 0: no list 'paragraphs'"),
         ({"data": [{"paragraphs": [{"qas": []}]}]}, r"article 0, paragraph 0: 'context' is None, not text"),
         (tree(id=7), r"paragraph 0: 'id' is 7, not text"),
         (tree(question=" "), r"question 'q1': 'question' is ' ', not text"),
-        (tree(question="half \ud83c"), r"question 'q1': 'question' holds half of a character at 5"),
+        (tree(question="half \ud83c"), r"question 'q1': 'question' has a lone surrogate .* at 5"),
         (tree(answers={}), r"question 'q1': no list 'answers'"),
-        (tree(answers=[]), r"question 'q1': has no answer; mark it"),
-        (tree(is_impossible=True), r"question 'q1': is marked impossible, but has the answer 'São Paulo'"),
+        (tree(answers=[]), r"question 'q1' has no answer; add one, or mark it"),
+        (tree(is_impossible=True), r"question 'q1' is marked impossible, but has the answer 'São Paulo'"),
         (tree(is_impossible="no"), r"'is_impossible' is 'no'"),
         (tree(kind=3), r"'kind' is 3, not text"),
         (tree(answer={"text": ""}), r"question 'q1': 'text' is '', not text"),
         (tree(answer={"answer_start": "20"}), r"'answer_start' of 'São Paulo' is '20'"),
         (tree(answer={"answer_start": True}), r"'answer_start' of 'São Paulo' is True"),
-        (tree(answer={"answer_start": 21}), r"'São Paulo' is not at character 21 \(there stands 'ão Paulo.'\).* at 20"),
-        (tree(answer={"answer_start": -1}), r"is not at character -1 \(that is outside\); the nearest is at 20"),
-        (tree(answer={"answer_start": 999}), r"is not at character 999 \(that is outside\); the nearest is at 20"),
-        (tree(answer={"text": "Rome"}), r"the answer 'Rome' is not at character 20 .*; it is nowhere in the context"),
+        (
+            tree(answer={"answer_start": 21}),
+            r"'São Paulo' is not at character 21 \(.* has 'ão Paulo.' there\).* at 20",
+        ),
+        (
+            tree(answer={"answer_start": -1}),
+            r"at character -1 \(that is outside the context\); the nearest .* 20",
+        ),
+        (
+            tree(answer={"answer_start": 999}),
+            r"at character 999 \(that is outside the context\); the nearest .* 20",
+        ),
+        (
+            tree(answer={"text": "Rome"}),
+            r"the answer 'Rome' is not at character 20 .*; the context does not contain it",
+        ),
         (tree(alike=[{"text": "Rome", "answer_start": 0}]), r"question 'q1': the answer 'Rome' is not at"),
     ],
 )
@@ -228,7 +240,7 @@ def test_batches_carry_windows_and_the_fingerprint_follows_what_is_in_them(wordp
     ("question", "cut", "said"),
     [
         (asked("1950"), Cut(12, 4, 64), r"train: question 'q': length 12 leaves -?\d+ tokens"),
-        (asked("1950"), Cut(30, 28, 10), r"question 'q': length 30 leaves 19 tokens for the context, with stride 28"),
+        (asked("1950"), Cut(30, 28, 10), r"question 'q': length 30 leaves 19 tokens for the context at stride 28"),
         (asked("1950", text="\u200b"), Cut(), r"question 'q': the question has no tokens"),
         (asked(context="\u200b"), Cut(), r"question 'q': the context has no tokens"),
         (asked("\u200b", context="a\u200bb"), Cut(), r"question 'q': no token covers the answer"),
@@ -240,12 +252,12 @@ def test_questions_that_cannot_be_cut_are_named(wordpiece, question: Question, c
 
 
 def test_a_tokenizer_without_a_token_in_front_is_refused() -> None:
-    with pytest.raises(DataError, match="puts no special token in front"):
+    with pytest.raises(DataError, match="puts no special token first"):
         Windows([asked("1950")], tokenizer.train(TEXTS, 300))
 
 
 def test_no_questions_and_no_size_are_refused(wordpiece) -> None:
-    with pytest.raises(DataError, match="there are no questions"):
+    with pytest.raises(DataError, match="contains no questions"):
         Windows([], wordpiece)
     with pytest.raises(ConfigError, match="stride must be at least 1"):
         Cut(stride=0)

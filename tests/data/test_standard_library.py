@@ -111,7 +111,7 @@ def test_topics_do_not_repeat_each_other_and_may_be_missing(monkeypatch: pytest.
 
 def test_a_python_without_sources_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(standard_library, "_root", lambda: tmp_path)
-    with pytest.raises(DataError, match=r"no docstrings in .* for queue; is this a stripped Python"):
+    with pytest.raises(DataError, match=r"no docstrings in .* for queue; install a Python"):
         standard_library.read.__wrapped__(("queue",))
 
 

@@ -83,7 +83,7 @@ def test_rows_beyond_the_end_are_refused(small: Corpus) -> None:
 def test_labelled_texts_are_padded_and_cut(small: Corpus) -> None:
     texts, labels = ["short", "a much longer text " * 20, "middle sized"], [2, 0, 1]
     found = text.Labelled(texts, labels, small.tokenizer, length=12, num_classes=3)
-    assert len(found) == 3 and found.cropped == 1
+    assert len(found) == 3 and found.truncated == 1
     for index, row in enumerate(found[i] for i in range(3)):
         ids = small.tokenizer.encode(texts[index])[:12]
         assert row["length"] == len(ids) and row["label"] == labels[index] and row["weights"] == 1
@@ -106,7 +106,7 @@ def test_texts_are_framed_by_their_tokenizer_and_cut_within_the_frame(framed: To
     cls, sep = framed.special("cls"), framed.special("sep")
     assert short["tokens"].tolist()[: short["length"]] == [cls, *framed.encode(texts[0]).tolist(), sep]
     assert long["tokens"].tolist() == [cls, *framed.encode(texts[1]).tolist()[:6], sep]
-    assert not long["types"].any() and found.cropped == 1
+    assert not long["types"].any() and found.truncated == 1
 
 
 def test_pairs_are_told_apart_by_their_types(framed: Tokenizer) -> None:
@@ -140,9 +140,9 @@ def test_of_a_pair_the_longer_text_is_cut_first(first: int, second: int, kept: t
 
 
 def test_a_frame_that_fills_the_row_is_refused(framed: Tokenizer) -> None:
-    with pytest.raises(DataError, match="2 tokens have no room for text beside 2 special ones"):
+    with pytest.raises(DataError, match="length 2 leaves no room for text beside 2 special tokens"):
         text.Labelled(["one"], [0], framed, length=2, num_classes=1)
-    with pytest.raises(DataError, match="4 tokens have no room for text beside 3 special ones"):
+    with pytest.raises(DataError, match="length 4 leaves no room for text beside 3 special tokens"):
         text.Labelled(["one"], [0], framed, second=["two"], length=4, num_classes=1)
 
 

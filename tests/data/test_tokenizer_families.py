@@ -112,7 +112,7 @@ def test_a_batch_of_pairs_equals_pairs_by_themselves(wordpiece: Tokenizer) -> No
     for found, first, second in zip(batch, TEXTS[:3], TEXTS[3:6], strict=True):
         single = wordpiece.encode_pair(first, second)
         assert all((getattr(found, name) == getattr(single, name)).all() for name in vars(single))
-    with pytest.raises(DataError, match="3 first and 2 second"):
+    with pytest.raises(DataError, match="3 first texts and 2 second"):
         wordpiece.encode_pairs(TEXTS[:3], TEXTS[:2])
 
 
@@ -148,7 +148,7 @@ def test_t5s_layout_has_its_sentinels_last_and_descending(t5: Tokenizer) -> None
     found = t5.encode_pair("the cat", "a mat")
     assert found.ids.tolist() == [*t5.encode("the cat"), 1, *t5.encode("a mat"), 1]
     assert t5.decode(t5.encode("naïve\n 漢 😀")) == "naïve\n 漢 😀"
-    with pytest.raises(ConfigError, match="vocab_size 260 is below the 269"):
+    with pytest.raises(ConfigError, match=r"vocab_size 260 is too small; .* need 269"):
         tokenizer.train(TEXTS, 260, sentinels=10)
 
 
@@ -198,7 +198,7 @@ def test_t5_and_llama_open(tmp_path: Path) -> None:
 def test_a_tokenizer_larger_than_the_embedding_is_refused(t5: Tokenizer) -> None:
     tokenizer.check_vocabulary(t5, 320)
     tokenizer.check_vocabulary(t5, 384)
-    with pytest.raises(DataError, match="320 tokens, but the model's embedding 319 rows"):
+    with pytest.raises(DataError, match="320 tokens, but the model's embedding has 319 rows"):
         tokenizer.check_vocabulary(t5, 319)
 
 
@@ -214,11 +214,11 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "text_id": ({"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}}, "id 0, outside"),
     "shared": ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []}}, "id 0 to both 'a' and 'b'"),
     "twice": ('{"model": {"type": "BPE", "vocab": {"a": 0, "a": 1}, "merges": []}}', "'a' twice"),
-    "odd": ({"model": {"type": "Unigram", "vocab": [1, 2]}}, "vocabulary cannot be read"),
+    "odd": ({"model": {"type": "Unigram", "vocab": [1, 2]}}, "cannot read its vocabulary"),
     "merge": ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "z"]]}}, "is not a tokenizer"),
     "added": (
         {"added_tokens": [{"id": 1, "content": "a"}], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}},
-        "'a' the ids 0 and 1",
+        "'a' two ids, 0 and 1",
     ),
 }
 

@@ -74,8 +74,8 @@ def test_what_is_no_colour_image_of_bytes_is_refused(image: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"flip": 1.5}, "flip is a probability, not 1.5"),
-        ({"area": (0.5, 0.1)}, "area must be shares"),
+        ({"flip": 1.5}, "flip must be a probability in 0 to 1, not 1.5"),
+        ({"area": (0.5, 0.1)}, "area must be two ascending shares"),
         ({"magnitude": 11}, "magnitude 0 to 10"),
         ({"jitter": -1}, "at least 0"),
         ({"views": 3}, "views must be 1 or 2, not 3"),

@@ -13,7 +13,7 @@ from fm_jax.data import scenes, views, vision
 from fm_jax.data.loader import Batches, Epoch, HostBatch
 from fm_jax.data.mixture import Drawn
 from fm_jax.data.views import Recipe
-from fm_jax.data.vision import Config, Evaluation, Sound, Training
+from fm_jax.data.vision import Config, Decodable, Evaluation, Training
 from tests.close import close
 
 
@@ -100,7 +100,7 @@ def test_the_next_good_image_stands_in_for_a_bad_one(caplog: pytest.LogCaptureFi
         train = Training(Few((3, 4, 9)), cfg)
         seen = [round(float(train[i]["image"][0, 0, 0] + 1) * 127.5) for i in range(10)]
     assert seen == [0, 1, 2, 5, 5, 5, 6, 7, 8, 0] and train[4]["label"] == 1 and train[4]["weights"] == 1
-    assert "few: 1 of 10 images so far cannot be decoded, others stand in: image 3: truncated" in caplog.text
+    assert "few: 1 of 10 images cannot be decoded so far and are replaced by others: image 3: truncated" in caplog.text
     backwards = Training(Few((3, 4, 9)), cfg)
     again = [round(float(backwards[i]["image"][0, 0, 0] + 1) * 127.5) for i in reversed(range(10))]
     assert again[::-1] == seen
@@ -114,10 +114,10 @@ def test_in_evaluation_a_bad_image_counts_for_nothing() -> None:
 
 
 def test_too_many_bad_images_end_the_run_with_the_first_names() -> None:
-    found = Sound(Few((1, 3, 5)), 0.2)
+    found = Decodable(Few((1, 3, 5)), 0.2)
     assert [found.read(i)[2] for i in (1, 3)] == [False, False]
     with pytest.raises(
-        DataError, match=r"3 of 10 images cannot be decoded, more than max_bad 0\.2 allows: image 1: tr"
+        DataError, match=r"3 of 10 images cannot be decoded, more than max_bad 0\.2 allows; first: image 1: tr"
     ):
         found.read(5)
     with pytest.raises(DataError, match=r"few: row 1: 1 of 10 images cannot be decoded, more than max_bad 0\.01"):
@@ -130,7 +130,7 @@ def test_a_source_goes_to_workers_whole() -> None:
 
 
 def test_a_label_out_of_range_is_refused_before_a_device_sees_it() -> None:
-    with pytest.raises(DataError, match=r"few: label holds 2, outside 0 … 1"):
+    with pytest.raises(DataError, match=r"few: label contains 2, outside 0 … 1"):
         list(Epoch(Evaluation(Few(label=2), Config()), 4))
 
 
@@ -175,7 +175,7 @@ def test_a_folder_needs_no_more_than_its_path_where_a_preset_slices_a_catalogue(
             str(tmp_path / split) for split in vision.SPLITS
         ]
     (tmp_path / "test").rename(tmp_path / "held_out")
-    with pytest.raises(DataError, match=r"test cannot be read: .*data\.splits names"):
+    with pytest.raises(DataError, match=r"cannot read .*test: .*set data\.splits"):
         vision.pictures(cfg, "test", tmp_path)
 
 
@@ -207,7 +207,7 @@ def test_the_papers_sets_are_named(tmp_path: Path) -> None:
         ({"middle": 1.5}, "middle 1.5 in 0 to 1"),
         ({"max_bad": 1.0}, "max_bad 1.0 below 1"),
         ({"std": (0.0, 1.0, 1.0)}, r"std .* must be above 0"),
-        ({"max_pixels": 90_000_000}, "max_pixels must be within 1 and 89,478,485, not 90000000"),
+        ({"max_pixels": 90_000_000}, "max_pixels must be between 1 and 89,478,485, not 90000000"),
     ],
 )
 def test_what_cannot_be_is_refused(wrong: dict[str, object], message: str) -> None:
@@ -216,5 +216,5 @@ def test_what_cannot_be_is_refused(wrong: dict[str, object], message: str) -> No
 
 
 def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no split 'dev'; there are train, validation, test"):
+    with pytest.raises(DataError, match="no split 'dev'; choose train, validation, test"):
         vision.evaluation(Config(kind="scenes", scene=scenes.Config(), size=16), "dev", tmp_path)

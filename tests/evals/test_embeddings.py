@@ -25,7 +25,7 @@ def test_features_are_those_of_all_rows_but_padding() -> None:
     found = embeddings.embed(lambda p, batch: p * batch["image"], jnp.float32(2), batches, ids=["x", "y", "z"])
     assert found.features[:, 0].tolist() == [0, 2, 20] and found.labels.tolist() == [0, 1, 1]
     assert found.ids is not None and found.ids.tolist() == ["x", "y", "z"]
-    with pytest.raises(DataError, match="3 features have names of shape"):
+    with pytest.raises(DataError, match="3 features have ids of shape"):
         embeddings.embed(lambda p, batch: batch["image"], 0, batches, ids=["x"])
 
 
@@ -45,7 +45,7 @@ def test_a_file_that_is_not_ours_is_refused_by_name(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", x=np.ones(3))
     np.save(tmp_path / "plain.npy", np.ones(3))
     for name in ("half.npz", "text.npz", "other.npz", "plain.npy", "missing.npz"):
-        with pytest.raises(DataError, match=rf"embeddings .*{name} cannot be read"):
+        with pytest.raises(DataError, match=rf"cannot read embeddings .*{name}"):
             embeddings.load(tmp_path / name)
 
 
@@ -60,7 +60,7 @@ def test_rows_are_taken_with_labels_and_names() -> None:
         (np.ones((2, 3)), np.array([0]), r"must be \[N, D\] and \[N\]"),
         (np.ones((0, 3)), np.zeros(0, int), r"N and D above 0"),
         (np.ones((2, 3)), np.array([0.0, 1.0]), "labels must be integers"),
-        (np.array([[1.0], [np.nan]]), np.array([0, 1]), r"row 1 \(and 0 more\) are not finite"),
+        (np.array([[1.0], [np.nan]]), np.array([0, 1]), r"row 1 \(and of 0 more rows\) are not finite"),
     ],
 )
 def test_what_does_not_fit_is_refused(features: np.ndarray, labels: np.ndarray, message: str) -> None:

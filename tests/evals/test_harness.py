@@ -83,9 +83,9 @@ def test_what_is_too_long_loses_its_beginning(model: decoder.Decoder, params: An
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        (Pair([], [1]), "a context of no tokens"),
-        (Pair([1], []), "a continuation of no tokens"),
-        (Pair([1], [2] * 25), "a continuation has 25 tokens, and the model reads 24"),
+        (Pair([], [1]), "an empty context"),
+        (Pair([1], []), "an empty continuation"),
+        (Pair([1], [2] * 25), "a continuation has 25 tokens, but the model reads at most 24"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(pair: Pair, message: str, model: decoder.Decoder, params: Any) -> None:
@@ -95,7 +95,7 @@ def test_what_cannot_be_scored_is_refused(pair: Pair, message: str, model: decod
 
 def test_a_score_that_is_no_number_is_refused(model: decoder.Decoder, params: Any) -> None:
     broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), params)
-    with pytest.raises(NumericError, match="nan to request 0"):
+    with pytest.raises(NumericError, match="request 0 is nan"):
         harness.score(model, broken, [Pair([1], [2])])
 
 
@@ -183,7 +183,7 @@ def test_texts_go_on_to_their_stop_string_and_no_further(tokenizer: Tokenizer) -
     write = Writer([*tokenizer.encode(" sat on\nthe").tolist(), tokenizer.end_id])
     short, wide = Options(("\n",), 20), Options((), 22)
     asked = [("the cat", short), ("the rat saw the cat", wide), ("the", short)]
-    assert harness.go_on(write, tokenizer, asked, 64, batch_size=4) == [" sat on", " sat on\nthe", " sat on"]
+    assert harness.generate(write, tokenizer, asked, 64, batch_size=4) == [" sat on", " sat on\nthe", " sat on"]
     first = write.seen[0]
     assert first.stop == (tuple(tokenizer.encode("\n").tolist()),) and first.seeds.tolist() == [0, 2]
     ids = tokenizer.encode("the cat")
@@ -192,14 +192,14 @@ def test_texts_go_on_to_their_stop_string_and_no_further(tokenizer: Tokenizer) -
 
 def test_a_context_makes_room_for_the_new_tokens(tokenizer: Tokenizer) -> None:
     write, ids = Writer([5]), tokenizer.encode(TEXT[:200]).tolist()
-    harness.go_on(write, tokenizer, [(TEXT[:200], Options((), 20))], 32)
+    harness.generate(write, tokenizer, [(TEXT[:200], Options((), 20))], 32)
     assert write.seen[0].tokens.shape == (1, 12) and write.seen[0].tokens[0].tolist() == ids[-12:]
 
 
 @pytest.mark.parametrize(("context", "count"), [("the", 32), ("the", 0), ("", 4)])
 def test_what_cannot_go_on_is_refused(context: str, count: int, tokenizer: Tokenizer) -> None:
-    with pytest.raises(DataError, match=r"max_gen_toks .* from 1 to 31|no tokens"):
-        harness.go_on(Writer([5]), tokenizer, [(context, Options((), count))], 32)
+    with pytest.raises(DataError, match=r"max_gen_toks .* to 1 … 31|an empty context"):
+        harness.generate(Writer([5]), tokenizer, [(context, Options((), count))], 32)
 
 
 def test_few_shapes_are_compiled(model: decoder.Decoder, params: Any) -> None:

@@ -46,11 +46,11 @@ def test_knn_finds_what_is_near() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     train = Embeddings(KNOWN, np.arange(50) % 5)
-    with pytest.raises(DataError, match="51 neighbours of 50 images"):
+    with pytest.raises(DataError, match="known images, 50, not 51"):
         neighbours.nearest(KNOWN, QUERIES, 51)
     with pytest.raises(DataError, match=r"\[N, D\] and \[Q, D\]"):
         neighbours.nearest(KNOWN, QUERIES[:, :3], 5)
-    with pytest.raises(DataError, match="labels are 0 to 4, but there are 4 classes"):
+    with pytest.raises(DataError, match="labels are 0 to 4, outside 0 … 3"):
         neighbours.votes(train, QUERIES, 4)
     with pytest.raises(DataError, match="temperature must be above 0"):
         neighbours.votes(train, QUERIES, 5, temperature=0)

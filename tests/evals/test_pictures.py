@@ -53,18 +53,18 @@ def test_reconstructions_stand_beside_their_originals(tmp_path: Path, drawn) -> 
     pictures.reconstructions(tmp_path / "r.png", {"original": [RED, BLUE], "model": [RED // 2, BLUE // 2]})
     found = placed(drawn[0])
     assert np.array_equal(found[1, 1], BLUE // 2) and np.array_equal(found[0, 1], BLUE)
-    with pytest.raises(DataError, match="different numbers of images"):
+    with pytest.raises(DataError, match="equally many images"):
         pictures.reconstructions(tmp_path / "r.png", {"a": [RED], "b": []})
 
 
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([], {}, "no image to draw"),
+        ([], {}, "no images to draw"),
         ([[RED[..., 0]]], {}, "row 0: an image must be uint8"),
         ([[RED / 255]], {}, "not float64"),
-        ([[RED]], {"heads": ["a", "b"]}, "2 heads"),
-        ([[RED]], {"marks": [[]]}, "as many as images"),
+        ([[RED]], {"heads": ["a", "b"]}, "not 0 and 2"),
+        ([[RED]], {"marks": [[]]}, "one entry per image"),
     ],
 )
 def test_what_is_no_grid_is_refused(rows, options, message, tmp_path: Path) -> None:

@@ -43,9 +43,9 @@ def test_c_is_chosen_on_validation_and_the_smaller_of_equals() -> None:
 
 def test_what_cannot_be_probed_is_refused() -> None:
     train, other = blobs(0), blobs(1)
-    with pytest.raises(ConfigError, match="the grid of C must hold positive numbers"):
+    with pytest.raises(ConfigError, match="the grid of C must contain positive numbers"):
         linear_probe(train, other, other, grid=(0.0,))
-    with pytest.raises(DataError, match="features of 2 and of 1 numbers"):
+    with pytest.raises(DataError, match="features of 2 and of 1 dimensions"):
         linear_probe(train, other, Embeddings(other.features[:, :1], other.labels))
     with pytest.raises(DataError, match="class 5 is in validation or test, but not in train"):
         linear_probe(train, Embeddings(other.features, other.labels + 5), other)

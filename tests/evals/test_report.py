@@ -29,7 +29,7 @@ def test_a_table_aligns_numbers_right_and_names_left():
 
 def test_a_table_without_rows_is_its_head_and_an_unknown_column_is_refused():
     assert report.table([], ["a", "b"]) == "| a   | b   |\n|-----|-----|\n"
-    with pytest.raises(DataError, match="'c'; rows have a, b"):
+    with pytest.raises(DataError, match="'c'; the first row has a, b"):
         report.table([{"a": 1, "b": 2}], ["a", "c"])
     with pytest.raises(DataError, match="at least one column"):
         report.table([{"a": 1}], [])
@@ -109,17 +109,17 @@ def test_pictures_neither_read_nor_change_the_users_matplotlib(tmp_path):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda png: report.loss_curves(png, {}), "no curve"),
+        (lambda png: report.loss_curves(png, {}), "no curves"),
         (lambda png: report.loss_curves(png, {"x": ([1, 2], [1])}), r"'x'.*\(2,\) and \(1,\)"),
         (lambda png: report.loss_curves(png, {"x": ([1], [np.nan])}), "finite"),
         (lambda png: report.bits_per_byte_bars(png, {}), "at least one"),
         (lambda png: report.bits_per_byte_bars(png, {"a": np.nan}), "finite"),
-        (lambda png: report.bits_per_byte_bars(png, {"a": 1}, highlight=["b"]), "'b' is no bar"),
-        (lambda png: report.accuracy_over_labels(png, {}), "no way"),
-        (lambda png: report.accuracy_over_labels(png, {"a": {}}), "no budget"),
+        (lambda png: report.bits_per_byte_bars(png, {"a": 1}, highlight=["b"]), "cannot highlight 'b'"),
+        (lambda png: report.accuracy_over_labels(png, {}), "no methods"),
+        (lambda png: report.accuracy_over_labels(png, {"a": {}}), "no label budgets"),
         (lambda png: report.accuracy_over_labels(png, {"a": {8: [80.0]}}), r"in \[0, 1\]"),
         (lambda png: report.accuracy_over_labels(png, {"a": {0: [0.8]}}), "at least 1"),
-        (lambda png: report.confusion_matrix(png, [[1, 2]], ["a"]), "square"),
+        (lambda png: report.confusion_matrix(png, [[1, 2]], ["a"]), "counts >= 0 of shape"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(tmp_path, call, said):

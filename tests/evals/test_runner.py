@@ -109,7 +109,7 @@ def test_a_metric_that_saw_nothing_is_nan_and_a_loss_that_did_is_an_error():
     padding = {"x": X[:8], "label": Y[:8], "weights": np.zeros(8, np.float32)}
     with pytest.raises(DataError, match="weight 0"):
         runner.evaluate(STEP, PARAMS, [padding])
-    with pytest.raises(DataError, match="no batch"):
+    with pytest.raises(DataError, match="no batches"):
         runner.evaluate(STEP, PARAMS, [])
 
 
@@ -135,5 +135,5 @@ def test_predictions_name_what_does_not_fit():
         runner.predict(lambda p, b: apply(p, b)[:, 0], PARAMS, [batch])
     with pytest.raises(DataError, match=r"label \(3,\)"):
         runner.predict(apply, PARAMS, [{**batch, "label": batch["label"][:3]}])
-    with pytest.raises(DataError, match="no example"):
+    with pytest.raises(DataError, match="no examples"):
         runner.predict(apply, PARAMS, [{**batch, "weights": np.zeros(4)}])

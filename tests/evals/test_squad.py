@@ -110,7 +110,7 @@ def test_scores_are_told_apart_by_kind_and_by_whether_there_is_an_answer():
 
 
 def test_a_question_without_a_prediction_is_named():
-    with pytest.raises(DataError, match="1 questions have no prediction, the first of them 'b'"):
+    with pytest.raises(DataError, match="1 questions have no prediction; the first is 'b'"):
         squad.score([asked("a"), asked("b")], {"a": ""})
     with pytest.raises(DataError, match="no questions"):
         squad.score([], {})
@@ -195,8 +195,8 @@ def test_white_space_at_the_ends_of_an_answer_is_left_out():
 @pytest.mark.parametrize(
     ("starts", "ends", "options", "error", "said"),
     [
-        (np.zeros((1, 64)), np.zeros((1, 63)), {}, DataError, "1 windows cannot have start logits"),
-        (np.zeros((2, 64)), np.zeros((2, 64)), {}, DataError, "1 windows cannot have"),
+        (np.zeros((1, 64)), np.zeros((1, 63)), {}, DataError, "start and end logits must be .1, T."),
+        (np.zeros((2, 64)), np.zeros((2, 64)), {}, DataError, "start and end logits must be .1, T."),
         (np.full((1, 64), np.nan), np.zeros((1, 64)), {}, DataError, "'q' has logits that are not finite"),
         (np.zeros((1, 64)), np.zeros((1, 64)), {"longest": 0}, ConfigError, "at least 1"),
     ],
@@ -236,5 +236,5 @@ def test_bars_show_exact_matches_and_f1_of_every_way_and_kind(tmp_path, drawn):
     assert [list(line.get_xdata()) for line in axes.lines] == [[0.75, 0.9], [0.2, 0.2]]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["all (8)", "type (3)"]
     assert (tmp_path / "bars.png").stat().st_size > 5000
-    with pytest.raises(DataError, match="no score to draw"):
+    with pytest.raises(DataError, match="no scores to draw"):
         squad.bars(tmp_path / "none.png", {})

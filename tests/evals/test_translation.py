@@ -82,7 +82,7 @@ def test_the_bars_are_drawn(tmp_path: Path) -> None:
     shares = {"verb final": (0.5, 10), "plural": (1.0, 20)}
     translation.phenomenon_bars(tmp_path / "a.png", {"model": shares, "dictionary": {"plural": (0.1, 20)}}, title="t")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(DataError, match="no phenomenon"):
+    with pytest.raises(DataError, match="no phenomena"):
         translation.phenomenon_bars(tmp_path / "b.png", {})
 
 
@@ -91,11 +91,11 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         translation.score(["a"], REFERENCES)
     with pytest.raises(DataError, match="0 texts"):
         translation.exact([], [])
-    with pytest.raises(DataError, match="2 sentences have 1 rows of labels"):
+    with pytest.raises(DataError, match="2 sentences need as many rows of labels, not 1"):
         translation.exact_by(REFERENCES, REFERENCES, [("a",)])
     with pytest.raises(DataError, match="at least 1 iteration"):
         translation.learn_dictionary(["a"], ["b"], iterations=0)
-    with pytest.raises(DataError, match="no word to learn"):
+    with pytest.raises(DataError, match="no words to learn"):
         translation.learn_dictionary(["a"], [" "])
     with pytest.raises(ConfigError, match=r"no tokenisation 'moses'; it has .*13a"):
         translation.score(REFERENCES, REFERENCES, tokenize="moses")

@@ -174,5 +174,5 @@ def test_values_out_of_range_are_refused(change, message):
 
 
 def test_too_long_is_refused():
-    with pytest.raises(ConfigError, match=r"prompts of 3 tokens \+ max_new_tokens 18 = 21 are beyond max_length 20"):
+    with pytest.raises(ConfigError, match=r"prompts of 3 tokens \+ max_new_tokens 18 = 21 exceed max_length 20"):
         search(*toy.gpt(), PROMPTS, LENGTHS, max_new_tokens=18)

@@ -153,9 +153,11 @@ def test_texts_come_in_the_order_of_their_sources():
 def test_a_context_of_another_batch_is_refused():
     short = {name: array[:2] for name, array in CONTEXT.items()}
     for run in (generate, search):
-        with pytest.raises(ConfigError, match=r"context 'source' is \(2, 9\): its first axis must be the 3 prompts"):
+        with pytest.raises(
+            ConfigError, match=r"context 'source' has shape \(2, 9\); its first axis must be the 3 prompts"
+        ):
             run(*t5(), STARTS, ONES, max_new_tokens=NEW, context=short)
-    with pytest.raises(ConfigError, match="3 prompts need as many rows of context, but 'source' has 2"):
+    with pytest.raises(ConfigError, match="3 prompts need 3 rows of context, but 'source' has 2"):
         text(*t5(), Letters(), ["", "", ""], max_new_tokens=2, start_id=0, context=short)
 
 

@@ -164,12 +164,12 @@ def test_the_repetition_penalty_follows_the_text():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_new_tokens": 15}, r"prompts of 6 tokens \+ max_new_tokens 15 = 21 are beyond max_length 20"),
+        ({"max_new_tokens": 15}, r"prompts of 6 tokens \+ max_new_tokens 15 = 21 exceed max_length 20"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, not 0"),
-        ({"lengths": np.array([3, 0, 1])}, "the length of prompt 1 is 0: it must be between 1 and 6"),
-        ({"lengths": np.array([3, 6, 7])}, "the length of prompt 2 is 7"),
-        ({"lengths": np.array([3, 6])}, r"prompts \[B, T\] and lengths \[B\] are needed"),
-        ({"cfg": Config()}, "temperature 1.0 draws at random: give a key"),
+        ({"lengths": np.array([3, 0, 1])}, "the length of prompt 1 must be between 1 and 6, not 0"),
+        ({"lengths": np.array([3, 6, 7])}, "the length of prompt 2 must be between 1 and 6, not 7"),
+        ({"lengths": np.array([3, 6])}, r"prompts must be \[B, T\] and lengths \[B\]"),
+        ({"cfg": Config()}, "temperature 1.0 needs a key"),
         ({"stop": ((1,), ())}, "stop sequence 1 is empty"),
     ],
 )
@@ -184,5 +184,5 @@ def test_what_cannot_work_is_refused_before_compute(change, message):
 
 def test_too_long_is_refused_while_tracing_too():
     model, params = toy.gpt()
-    with pytest.raises(ConfigError, match="beyond max_length 20"):
+    with pytest.raises(ConfigError, match="exceed max_length 20"):
         jax.eval_shape(partial(generate, model, max_new_tokens=15), params, jnp.asarray(PROMPTS), jnp.asarray(LENGTHS))

@@ -93,7 +93,7 @@ def test_temperature_zero_is_argmax_and_needs_no_key():
     logits = jnp.array([[0.0, 3.0, 3.0], [5.0, 1.0, 2.0]])
     tokens = S.sample(None, logits, S.GREEDY)
     assert tokens.tolist() == [1, 0] and tokens.dtype == jnp.int32
-    with pytest.raises(ConfigError, match=r"temperature 1.0 draws at random: give a key"):
+    with pytest.raises(ConfigError, match=r"temperature 1.0 needs a key"):
         S.sample(None, logits, S.Config())
 
 

@@ -72,7 +72,9 @@ def test_order_and_batch_do_not_matter_and_shapes_are_few():
 
 def test_prompts_that_cannot_work_are_refused_by_index():
     model, params = toy.markov(19)
-    with pytest.raises(ConfigError, match=r"prompt 1 has 26 tokens, \+ max_new_tokens 7 = 33, beyond max_length 32"):
+    with pytest.raises(
+        ConfigError, match=r"prompt 1 has 26 tokens; with max_new_tokens 7 that is 33, more than max_length 32"
+    ):
         text(model, params, Letters(), ["a", "a" * 26], max_new_tokens=7)
     with pytest.raises(ConfigError, match=r"prompt 0 \(''\) has no tokens"):
         text(model, params, Letters(), ["", "a"], max_new_tokens=7)
@@ -89,5 +91,5 @@ def test_a_prompt_may_fill_the_context():
 def test_numbers_that_are_not_finite_are_not_passed_off_as_text():
     model, params, letters = alphabet()
     broken = {"table": params["table"] * np.nan}
-    with pytest.raises(NumericError, match="not finite after 'ab'"):
+    with pytest.raises(NumericError, match="log-probabilities after 'ab' are not finite"):
         text(model, broken, letters, ["ab"], max_new_tokens=6)

@@ -78,7 +78,7 @@ def test_what_cannot_work_is_refused() -> None:
     module, params = model()
     with pytest.raises(ConfigError, match="batch_size"):
         answers("a", batch_size=0)
-    with pytest.raises(ConfigError, match="beyond max_length 512"):
+    with pytest.raises(ConfigError, match="exceed max_length 512"):
         translate(module, params, TOKENIZER, TEXTS, source_length=SOURCE, max_new_tokens=512)
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, params)
     with pytest.raises(NumericError, match="'I'"):

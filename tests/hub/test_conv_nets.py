@@ -59,7 +59,7 @@ def test_counters_of_batches_are_passed_over_and_bare_names_known(name):
         ("resnet", {"hidden_act": "gelu"}, 'only "relu" is supported'),
         ("resnet", {"downsample_in_first_stage": True}, "downsample_in_first_stage is true"),
         ("resnet", {"layer_type": "preact"}, "layer_type 'preact' is not supported"),
-        ("resnet", {"depths": [2, 1, 1]}, "must name the same stages"),
+        ("resnet", {"depths": [2, 1, 1]}, "must have one entry per stage"),
         ("resnet", {"depths": [2, 10**9]}, "depths .* is no list of sizes"),
         ("resnet", {"architectures": ["ResNetBackbone"]}, "names ResNetBackbone: supported are ResNet"),
         ("efficientnet", {"pooling_type": "max"}, 'only "mean" is supported'),

@@ -225,10 +225,10 @@ def test_the_tokenizer_comes_with_the_folder_and_is_given_back(tmp_path):
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
     make(tmp_path / "folder", "gpt2")
     tokenizers.train(TEXTS, 280).save(tmp_path / "folder")
-    with pytest.raises(CheckpointError, match="280 tokens, but the model's embedding 40 rows"):
+    with pytest.raises(CheckpointError, match="280 tokens, but the model's embedding has 40 rows"):
         pretrained.load(tmp_path / "folder")
     module, params = Decoder(tiny()), draw(Decoder(tiny()))
-    with pytest.raises(CheckpointError, match="280 tokens, but the model's embedding 96 rows"):
+    with pytest.raises(CheckpointError, match="280 tokens, but the model's embedding has 96 rows"):
         pretrained.save(tmp_path / "ours", module, params, tokenizers.train(TEXTS, 280))
     assert not (tmp_path / "ours").exists()
 

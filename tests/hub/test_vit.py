@@ -134,7 +134,7 @@ def test_published_configs_give_the_published_sizes(name):
         ("vit-labels", {"patch_size": [4, 2]}, "patch_size 4 × 2 is not supported, only squares"),
         ("vit-labels", {"image_size": [16, 16, 3]}, r"image_size \[16, 16, 3\] is no size of a picture"),
         ("vit-labels", {"image_size": -1}, "is no size of a picture"),
-        ("vit-labels", {"image_size": 18}, "patches of 4 do not divide images of 18 × 18"),
+        ("vit-labels", {"image_size": 18}, "images of 18 × 18 are not divisible into patches of 4"),
         ("vit-labels", {"num_attention_heads": 3}, "does not divide into 3 heads"),
         ("vit-labels", {"rotary": 1}, "rotary .* is unknown"),
         ("vit-labels", {"architectures": ["ViTForMaskedImageModeling"]}, "names ViTForMaskedImageModeling"),

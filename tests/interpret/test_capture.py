@@ -155,7 +155,7 @@ def test_a_module_without_sites_is_refused_by_name():
 def test_a_name_that_no_site_has_is_refused_with_the_list():
     for tap in (Tap(("block.attn.pettern",)), Tap(add={"block.attn.pettern": jnp.zeros(1)})):
         with pytest.raises(
-            ConfigError, match=r"no site block.attn.pettern; this model has embed, block.resid_pre, .*final"
+            ConfigError, match=r"unknown sites block.attn.pettern; this model has embed, block.resid_pre, .*final"
         ):
             capture.run(decoder.Decoder(GPT), params(), CLEAN, tap=tap)
 
@@ -180,5 +180,5 @@ class Partly(nn.Module):
     ids=["read", "add", "put"],
 )
 def test_a_site_that_was_never_reached_is_no_silent_success(tap):
-    with pytest.raises(ConfigError, match="the model has no embed in this configuration"):
+    with pytest.raises(ConfigError, match="the model did not reach the sites embed in this configuration"):
         capture.run(Partly(), {"w": jnp.ones(3)}, jnp.ones(3), tap=tap)

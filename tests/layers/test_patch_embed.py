@@ -95,9 +95,9 @@ def test_a_token_in_front_comes_and_goes_with_the_positions():
     [
         (CFG, (2, 4, 6, 1), r"images must be \[B, H, W, 3\], not \[2, 4, 6, 1\]"),
         (CFG, (4, 6, 3), r"images must be \[B, H, W, 3\]"),
-        (CFG, (2, 6, 4, 3), "the model is for images of 4 × 6, not 6 × 4: set data.size or patches.image_size"),
-        (replace(CFG, any_size=True), (2, 5, 6, 3), "patches of 2 do not divide images of 5 × 6"),
-        (replace(CFG, any_size=True), (2, 0, 6, 3), "patches of 2 do not divide images of 0 × 6"),
+        (CFG, (2, 6, 4, 3), "the model is for images of 4 × 6, not 6 × 4; make data.size and patches.image_size equal"),
+        (replace(CFG, any_size=True), (2, 5, 6, 3), "images of 5 × 6 are not divisible into patches of 2"),
+        (replace(CFG, any_size=True), (2, 0, 6, 3), "images of 0 × 6 are not divisible into patches of 2"),
     ],
 )
 def test_images_that_do_not_fit_are_refused_before_anything_is_computed(cfg, shape, message):
@@ -106,7 +106,7 @@ def test_images_that_do_not_fit_are_refused_before_anything_is_computed(cfg, sha
 
 
 def test_a_patch_that_does_not_divide_the_image_is_refused():
-    with pytest.raises(ConfigError, match="patches of 4 do not divide images of 4 × 6"):
+    with pytest.raises(ConfigError, match="images of 4 × 6 are not divisible into patches of 4"):
         replace(CFG, patch_size=4)
     with pytest.raises(ConfigError, match="at least 1"):
         replace(CFG, channels=0)

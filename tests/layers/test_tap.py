@@ -37,7 +37,7 @@ def test_an_edit_takes_the_dtype_of_what_it_edits():
 
 
 def test_a_read_that_could_not_be_returned_is_refused():
-    with pytest.raises(ValueError, match=r'final cannot be returned: apply with mutable=\["taps"\]'):
+    with pytest.raises(ValueError, match=r'cannot return final; apply with mutable=\["taps"\]'):
         Model().apply({}, X, Tap(("final",)))
 
 

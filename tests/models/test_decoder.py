@@ -300,5 +300,5 @@ def test_sizes_that_cannot_be_are_refused(change, message):
 
 
 def test_a_longer_input_than_the_context_is_refused():
-    with pytest.raises(ConfigError, match="33 tokens are longer than the model's max_length 32"):
+    with pytest.raises(ConfigError, match="33 tokens exceed the model's max_length 32"):
         jax.eval_shape(decoder.Decoder(GPT).init, jax.random.key(0), jnp.zeros((1, 33), jnp.int32))

@@ -104,7 +104,7 @@ def test_an_image_alone_is_classified_as_in_a_batch():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: efficientnet.efficientnet(8), "EfficientNets 0 to 7, not 8"),
+        (lambda: efficientnet.efficientnet(8), "must be 0 to 7, not 8"),
         (lambda: replace(TINY, width=0.0), "width must be above 0"),
         (lambda: replace(TINY, drop_path=1.0), r"drop_path must be in \[0, 1\), not 1.0"),
         (lambda: replace(TINY, stages=()), "at least one"),

@@ -161,7 +161,7 @@ def test_half_precision_gives_float32_logits_near_the_whole_ones():
 def test_without_a_source_it_needs_a_cache_that_holds_one():
     model, params = made()
     for mutable in (False, ["cache"]):
-        with pytest.raises(ConfigError, match="needs a source, or a mutable cache that holds one"):
+        with pytest.raises(ConfigError, match="needs a source, or a mutable cache filled from one"):
             model.apply({"params": params}, TOKENS, mutable=mutable)
 
 
@@ -170,8 +170,8 @@ def test_without_a_source_it_needs_a_cache_that_holds_one():
     [
         ({"num_decoder_layers": 0}, "num_decoder_layers must be at least 1, not 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), not 1.0"),
-        ({"attention": replace(TINY.attention, causal=False)}, "attention is the decoder's: causal"),
-        ({"attention": replace(TINY.attention, windows=(4,))}, "without windows"),
+        ({"attention": replace(TINY.attention, causal=False)}, "attention is that of the decoder"),
+        ({"attention": replace(TINY.attention, windows=(4,))}, "windows to 0"),
     ],
 )
 def test_what_cannot_be_built_is_refused(change, message):

@@ -198,7 +198,7 @@ def test_32_images_with_fixed_masks_are_learned_by_heart():
     [
         (IMAGE[..., :1], NOISE, r"images must be \[B, H, W, 3\]"),
         (IMAGE[:, :6], NOISE, "the model is for images of 8 × 8, not 6 × 8"),
-        (IMAGE, NOISE[:, :4], r"noise must be \[3, 16\], one a patch, not \[3, 4\]"),
+        (IMAGE, NOISE[:, :4], r"noise must be \[3, 16\], one per patch, not \[3, 4\]"),
     ],
 )
 def test_images_and_noise_that_do_not_fit_are_refused(image, noise, message):
@@ -209,7 +209,7 @@ def test_images_and_noise_that_do_not_fit_are_refused(image, noise, message):
 def test_a_config_that_cannot_be_built_is_refused():
     with pytest.raises(ConfigError, match=r"mask_ratio must be in \(0, 1\), not 1.0"):
         replace(MODEL.cfg, mask_ratio=1.0)
-    with pytest.raises(ConfigError, match="at least one layer and width 1, not 0, 16"):
+    with pytest.raises(ConfigError, match="num_layers and d_model must be at least 1, not 0 and 16"):
         replace(MODEL.cfg, num_layers=0)
     greedy = MODEL.clone(cfg=replace(MODEL.cfg, mask_ratio=0.95))
     with pytest.raises(ConfigError, match="keeps 0 of 16 patches"):

@@ -100,10 +100,10 @@ def test_a_padded_shortcut_thins_the_image_and_adds_empty_channels():
     ("make", "message"),
     [
         (lambda: resnet.cifar(19), r"6n \+ 2 layers .* not 19"),
-        (lambda: replace(TINY, depths=(1,)), "must name the same stages"),
+        (lambda: replace(TINY, depths=(1,)), "must have one entry per stage"),
         (lambda: replace(TINY, depths=(0, 1)), "depths must be at least 1"),
         (lambda: replace(TINY, block="bottleneck", widths=(6, 12)), "multiples of 4"),
-        (lambda: replace(TINY, shortcut="pad", widths=(16, 8)), "must not fall below"),
+        (lambda: replace(TINY, shortcut="pad", widths=(16, 8)), "must not decrease"),
         (lambda: replace(TINY, norm_momentum=1.0), "norm_momentum in"),
         (lambda: init(resnet.ResNet(TINY), X[..., :1]), r"images must be \[B, H, W, 3\], not \[8, 12, 10, 1\]"),
     ],

@@ -166,8 +166,8 @@ def test_the_published_sizes_have_the_published_parameters():
         ({"num_layers": 0}, "num_layers must be at least 1"),
         ({"registers": -1}, "registers must be at least 0"),
         ({"drop_path": 1.0}, "drop_path must be in"),
-        ({"attention": replace(TINY.attention, causal=True)}, "attention.causal must be False"),
-        ({"patches": replace(TINY.patches, cls=False)}, "pool 'cls' reads a token in front"),
+        ({"attention": replace(TINY.attention, causal=True)}, "attention.causal to false"),
+        ({"patches": replace(TINY.patches, cls=False)}, "pool 'cls' needs a"),
     ],
 )
 def test_a_config_that_cannot_be_built_is_refused(changes, message):

@@ -41,7 +41,7 @@ def test_sines_and_cosines_of_the_column_come_before_those_of_the_row():
     row, column = 2, 4
     want = [f(place * 10_000.0 ** (-i / 2)) for place in (column, row) for f in (np.sin, np.cos) for i in (0, 1)]
     close(table[row * 5 + column], np.array(want))
-    with pytest.raises(ConfigError, match="4 divides, not 10"):
+    with pytest.raises(ConfigError, match="divisible by 4, not 10"):
         patches.sincos((3, 5), 10)
 
 
@@ -82,5 +82,5 @@ def test_antialiasing_is_pillows_bicubic():
 
 
 def test_a_table_that_is_no_such_grid_is_refused():
-    with pytest.raises(ConfigError, match="a table of 12 rows is no grid of 3 × 5"):
+    with pytest.raises(ConfigError, match="a table of 12 positions does not match a grid of 3 × 5"):
         patches.resize(jnp.zeros((12, 2)), (3, 5), (4, 4))

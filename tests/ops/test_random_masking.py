@@ -45,7 +45,7 @@ def test_the_number_kept_is_the_published_one(patches, ratio, kept):
 
 @pytest.mark.parametrize(("patches", "ratio"), [(3, 0.75), (16, 0.0), (1, 0.5)])
 def test_keeping_none_or_all_is_refused(patches, ratio):
-    with pytest.raises(ConfigError, match="at least 1 must stay and 1 go"):
+    with pytest.raises(ConfigError, match="at least 1 must be kept and 1 masked"):
         masking.count_kept(patches, ratio)
 
 

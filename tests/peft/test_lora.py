@@ -297,5 +297,5 @@ def test_a_missing_or_cut_file_is_refused(saved):
     with pytest.raises(CheckpointError, match="no adapter file"):
         lora.load(saved.with_name("other.safetensors"), make_params())
     saved.write_bytes(saved.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"cannot read .* as safetensors"):
         lora.load(saved, make_params())

@@ -47,10 +47,10 @@ ALL = {"train": ("cat", "dog"), "validation": ("cat", "dog"), "test": ("cat", "d
 
 
 def test_an_image_size_that_the_patches_do_not_divide_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="patches of 3 do not divide images of 8 × 8"):
+    with pytest.raises(ConfigError, match="images of 8 × 8 are not divisible into patches of 3"):
         vit.vit(2, 32, 4, 3, 8)
     backbone = vit.ViT(replace(vit.tiny(), patches=replace(vit.tiny().patches, any_size=True)))
-    with pytest.raises(ConfigError, match="patches of 2 do not divide images of 9 × 9"):
+    with pytest.raises(ConfigError, match="images of 9 × 9 are not divisible into patches of 2"):
         Setup(backbone, config(data=vision.Config(size=9)), tmp_path)
 
 
@@ -60,13 +60,13 @@ def test_an_image_size_that_the_model_was_not_made_for_is_refused(tmp_path: Path
 
 
 def test_another_number_of_channels_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"\[B, H, W, 1\], not \[2, 8, 8, 3\]: set in_channels"):
+    with pytest.raises(ConfigError, match=r"\[B, H, W, 1\], not \[2, 8, 8, 3\]; set in_channels"):
         Setup(resnet.ResNet(replace(resnet.tiny(), in_channels=1)), config(), tmp_path)
 
 
 def test_a_missing_folder_and_a_split_with_an_unknown_class_are_refused(tmp_path: Path) -> None:
     data = vision.Config(kind="folder", path=tmp_path / "none")
-    with pytest.raises(DataError, match="none/train cannot be read"):
+    with pytest.raises(DataError, match=r"cannot read .*none/train"):
         Setup(resnet.ResNet(resnet.tiny()), config(data=data), tmp_path)
     root = folder(tmp_path / "found", ALL | {"test": ("cat", "horse")})
     with pytest.raises(DataError, match="'horse'"):

@@ -95,7 +95,7 @@ def test_numerals_that_would_need_an_ending_are_refused(number: int) -> None:
 
 
 def test_there_is_no_plural_of_ein() -> None:
-    with pytest.raises(DataError, match="plural of the determiner 'ein'"):
+    with pytest.raises(DataError, match="the determiner 'ein' has no plural"):
         german.determiner("ein", "plural", "dative")
 
 

@@ -124,7 +124,7 @@ def test_the_same_seed_writes_the_same_bytes_and_another_one_others(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("fields", "said"),
-    [({"test": 0}, "test must be at least 1 paragraph"), ({"unanswerable": 1.0}, "below 1")],
+    [({"test": 0}, "test must have at least 1 paragraph"), ({"unanswerable": 1.0}, "below 1")],
 )
 def test_sizes_that_cannot_be_written_are_refused(fields, said):
     with pytest.raises(ConfigError, match=said):

@@ -262,7 +262,7 @@ def test_small_numerals_can_be_asked_for() -> None:
 
 def test_what_cannot_be_drawn_is_refused() -> None:
     for split, count, largest in (("dev", 3, 9), ("test", 0, 9), ("test", 3, 10_000)):
-        with pytest.raises(DataError, match="largest numeral"):
+        with pytest.raises(DataError, match="largest 2 to 9999"):
             translation.sentences(split, count, largest=largest)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="determiner"):
         Phrase(NOUNS["dog"])

@@ -1,8 +1,8 @@
 """A decoder-only Transformer: GPT-2 and GPT-3, LLaMA, Mistral, Qwen and Gemma from the same pieces.
 
-GPT-2 (Radford et al. 2019): learned positions, LayerNorm before each half, tanh-GELU, biases, tied head.
-GPT-3 (Brown et al. 2020) is the same with every second layer looking at a band of the last 256 keys only.
-LLaMA (Touvron et al. 2023): rotary positions, RMSNorm, SwiGLU, no biases, its own head; later ones group heads.
+GPT-2 (Radford et al. 2019): learned positions, pre-norm LayerNorm, tanh-GELU, biases, tied head.
+GPT-3 (Brown et al. 2020): as GPT-2, but every second layer attends only to the last 256 keys.
+LLaMA (Touvron et al. 2023): rotary positions, RMSNorm, SwiGLU, no biases, untied head; later versions group heads.
 
 Dims: B batch, T time, S cache slots, D d_model, H heads, G key-value heads, K head_dim, F d_ff, V vocabulary, L layers.
 """
@@ -39,15 +39,15 @@ class Config:
     attention: AttentionConfig
     mlp: MLPConfig
     norm: NormConfig = NormConfig()
-    tied: bool = True  # the head is the token table read backwards
-    scale_embedding: bool = False  # embeddings times sqrt(d_model) (Gemma)
-    dropout: float = training(0.0)  # of the embeddings and of each update to the residual stream
+    tied: bool = True  # the head uses the token table
+    scale_embedding: bool = False  # multiply embeddings by sqrt(d_model) (Gemma)
+    dropout: float = training(0.0)  # dropout rate of the embeddings and of each update to the residual stream
     init_std: float = training(0.02)  # 0: 1/sqrt(fan_in), for small widths
-    dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # of the computation, not of parameters
+    dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # compute dtype; parameters are float32
     remat: Remat = training("none")
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be built."""
+        """Check that values are in range."""
         for name in ("vocab_size", "max_length", "num_layers", "d_model"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -64,7 +64,7 @@ def gpt(num_layers: int, d_model: int, num_heads: int, vocab_size: int = 50257, 
 
 
 def gpt3(num_layers: int, d_model: int, num_heads: int) -> Config:
-    """Return a model of GPT-3's form: context 2048, dense and banded attention in turn."""
+    """Return a model of GPT-3's form: context 2048, alternating dense and banded attention."""
     cfg = gpt(num_layers, d_model, num_heads, max_length=2048)
     return replace(cfg, attention=replace(cfg.attention, windows=(0, 256)))
 
@@ -94,8 +94,8 @@ gpt2_medium = partial(gpt, 24, 1024, 16)  # 355 M
 gpt2_large = partial(gpt, 36, 1280, 20)  # 774 M
 gpt2_xl = partial(gpt, 48, 1600, 25)  # 1.56 B
 
-# Brown et al. 2020, table 2.1. Its rows XL (24 heads of 128 at width 2048) and 13B (width 5140) do not multiply
-# out: 16 heads and width 5120 do, and give the parameter counts it states.
+# Brown et al. 2020, table 2.1. Its rows XL (24 heads of 128 at width 2048) and 13B (width 5140) are inconsistent;
+# 16 heads and width 5120 are consistent and give the stated parameter counts.
 gpt3_small = partial(gpt3, 12, 768, 12)
 gpt3_medium = partial(gpt3, 24, 1024, 16)
 gpt3_large = partial(gpt3, 24, 1536, 16)
@@ -112,14 +112,14 @@ llama2_70b = partial(llama, 80, 8192, 64, 8, 28672)
 
 
 def llama3_8b() -> Config:
-    """Return Llama 3.1 8B's sizes (its model card): grouped heads, rotary base 500,000 stretched eightfold."""
+    """Return Llama 3.1 8B's sizes (its model card): grouped heads, rotary base 500,000 scaled by 8."""
     cfg = llama(32, 4096, 32, 8, 14336, vocab_size=128_256)
     rope = Rope(base=500_000.0, scaling="llama3", factor=8.0)
     return replace(cfg, max_length=131_072, attention=replace(cfg.attention, rope=rope))
 
 
 class Decoder(nn.Module):
-    """Tokens [B, T] -> logits [B, T, V], each position seeing itself and those before."""
+    """Tokens [B, T] -> logits [B, T, V] with causal attention."""
 
     cfg: Config
 
@@ -127,10 +127,10 @@ class Decoder(nn.Module):
     sites = SITES
 
     def setup(self) -> None:
-        """Declare the pieces."""
+        """Declare the submodules."""
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         rows = 0 if cfg.attention.rope else cfg.max_length
-        # with fan-in scaling a table's rows would have unit norm over D, which a tied head cannot start from
+        # Fan-in scaling would give a table's rows unit norm over D, which is too large for a tied head.
         table = normal(cfg.init_std or 0.02)
         self.embed = Embed(cfg.vocab_size, cfg.d_model, rows, table, dtype)
         self.dropout = nn.Dropout(cfg.dropout)
@@ -151,10 +151,10 @@ class Decoder(nn.Module):
         """Return next-token logits [B, T, V] in float32.
 
         Args:
-            tokens: [B, T] ids.
-            positions: [B, T], default 0, 1, …; needed with a cache and for packed documents.
-            segments: [B, T] document numbers of a packed batch: no position sees another document.
-            tap: what to read or edit at named sites.
+            tokens: ids [B, T].
+            positions: [B, T], default 0, 1, …; required with a cache and for packed documents.
+            segments: document indices [B, T] of a packed batch; attention stays within a document.
+            tap: sites to read or edit.
         """
         return self.logits(self.hidden(tokens, positions=positions, segments=segments, tap=tap))
 
@@ -166,10 +166,10 @@ class Decoder(nn.Module):
         segments: jax.Array | None = None,
         tap: Tap | None = None,
     ) -> jax.Array:
-        """Return the normalised hidden states [B, T, D] that the head reads."""
+        """Return the normalised hidden states [B, T, D], the head's input."""
         cfg, time = self.cfg, tokens.shape[1]
         if time > cfg.max_length:
-            raise ConfigError(f"{time} tokens are longer than the model's max_length {cfg.max_length}")
+            raise ConfigError(f"{time} tokens exceed the model's max_length {cfg.max_length}; shorten the text")
         if positions is None:
             positions = jnp.arange(time, dtype=jnp.int32)[None]
         x = self.embed(tokens, positions)
@@ -188,7 +188,7 @@ class Decoder(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then feed-forward, each normalised first and added to the residual stream."""
+    """One pre-norm layer: attention, then feed-forward, each added to the residual stream."""
 
     cfg: Config
 
@@ -196,10 +196,10 @@ class Block(nn.Module):
     def __call__(
         self, x: jax.Array, layered: tuple[jax.Array | None, Tap | None], where: Where
     ) -> tuple[jax.Array, None]:
-        """Carry the residual stream [B, T, D] through the layer."""
+        """Apply the layer to the residual stream: [B, T, D] -> [B, T, D]."""
         cfg, (window, tap) = self.cfg, layered
         dtype = jnp.dtype(cfg.dtype)
-        # the two layers that write to the residual stream start smaller, so that its variance does not grow with L
+        # The two projections into the residual stream start smaller, so that its variance does not grow with L.
         out_init = normal(cfg.init_std, gain=(2 * cfg.num_layers) ** -0.5)
         inits: dict[str, Any] = {"kernel_init": normal(cfg.init_std), "out_init": out_init, "dtype": dtype}
         drop = nn.Dropout(cfg.dropout, deterministic=not self.has_rng("dropout"))
@@ -215,7 +215,7 @@ class Block(nn.Module):
 
 
 def _windows(cfg: Config) -> jax.Array | None:
-    """Return each layer's window [L] where they differ; None where the config's single one holds for all."""
+    """Return each layer's window [L] if they differ; None if all layers share the config's window."""
     windows = cfg.attention.windows
     if len(set(windows)) == 1:
         return None

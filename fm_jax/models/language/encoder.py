@@ -1,12 +1,12 @@
 """A bidirectional Transformer: BERT, RoBERTa, DistilBERT, ELECTRA and ALBERT from the same pieces.
 
-BERT (Devlin et al. 2019): learned positions and token types, summed and normalised; every half of a layer is
-normalised after its addition to the stream, so the last layer's output needs no norm of its own; erf-GELU, biases.
-RoBERTa (Liu et al. 2019) counts positions from 2 and has one token type, DistilBERT (Sanh et al. 2019) none.
-ELECTRA (Clark et al. 2020) and ALBERT (Lan et al. 2020) embed in a narrower space and project it to the layers' width;
-ALBERT applies one layer's parameters at every depth. Heads stand in classifier, tagger, span, masked_lm and sentence.
+BERT (Devlin et al. 2019): learned positions and token types, summed and normalised; post-norm layers, so the last
+layer's output needs no further norm; erf-GELU, biases.
+RoBERTa (Liu et al. 2019) counts positions from 2 and has one token type, DistilBERT (Sanh et al. 2019) has none.
+ELECTRA (Clark et al. 2020) and ALBERT (Lan et al. 2020) have narrower embeddings, projected to the layers' width.
+ALBERT shares one layer's parameters at every depth. Heads are in classifier, tagger, span, masked_lm and sentence.
 
-Dims: B batch, T time, D d_model, E embed_size (D where 0), H heads, K head_dim, F d_ff, V vocabulary, L layers.
+Dims: B batch, T time, D d_model, E embed_size (D if 0), H heads, K head_dim, F d_ff, V vocabulary, L layers.
 """
 
 from dataclasses import dataclass, replace
@@ -40,17 +40,17 @@ class Config:
     attention: AttentionConfig
     mlp: MLPConfig
     norm: NormConfig = NormConfig("layer", 1e-12)
-    num_types: int = 2  # token types (first and second text of a pair); 0 for none
-    embed_size: int = 0  # width of the embeddings, projected to d_model; 0 for d_model and no projection
-    position_offset: int = 0  # row of the first position in its table; RoBERTa's is its padding's id + 1
-    shared: bool = False  # one layer's parameters at every depth (ALBERT)
-    dropout: float = training(0.0)  # of the embeddings and of each update to the residual stream
+    num_types: int = 2  # token types (first and second text of a pair); 0: none
+    embed_size: int = 0  # width of the embeddings, projected to d_model; 0: d_model, without projection
+    position_offset: int = 0  # row of the first position in the table; for RoBERTa its padding id + 1
+    shared: bool = False  # share one layer's parameters at every depth (ALBERT)
+    dropout: float = training(0.0)  # dropout rate of the embeddings and of each update to the residual stream
     init_std: float = training(0.02)  # 0: 1/sqrt(fan_in), for small widths
-    dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # of the computation, not of parameters
+    dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # compute dtype; parameters are float32
     remat: Remat = training("none")
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be built."""
+        """Check that values are in range."""
         for name in ("vocab_size", "max_length", "num_layers", "d_model"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -60,9 +60,9 @@ class Config:
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
         if self.attention.causal:
-            raise ConfigError("attention.causal must be False: an encoder's tokens see both ways")
+            raise ConfigError("attention.causal is true, but this encoder is bidirectional; set it to false")
         if self.attention.rope is not None:
-            raise ConfigError("attention.rope must be None: an encoder's positions are learned")
+            raise ConfigError("attention.rope is set, but this encoder's positions are learned; set it to none")
 
 
 def bert(num_layers: int, d_model: int, num_heads: int, vocab_size: int = 30522, dropout: float = 0.1) -> Config:
@@ -113,7 +113,7 @@ def albert_base() -> Config:
 
 
 class Encoder(nn.Module):
-    """Tokens [B, T] -> hidden states [B, T, D], each position seeing all of its segment."""
+    """Tokens [B, T] -> hidden states [B, T, D] with bidirectional attention within segments."""
 
     cfg: Config
 
@@ -121,7 +121,7 @@ class Encoder(nn.Module):
     sites = SITES
 
     def setup(self) -> None:
-        """Declare the pieces."""
+        """Declare the submodules."""
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         width, table = cfg.embed_size or cfg.d_model, normal(cfg.init_std or 0.02)
         self.embed = Embed(cfg.vocab_size, width, cfg.max_length + cfg.position_offset, table, dtype)
@@ -134,7 +134,7 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(cfg.dropout)
         blocks = stack(Block, cfg.num_layers, cfg.remat, shared=cfg.shared)(cfg)
         if cfg.shared:
-            self.block = blocks  # what stands under "blocks" has the layers first, and is treated so everywhere
+            self.block = blocks  # not "blocks": leaves under "blocks" are expected to be stacked by layer
         else:
             self.blocks = blocks
 
@@ -147,7 +147,7 @@ class Encoder(nn.Module):
         positions: jax.Array | None = None,
         tap: Tap | None = None,
     ) -> jax.Array:
-        """Return the hidden states, as `hidden` does."""
+        """Return the hidden states [B, T, D] of tokens [B, T]; arguments as of `hidden`."""
         return self.hidden(tokens, types=types, segments=segments, positions=positions, tap=tap)
 
     def hidden(
@@ -162,20 +162,20 @@ class Encoder(nn.Module):
         """Return the hidden states [B, T, D].
 
         Args:
-            tokens: [B, T] ids.
-            types: [B, T] token types, default 0.
-            segments: [B, T]: a token sees those of its own number only. Padding is a segment of its own (0).
-            positions: [B, T], default 0, 1, …; needed for packed texts.
-            tap: what to read or edit at named sites.
+            tokens: ids [B, T].
+            types: token types [B, T], default 0.
+            segments: segment indices [B, T]; attention stays within a segment. Padding is its own segment (0).
+            positions: [B, T], default 0, 1, …; required for packed texts.
+            tap: sites to read or edit.
 
         Raises:
-            ConfigError: a text longer than max_length, or token types for a model that has none.
+            ConfigError: a text longer than max_length, or token types for a model without them.
         """
         cfg, time = self.cfg, tokens.shape[1]
         if time > cfg.max_length:
-            raise ConfigError(f"{time} tokens are longer than the model's max_length {cfg.max_length}")
+            raise ConfigError(f"{time} tokens exceed the model's max_length {cfg.max_length}; shorten the text")
         if types is not None and not cfg.num_types:
-            raise ConfigError("the model has no token types (num_types 0): leave `types` out")
+            raise ConfigError("the model has no token types (num_types 0); do not pass `types`")
         if positions is None:
             positions = jnp.arange(time, dtype=jnp.int32)[None]
         x = self.embed(tokens, positions + cfg.position_offset)
@@ -190,18 +190,18 @@ class Encoder(nn.Module):
         return visit(self, tap, "final", x)
 
     def attend(self, x: jax.Array) -> jax.Array:
-        """Score vectors of the embeddings' width against every token: [..., E] -> [..., V] in float32."""
+        """Return logits by the token table: [..., E] -> [..., V] in float32."""
         return self.embed.attend(x)
 
 
 class Block(nn.Module):
-    """One layer: attention, then feed-forward, each added to the residual stream, which is then normalised."""
+    """One post-norm layer: attention, then feed-forward, each added to the residual stream, then normalised."""
 
     cfg: Config
 
     @nn.compact
     def __call__(self, x: jax.Array, tap: Tap | None, where: Where) -> tuple[jax.Array, None]:
-        """Carry the residual stream [B, T, D] through the layer."""
+        """Apply the layer to the residual stream: [B, T, D] -> [B, T, D]."""
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         init = normal(cfg.init_std)
         inits: dict[str, Any] = {"kernel_init": init, "out_init": init, "dtype": dtype}

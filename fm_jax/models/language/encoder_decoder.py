@@ -1,10 +1,9 @@
 """An encoder-decoder Transformer, T5: one text in, another out.
 
-T5 (Raffel et al. 2020): RMSNorm before each part of a layer, no biases, and in place of positions a learned bias of
-the attention scores by distance, one table a stack for all its layers, none where the decoder reads the encoder.
-Scores are not divided by sqrt(K): the queries start that much smaller. ReLU; the head is the token table, and what it
-reads is divided by sqrt(D).
-T5 v1.1 (Shazeer 2020; the authors' released checkpoints): gated tanh-GELU, a head of its own, nothing divided.
+T5 (Raffel et al. 2020): pre-norm RMSNorm, no biases, and a relative position bias instead of position embeddings, one
+table per stack shared by its layers, none in cross-attention. Scores are not divided by sqrt(K); instead, queries are
+initialised smaller by that factor. ReLU; the head is the token table, and its input is divided by sqrt(D).
+T5 v1.1 (Shazeer 2020; the authors' released checkpoints): gated tanh-GELU, an untied head, no division.
 mT5 (Xue et al. 2021) is v1.1 with a larger vocabulary.
 
 Dims: B batch, S source, T time, C cache slots, D d_model, H heads, K head_dim, F d_ff, V vocabulary, L layers.
@@ -34,36 +33,36 @@ from fm_jax.ops.positions import Buckets
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes and form of the model. Encoder and decoder differ in depth only."""
+    """Sizes and form of the model. Encoder and decoder differ only in depth."""
 
     vocab_size: int
-    max_length: int  # the most tokens that are generated, start included; the model itself reads any length
+    max_length: int  # maximum number of generated tokens, including the start; inputs may have any length
     num_encoder_layers: int
     num_decoder_layers: int
     d_model: int
-    attention: AttentionConfig  # of all three kinds; the encoder's is not causal
+    attention: AttentionConfig  # self-attention and cross-attention; the encoder's is made bidirectional
     mlp: MLPConfig
     norm: NormConfig = NormConfig("rms", 1e-6)
     buckets: Buckets = Buckets()
-    tied: bool = True  # the head is the token table read backwards
-    scale_head: bool = True  # what the head reads is divided by sqrt(d_model)
-    dropout: float = training(0.0)  # of each stack's input and output, and of each update to the residual stream
-    dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # of the computation, not of parameters
+    tied: bool = True  # the head uses the token table
+    scale_head: bool = True  # divide the head's input by sqrt(d_model)
+    dropout: float = training(0.0)  # dropout rate of each stack's input and output, and of each residual update
+    dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # compute dtype; parameters are float32
     remat: Remat = training("none")
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be built."""
+        """Check that values are in range."""
         for name in ("vocab_size", "max_length", "num_encoder_layers", "num_decoder_layers", "d_model"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
         if not self.attention.causal or any(self.attention.windows):
-            raise ConfigError("attention is the decoder's: causal, without windows; the encoder's looks both ways")
+            raise ConfigError("attention is that of the decoder; set attention.causal to true and windows to 0")
 
 
 def t5(num_layers: int, d_model: int, num_heads: int, d_ff: int, head_dim: int = 64, vocab_size: int = 32128) -> Config:
-    """Return a model of T5's form; heads times head_dim need not be d_model."""
+    """Return a model of T5's form; num_heads · head_dim may differ from d_model."""
     heads = AttentionConfig(num_heads, num_heads, head_dim, qkv_bias=False, out_bias=False, scale=1.0)
     feed = MLPConfig(d_ff, activation="relu", bias=False)
     return Config(vocab_size, 512, num_layers, num_layers, d_model, heads, feed)
@@ -84,7 +83,7 @@ def tiny() -> Config:
 
 
 def with_dropout(cfg: Config, rate: float) -> Config:
-    """Drop at one rate wherever T5 does: 0.1 in v1.0 and in all finetuning, 0 in v1.1's pretraining."""
+    """Set one dropout rate wherever T5 has dropout: 0.1 in v1.0 and in all finetuning, 0 in v1.1's pretraining."""
     attention, mlp = replace(cfg.attention, dropout=rate), replace(cfg.mlp, dropout=rate)
     return replace(cfg, attention=attention, mlp=mlp, dropout=rate)
 
@@ -96,14 +95,14 @@ t5_large = partial(t5, 24, 1024, 16, 4096)  # 738 M
 t5_3b = partial(t5, 24, 1024, 32, 16384, 128)  # 2.85 B
 t5_11b = partial(t5, 24, 1024, 128, 65536, 128)  # 11.3 B
 
-# the sizes of the released v1.1 checkpoints
+# sizes of the released v1.1 checkpoints
 t5_v1_1_small = partial(t5_v1_1, 8, 512, 6, 1024)  # 77 M
 t5_v1_1_base = partial(t5_v1_1, 12, 768, 12, 2048)  # 248 M
 t5_v1_1_large = partial(t5_v1_1, 24, 1024, 16, 2816)  # 783 M
 t5_v1_1_xl = partial(t5_v1_1, 24, 2048, 32, 5120)  # 2.85 B
 t5_v1_1_xxl = partial(t5_v1_1, 24, 4096, 64, 10240)  # 11.1 B
 
-# Xue et al. 2021: the same shapes over 250,112 tokens
+# Xue et al. 2021: the same shapes with 250,112 tokens
 mt5_small = partial(t5_v1_1_small, vocab_size=250_112)  # 300 M
 mt5_base = partial(t5_v1_1_base, vocab_size=250_112)  # 582 M
 mt5_large = partial(t5_v1_1_large, vocab_size=250_112)  # 1.23 B
@@ -112,7 +111,7 @@ mt5_xxl = partial(t5_v1_1_xxl, vocab_size=250_112)  # 12.9 B
 
 
 class EncoderDecoder(nn.Module):
-    """Tokens [B, T] and the source [B, S] that they read -> logits [B, T, V], each position seeing none after it."""
+    """Decoder tokens [B, T] and source [B, S] -> logits [B, T, V]; the decoder is causal."""
 
     cfg: Config
 
@@ -120,7 +119,7 @@ class EncoderDecoder(nn.Module):
     causal = True
 
     def setup(self) -> None:
-        """Declare the pieces."""
+        """Declare the submodules."""
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         self.embed = Embed(cfg.vocab_size, cfg.d_model, 0, normal(1.0), dtype)
         self.encoder = Stack(cfg, causal=False)
@@ -141,17 +140,17 @@ class EncoderDecoder(nn.Module):
     ) -> jax.Array:
         """Return next-token logits [B, T, V] in float32.
 
-        Where the collection "cache" is mutable, a call with a source keeps what the decoder reads of it, and one
-        without a source goes on from there.
+        If the collection "cache" is mutable, a call with a source stores the source's keys and values there; a call
+        without a source uses them.
 
         Args:
-            tokens: [B, T] ids that the decoder reads: T5's targets shifted right, the first one 0 (the padding's id).
-            source: [B, S] ids that the encoder reads; None only with a cache that has seen one.
-            source_length: [B], how many tokens of each row of the source are real; None for all.
-            positions: [B, T], default 0, 1, …; needed with a cache and for packed documents.
-            segments: [B, T] numbers of the documents that `tokens` packs: no position sees another document, and all
-                of them see the whole source.
-            tap: what to read or edit at named sites.
+            tokens: decoder ids [B, T]: T5's targets shifted right, the first is 0 (the padding id).
+            source: encoder ids [B, S]; None only with a cache filled from a source.
+            source_length: number of real tokens [B] in each row of the source; None: all.
+            positions: [B, T], default 0, 1, …; required with a cache and for packed documents.
+            segments: document indices [B, T] of packed `tokens`: self-attention stays within a document,
+                cross-attention covers the whole source.
+            tap: sites to read or edit.
         """
         where = {"positions": positions, "segments": segments}
         return self.logits(self.hidden(tokens, source=source, source_length=source_length, **where, tap=tap))
@@ -166,25 +165,25 @@ class EncoderDecoder(nn.Module):
         segments: jax.Array | None = None,
         tap: Tap | None = None,
     ) -> jax.Array:
-        """Return the decoder's normalised states [B, T, D] that the head reads; arguments as of a call."""
+        """Return the decoder's normalised states [B, T, D], the head's input; arguments as of `__call__`."""
         memory = None
         if source is not None:
             memory = self.encode(source, source_length, tap=tap)
             if source_length is None:
                 source_length = jnp.full(source.shape[:1], source.shape[1], jnp.int32)
         elif not (self.is_mutable_collection("cache") and self.has_variable("cache", "decoder")):
-            raise ConfigError("an encoder-decoder needs a source, or a mutable cache that holds one")
+            raise ConfigError("an encoder-decoder needs a source, or a mutable cache filled from one; pass `source`")
         if positions is None:
             positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         x = self.embed(tokens, positions)
         return self.decoder(x, Where(positions, segments), memory, source_length, tap)
 
     def encode(self, source: jax.Array, source_length: jax.Array | None = None, *, tap: Tap | None = None) -> jax.Array:
-        """Return the encoder's normalised states [B, S, D]; those of padding are finite and mean nothing."""
+        """Return the encoder's normalised states [B, S, D]; those of padding are finite but meaningless."""
         index, segments = jnp.arange(source.shape[1], dtype=jnp.int32)[None], None
         if source_length is not None:
             inside = index < source_length[:, None]
-            # padding is a segment of its own; an id outside the vocabulary would look up NaN, which no mask silences
+            # Padding is its own segment. An id outside the vocabulary would embed as NaN, which no mask removes.
             source, segments = jnp.where(inside, source, 0), inside.astype(jnp.int32)
         x = self.embed(source, index)
         return self.encoder(x, Where(index, segments), None, None, tap and tap.inside(ENCODER))
@@ -197,16 +196,16 @@ class EncoderDecoder(nn.Module):
 
 
 class Stack(nn.Module):
-    """All layers of one side, with their position bias and final norm: [B, T, D] -> [B, T, D]."""
+    """All layers of the encoder or the decoder, with position bias and final norm: [B, T, D] -> [B, T, D]."""
 
     cfg: Config
-    causal: bool  # the decoder's
+    causal: bool  # true: decoder
 
     @nn.compact
     def __call__(
         self, x: jax.Array, where: Where, memory: jax.Array | None, length: jax.Array | None, tap: Tap | None
     ) -> jax.Array:
-        """Read the embedded tokens and, in the decoder, `length` [B] states of the memory [B, S, D]."""
+        """Apply the stack to embedded tokens [B, T, D]; the decoder reads `length` [B] states of memory [B, S, D]."""
         cfg = self.cfg
         layers = cfg.num_decoder_layers if self.causal else cfg.num_encoder_layers
         drop = nn.Dropout(cfg.dropout, deterministic=not self.has_rng("dropout"))
@@ -220,7 +219,7 @@ class Stack(nn.Module):
         return visit(self, tap, "final", drop(Norm(cfg.norm, jnp.dtype(cfg.dtype), name="norm_final")(x)))
 
     def _keys(self, positions: jax.Array) -> jax.Array:
-        """Return the positions of the keys [B or 1, C]: a cache slot's is its index."""
+        """Return the positions of the keys [B or 1, C]; the position of a cache slot is its index."""
         kept = self.get_variable("cache", "blocks") if self.causal and self.is_mutable_collection("cache") else None
         if kept is None:
             return positions
@@ -228,19 +227,19 @@ class Stack(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, in the decoder a look at the memory, then feed-forward, each normalised first and added."""
+    """One pre-norm layer: self-attention, in the decoder cross-attention, then feed-forward."""
 
     cfg: Config
-    causal: bool  # the decoder's
+    causal: bool  # true: decoder
 
     @nn.compact
     def __call__(
         self, x: jax.Array, tap: Tap | None, shared: tuple[Where, jax.Array | None, jax.Array | None]
     ) -> tuple[jax.Array, None]:
-        """Carry the residual stream [B, T, D] through the layer."""
+        """Apply the layer to the residual stream: [B, T, D] -> [B, T, D]."""
         cfg, (where, memory, length) = self.cfg, shared
         heads, dtype = replace(cfg.attention, causal=self.causal), jnp.dtype(cfg.dtype)
-        # fan-in throughout; queries smaller by the sqrt(K) by which scores are not divided
+        # fan-in initialisation throughout; queries are smaller by sqrt(K), because scores are not divided by it
         inits: dict[str, Any] = {"kernel_init": normal(0.0), "out_init": normal(0.0), "dtype": dtype}
         query = normal(0.0, gain=heads.head_dim**-0.5)
         drop = nn.Dropout(cfg.dropout, deterministic=not self.has_rng("dropout"))

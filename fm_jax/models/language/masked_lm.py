@@ -1,7 +1,7 @@
-"""An encoder that names the words taken out of a text, and tells whether one text follows another.
+"""BERT's pretraining model: a masked-language-model head and, optionally, a next-sentence head.
 
-Devlin et al. 2019, section 3.1. The words' scores are made at chosen positions only (`logits` of gathered states), so
-that training never holds [B, T, V].
+Devlin et al. 2019, section 3.1. Training computes logits at the masked positions only (`logits` of gathered states), so
+it never holds [B, T, V].
 
 Dims: B batch, T time, D d_model, E width of the embeddings, V vocabulary.
 """
@@ -23,11 +23,11 @@ class MaskedLM(nn.Module):
     """Tokens [B, T] -> logits [B, T, V]; parameters "backbone/…", "head/…" and, for pairs, "next/…"."""
 
     backbone: Encoder
-    next_sentence: bool = False  # with BERT's pooler and its two logits for a pair of texts
+    next_sentence: bool = False  # add BERT's pooler and next-sentence head
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Name the backbone's sites: the head adds none."""
+        """Return the backbone's sites: the heads add none."""
         return self.backbone.sites
 
     def setup(self) -> None:
@@ -45,7 +45,7 @@ class MaskedLM(nn.Module):
         positions: jax.Array | None = None,
         tap: Tap | None = None,
     ) -> jax.Array:
-        """Return the logits of every position, in float32; the arguments are the encoder's."""
+        """Return the logits [B, T, V] of every position in float32; arguments as of `Encoder.hidden`."""
         hidden = self.hidden(tokens, types=types, segments=segments, positions=positions, tap=tap)
         if self.next_sentence and self.is_initializing():
             self.pair(hidden)
@@ -60,33 +60,33 @@ class MaskedLM(nn.Module):
         positions: jax.Array | None = None,
         tap: Tap | None = None,
     ) -> jax.Array:
-        """Return the encoder's hidden states [B, T, D]."""
+        """Return the encoder's hidden states [B, T, D]; arguments as of `Encoder.hidden`."""
         return self.backbone.hidden(tokens, types=types, segments=segments, positions=positions, tap=tap)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Score hidden states [..., D] against every token, [..., V] in float32, by the encoder's own table."""
+        """Map hidden states [..., D] to logits [..., V] in float32, with the encoder's token table as head."""
         narrow, bias = self.head(hidden)
         return self.backbone.attend(narrow) + bias.reshape((1,) * (hidden.ndim - 1) + bias.shape)
 
     def pair(self, hidden: jax.Array) -> jax.Array:
-        """Return logits [B, 2] from the first token's state: 0, the second text is the next one; 1, it is not.
+        """Return next-sentence logits [B, 2] of hidden states [B, T, D]: class 0, B follows A; class 1, it does not.
 
         Raises:
-            ConfigError: the model has no such head.
+            ConfigError: the model has no next-sentence head.
         """
         if not self.next_sentence:
-            raise ConfigError("the model has no next-sentence head: make it with next_sentence=True")
+            raise ConfigError("the model has no next-sentence head; create it with next_sentence=True")
         return self.next(hidden[:, 0])
 
 
 class WordHead(nn.Module):
-    """[..., D] -> ([..., E], bias [V]): dense, activation, norm; what the token table is multiplied with."""
+    """[..., D] -> ([..., E], bias [V]): dense, activation, norm; the token table maps the result to logits."""
 
     cfg: Config
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return the vectors to score tokens by, and every token's bias."""
+        """Return the vectors [..., E] that the token table is multiplied with, and the tokens' biases [V]."""
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         width = cfg.embed_size or cfg.d_model
         x = dense(width, ("embed", None), bias=True, init=normal(cfg.init_std), dtype=dtype, name="dense")(hidden)

@@ -1,6 +1,6 @@
-"""One vector a text, on any backbone that has `hidden(tokens) -> [B, T, D]`.
+"""A sentence encoder on any backbone that has `hidden(tokens) -> [B, T, D]`: one vector per text.
 
-Reimers & Gurevych 2019: the mean over the tokens serves best; the cosine of two vectors says how near two texts are.
+Reimers & Gurevych 2019: the mean over the tokens works best; two texts are compared by the cosine of their vectors.
 
 Dims: B batch, T time, D d_model.
 """
@@ -18,20 +18,20 @@ class SentenceEncoder(nn.Module):
 
     backbone: nn.Module
     pool: Pool = "mean"
-    normalise: bool = False  # to length 1
+    normalise: bool = False  # scale vectors to length 1
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Name the backbone's sites: pooling adds none."""
+        """Return the backbone's sites: pooling adds none."""
         return self.backbone.sites
 
     @nn.compact
     def __call__(
         self, tokens: jax.Array, length: jax.Array, types: jax.Array | None = None, *, tap: Tap | None = None
     ) -> jax.Array:
-        """Pool the hidden states of the first `length` tokens of each row, in float32."""
+        """Encode tokens [B, T] of lengths [B], with token types [B, T]: vectors [B, D] in float32."""
         pooled = pool(states(self.backbone, tokens, length, types, tap), length, self.pool)
         if not self.normalise:
             return pooled
-        # the floor stands inside the root, where a row of zeros has a finite gradient
+        # The lower bound is inside the root, so that a row of zeros has a finite gradient.
         return pooled * jax.lax.rsqrt(jnp.maximum(jnp.square(pooled).sum(axis=-1, keepdims=True), 1e-24))

@@ -1,6 +1,6 @@
-"""Extractive question answering: where in a text the answer begins and ends, on a bidirectional backbone.
+"""Extractive question answering: start and end logits of the answer, on a bidirectional backbone.
 
-Devlin et al. 2019, section 4.2: question and paragraph in one row, and two scores a token.
+Devlin et al. 2019, section 4.2: question and paragraph in one row, and two logits per token.
 
 Dims: B batch, T time, D d_model.
 """
@@ -23,14 +23,14 @@ class SpanFinder(nn.Module):
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Name the backbone's sites: the head adds none."""
+        """Return the backbone's sites: the head adds none."""
         return self.backbone.sites
 
     @nn.compact
     def __call__(
         self, tokens: jax.Array, length: jax.Array, types: jax.Array | None = None, *, tap: Tap | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Return the logits of first and last tokens in float32; padding has none to speak of (-1e30)."""
+        """Return start and end logits [B, T] in float32 of tokens [B, T]; padding has logit -1e30."""
         hidden = states(self.backbone, tokens, length, types, tap)
         logits = Head(2, dropout=self.dropout, name="head")(hidden)
         real = inside(tokens, length)

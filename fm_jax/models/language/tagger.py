@@ -1,7 +1,7 @@
-"""A label for every token, on any backbone that has `hidden(tokens) -> [B, T, D]`.
+"""Token classification on any backbone that has `hidden(tokens) -> [B, T, D]`.
 
-Devlin et al. 2019, section 5.3 (names of people and places). With one label and a hidden layer it is the discriminator
-of Clark et al. 2020: which tokens did a generator replace?
+Devlin et al. 2019, section 5.3 (named entities). With one label and a hidden layer it is ELECTRA's discriminator (Clark
+et al. 2020), which predicts the tokens that a generator replaced.
 
 Dims: B batch, T time, D d_model, C labels.
 """
@@ -24,18 +24,18 @@ class Tagger(nn.Module):
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Name the backbone's sites: the head adds none."""
+        """Return the backbone's sites: the head adds none."""
         return self.backbone.sites
 
     @nn.compact
     def __call__(
         self, tokens: jax.Array, length: jax.Array, types: jax.Array | None = None, *, tap: Tap | None = None
     ) -> jax.Array:
-        """Return every token's logits in float32; those of padding mean nothing."""
+        """Return every token's logits [B, T, C] in float32; those of padding are meaningless."""
         hidden = states(self.backbone, tokens, length, types, tap)
         return Head(self.num_labels, self.hidden, dropout=self.dropout, name="head")(hidden)
 
 
 def discriminator(backbone: nn.Module) -> Tagger:
-    """Return ELECTRA's discriminator: logits [B, T, 1], positive where a token was replaced."""
+    """Return ELECTRA's discriminator: logits [B, T, 1], positive for replaced tokens."""
     return Tagger(backbone, 1, hidden="gelu")

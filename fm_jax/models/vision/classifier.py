@@ -16,16 +16,16 @@ class ImageClassifier(nn.Module):
 
     backbone: nn.Module
     num_classes: int
-    dropout: float = training(0.0)  # of the features that the head reads
+    dropout: float = training(0.0)  # dropout rate of the features
     bias: bool = True
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Name the backbone's sites: the head adds none."""
+        """Return the backbone's sites: the head adds none."""
         return self.backbone.sites
 
     @nn.compact
     def __call__(self, image: jax.Array, *, tap: Tap | None = None) -> jax.Array:
-        """Classify the backbone's features, in float32."""
+        """Classify images [B, H, W, channels]: logits [B, C] in float32."""
         features = self.backbone.features(image, tap=tap)
         return Head(self.num_classes, bias=self.bias, dropout=self.dropout, name="head")(features)

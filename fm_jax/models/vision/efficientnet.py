@@ -1,9 +1,9 @@
 """EfficientNet (Tan & Le 2019): inverted bottlenecks, with depth, width and image size scaled together.
 
-A block (MBConv, Sandler et al. 2018) widens its input 6 times, filters each channel by itself, weighs the channels
-(squeeze-and-excitation, whose narrow layer is a quarter of the block's *input*), and narrows without an activation.
-Blocks whose input and output have one shape add their input, and in training drop their update at a rate that grows
-with depth. Padding is "SAME" as in TensorFlow: uneven where the stride is 2 and the image even.
+A block (MBConv, Sandler et al. 2018) has a 1×1 expansion by 6, a depthwise convolution, squeeze-and-excitation (its
+bottleneck is a quarter of the block's *input*), and a 1×1 projection without activation. Blocks with equal input and
+output shapes have a residual connection with drop path, whose rate grows with depth. Padding is "SAME" as in
+TensorFlow: uneven for stride 2 on even sizes.
 
 Dims: B batch, H height, W width, C channels.
 """
@@ -29,13 +29,13 @@ from fm_jax.layers.tap import Tap, stages, visit
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks of one width before scaling."""
+    """Blocks of one width, before scaling."""
 
-    repeats: int
-    size: int  # of the filters
-    stride: int  # of the first block
-    expand: int  # how many times the input is widened; 1 for no such layer
-    width: int  # channels out
+    repeats: int  # number of blocks
+    size: int  # kernel size
+    stride: int  # stride of the first block
+    expand: int  # expansion factor of the input's channels; 1: no expansion layer
+    width: int  # output channels
 
 
 # Tan & Le 2019, table 1
@@ -54,22 +54,22 @@ BASELINE = (
 class Config:
     """Sizes and form of the model."""
 
-    width: float = 1.0  # what the baseline's channels are multiplied by
-    depth: float = 1.0  # and its repeats
-    image_size: int = 224  # the images it was made for; others do as well
+    width: float = 1.0  # factor of the baseline's channels
+    depth: float = 1.0  # factor of the baseline's repeats
+    image_size: int = 224  # size of the training images; other sizes work too
     stages: tuple[Stage, ...] = BASELINE
     stem_width: int = 32
     head_width: int = 1280
-    divisor: int = 8  # of every number of channels
-    squeeze: float = 0.25  # width of the narrow layer that weighs channels, as a share of the block's input
-    drop_path: float = training(0.2)  # rate towards which the last block's nears
+    divisor: int = 8  # numbers of channels are multiples of this
+    squeeze: float = 0.25  # width of the squeeze-and-excitation bottleneck, as a share of the block's input
+    drop_path: float = training(0.2)  # drop path rate; block i of n has i / n of it
     in_channels: int = 3
     norm_epsilon: float = 1e-3
-    norm_momentum: float = 0.99  # share of the running moments that stays at each step
-    dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # of the computation, not of parameters
+    norm_momentum: float = 0.99  # share of the old running moments at each step
+    dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # compute dtype; parameters are float32
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be built."""
+        """Check that values are in range."""
         for name in ("image_size", "stem_width", "head_width", "divisor", "in_channels"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -80,34 +80,34 @@ class Config:
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         if not self.stages:
-            raise ConfigError("stages must be at least one")
+            raise ConfigError("stages is empty; give at least one stage")
         for stage in self.stages:
             if min(stage.repeats, stage.size, stage.stride, stage.expand, stage.width) < 1 or stage.size % 2 == 0:
-                raise ConfigError(f"every number of a stage must be at least 1, and its size odd: {stage}")
+                raise ConfigError(f"every number of a stage must be at least 1 and its size odd, not {stage}")
 
     def channels(self, width: int) -> int:
-        """Return a baseline's width scaled, to the nearest multiple of `divisor` that is not below 90 % of it."""
+        """Scale a baseline width and round it to a multiple of `divisor`, never below 90 % of the scaled width."""
         scaled = width * self.width
-        found = max(self.divisor, int(scaled + self.divisor / 2) // self.divisor * self.divisor)
-        return found + self.divisor if found < 0.9 * scaled else found
+        rounded = max(self.divisor, int(scaled + self.divisor / 2) // self.divisor * self.divisor)
+        return rounded + self.divisor if rounded < 0.9 * scaled else rounded
 
     def repeats(self, stage: Stage) -> int:
-        """Return how many blocks a stage has after scaling."""
+        """Return the number of a stage's blocks after scaling."""
         return math.ceil(self.depth * stage.repeats)
 
     def odd_blocks(self) -> tuple[int, ...]:
-        """Return the numbers of the blocks that halve a feature map of odd height, at `image_size`."""
-        found, number, side = list[int](), 0, -(-self.image_size // 2)
+        """Return the indices of the blocks that halve a feature map of odd height, at `image_size`."""
+        indices, number, side = list[int](), 0, -(-self.image_size // 2)
         for stage in self.stages:
             if stage.stride > 1 and side % 2:
-                found.append(number)
+                indices.append(number)
             side = -(-side // stage.stride)
             number += self.repeats(stage)
-        return tuple(found)
+        return tuple(indices)
 
 
 class Scale(NamedTuple):
-    """One of the published models: coefficients, image size, and dropout before the classifier."""
+    """A published model: width and depth factors, image size, and dropout before the classifier."""
 
     width: float
     depth: float
@@ -115,7 +115,7 @@ class Scale(NamedTuple):
     dropout: float
 
 
-# B0 … B7 of tensorflow/tpu, efficientnet_builder.py; (parameters with a head of 1000 classes)
+# B0 … B7 of tensorflow/tpu, efficientnet_builder.py (numbers of parameters with a head of 1000 classes)
 SCALES = (
     Scale(1.0, 1.0, 224, 0.2),  # 5.3 M
     Scale(1.0, 1.1, 240, 0.2),  # 7.8 M
@@ -131,7 +131,7 @@ SCALES = (
 def efficientnet(number: int) -> Config:
     """Return B0 … B7 (`SCALES[number].dropout` is for its classifier)."""
     if not 0 <= number < len(SCALES):
-        raise ConfigError(f"there are EfficientNets 0 to {len(SCALES) - 1}, not {number}")
+        raise ConfigError(f"the EfficientNet's number must be 0 to {len(SCALES) - 1}, not {number}")
     width, depth, image_size, _ = SCALES[number]
     return Config(width, depth, image_size)
 
@@ -159,15 +159,15 @@ class EfficientNet(nn.Module):
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Name what a tap can reach: the stem's output, each stage's, and the last feature map."""
+        """Return the names of the sites: the stem's output, each stage's, and the last feature map."""
         return stages(len(self.cfg.stages))
 
     def __call__(self, image: jax.Array, *, tap: Tap | None = None) -> jax.Array:
-        """Return the features, as `features` does."""
+        """Return the features [B, C] in float32 of images [B, H, W, in_channels]."""
         return self.features(image, tap=tap)
 
     def features(self, image: jax.Array, *, tap: Tap | None = None) -> jax.Array:
-        """Return the mean over the last feature map's places: [B, C] in float32."""
+        """Return the last feature map's mean over positions: [B, H, W, in_channels] -> [B, C] in float32."""
         return self.hidden(image, tap=tap).astype(jnp.float32).mean(axis=(1, 2))
 
     @nn.compact
@@ -175,11 +175,11 @@ class EfficientNet(nn.Module):
         """Return the last feature map [B, H', W', C].
 
         Args:
-            image: [B, H, W, in_channels], normalised; of any size.
-            tap: what to read or edit at named sites.
+            image: normalised images [B, H, W, in_channels] of any size.
+            tap: sites to read or edit.
 
         Raises:
-            ConfigError: another number of channels.
+            ConfigError: the images have another number of channels.
         """
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         check_images(image, cfg.in_channels)
@@ -199,16 +199,16 @@ class EfficientNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Widen, filter, weigh, narrow: [B, H, W, C] -> [B, H', W', C']."""
+    """MBConv: expansion, depthwise convolution, squeeze-and-excitation, projection: [B, H, W, C] -> [B, H', W', C']."""
 
     cfg: Config
     stage: Stage
-    first: bool  # of its stage: it has the stride, and no shortcut, for it changes the width
-    drop: float
+    first: bool  # first of its stage: has the stride and no residual connection, because it changes the shape
+    drop: float  # drop path rate
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return the block's output."""
+        """Apply the block: [B, H, W, C] -> [B, H', W', C']."""
         cfg, stage, dtype = self.cfg, self.stage, jnp.dtype(self.cfg.dtype)
         width, out = x.shape[-1], x
         if stage.expand > 1:

@@ -1,17 +1,18 @@
-"""The masked autoencoder (He et al. 2022): an encoder sees a quarter of the patches, a decoder draws the others.
+"""The masked autoencoder (He et al. 2022): an encoder reads a quarter of the patches, a decoder predicts the others.
 
-Which patches go is drawn anew for each image. The encoder (any `vit.ViT`) reads the kept ones only, so its cost falls
-with them; the decoder, narrow and shallow, is given a learned token at each empty place and positions of its own.
-Both tables of positions are fixed sines and cosines where the ViT's are ("sincos"; in the paper). What is drawn is a
-patch's pixels at mean 0 and variance 1 (`standardise`), which makes better features and poorer pictures.
+The mask is random for each image. The encoder (any `vit.ViT`) reads only the kept patches, which reduces its cost. The
+decoder is narrow and shallow; it gets a learned mask token for each masked patch and its own positions. As in the
+paper, both position tables are fixed sines and cosines if the ViT's are ("sincos"). The targets are a patch's pixels
+standardised to mean 0 and variance 1 (`standardise`), which gives better features and worse reconstructions.
 
-Parameters are "backbone/…" and "decoder/…": `checkpoint/surgery.load` takes the first into any model on such a backbone
-(with `positions="learned"` where the table is to be trained on, as the paper does when it finetunes).
+Parameters are "backbone/…" and "decoder/…": `checkpoint/surgery.load` copies the first into any model with the same
+backbone (with `positions="learned"` to train the table further, as in the paper's finetuning).
 
 Recipe (He et al. 2022, table 8): AdamW 0.9/0.95, lr 1.5e-4 · batch/256, batch 4096, decay 0.05, 40 epochs of warm-up,
 cosine, 800 or 1600 epochs, random crops and flips only.
 
-Dims: B batch, H height, W width, C channels, N patches, K patches kept, P = p·p·C pixels a patch, D encoder, E decoder.
+Dims: B batch, H height, W width, C channels, N patches, K kept patches, P = p·p·C values per patch, D encoder width,
+E decoder width.
 """
 
 from dataclasses import dataclass, replace
@@ -38,27 +39,27 @@ from fm_jax.ops.random_masking import Masking
 
 @dataclass(frozen=True)
 class Config:
-    """What is taken out, and the decoder; norms, dtype and the rest are the encoder's."""
+    """Masking and decoder; norms, dtype and other settings are the encoder's."""
 
     num_layers: int
     d_model: int
     attention: AttentionConfig
     mlp: MLPConfig
-    mask_ratio: float = 0.75  # share of the patches that the encoder does not see
-    standardise: bool = True  # whether a patch's target is its pixels at mean 0 and variance 1
+    mask_ratio: float = 0.75  # share of the patches that are masked
+    standardise: bool = True  # standardise each target patch to mean 0 and variance 1
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be built."""
+        """Check that values are in range."""
         if min(self.num_layers, self.d_model) < 1:
             raise ConfigError(
-                f"the decoder needs at least one layer and width 1, not {self.num_layers}, {self.d_model}"
+                f"the decoder's num_layers and d_model must be at least 1, not {self.num_layers} and {self.d_model}"
             )
         if not 0 < self.mask_ratio < 1:
             raise ConfigError(f"mask_ratio must be in (0, 1), not {self.mask_ratio}")
 
 
 def decoder(num_layers: int = 8, d_model: int = 512, num_heads: int = 16) -> Config:
-    """Return a decoder; by default the paper's, whatever the encoder."""
+    """Return a decoder; the default is the paper's for every encoder."""
     if d_model % num_heads:
         raise ConfigError(f"d_model {d_model} must be a multiple of num_heads {num_heads}")
     heads = AttentionConfig(num_heads, num_heads, d_model // num_heads, causal=False)
@@ -71,7 +72,7 @@ def encoder(cfg: vit.Config) -> vit.Config:
 
 
 def mae_base() -> tuple[Config, vit.Config]:
-    """Return decoder and encoder of ViT-B/16 (112 M, of which 86 M are the encoder's)."""
+    """Return decoder and encoder of ViT-B/16 (112 M parameters, 86 M of them in the encoder)."""
     return decoder(), encoder(vit.vit_b16())
 
 
@@ -86,11 +87,11 @@ def mae_huge() -> tuple[Config, vit.Config]:
 
 
 class Drawing(NamedTuple):
-    """What was drawn, what it should be, and where."""
+    """Predictions, targets and the mask."""
 
-    prediction: jax.Array  # [B, N, P] float32, of all patches
+    prediction: jax.Array  # [B, N, P] float32, for all patches
     target: jax.Array  # [B, N, P] float32
-    removed: jax.Array  # [B, N] bool, patches that the encoder did not see
+    removed: jax.Array  # [B, N] bool, the masked patches
 
 
 class MAE(nn.Module):
@@ -102,7 +103,7 @@ class MAE(nn.Module):
     sites = (*(ENCODER + site for site in SITES), *SITES)
 
     def setup(self) -> None:
-        """Declare the decoder; the backbone is given."""
+        """Declare the decoder; the backbone is passed in."""
         base, cfg = self.backbone.cfg, self.cfg
         self.decoder = Decoder(
             replace(
@@ -119,25 +120,25 @@ class MAE(nn.Module):
         )
 
     def __call__(self, image: jax.Array, noise: jax.Array | None = None, *, tap: Tap | None = None) -> jax.Array:
-        """Return the predictions [B, N, P] of all patches, as `draw` does."""
+        """Return the predictions [B, N, P] of all patches of images [B, H, W, C]; arguments as of `draw`."""
         return self.draw(image, noise, tap=tap).prediction
 
     def draw(self, image: jax.Array, noise: jax.Array | None = None, *, tap: Tap | None = None) -> Drawing:
-        """Take patches out and predict all of them.
+        """Mask patches and predict all of them.
 
         Args:
-            image: [B, H, W, C].
-            noise: [B, N]: the patches of the smallest noise stay. None: drawn with the key "mask".
-            tap: what to read or edit; the encoder's sites stand behind "encoder.".
+            image: images [B, H, W, C].
+            noise: noise [B, N]; the patches with the smallest are kept. None: random, from the rng "mask".
+            tap: sites to read or edit; the encoder's have the prefix "encoder.".
 
         Raises:
-            ConfigError: images that the backbone does not take, or too few patches for the ratio.
+            ConfigError: the backbone does not accept the images, or there are too few patches for the ratio.
         """
         cut = self.backbone.cfg.patches
         grid = cut.grid_of(image)
         masking = self._mask(image, noise, grid)
         latent = self.backbone.hidden(image, keep=masking.keep, tap=tap and tap.inside(ENCODER))
-        if self.backbone.cfg.registers:  # they tell the decoder nothing of a place
+        if self.backbone.cfg.registers:  # registers have no position: the decoder does not read them
             latent = jnp.concatenate([latent[:, : int(cut.cls)], latent[:, self.backbone.cfg.front :]], axis=1)
         target = ops.patchify(image.astype(jnp.float32), cut.patch_size)
         if self.cfg.standardise:
@@ -145,17 +146,19 @@ class MAE(nn.Module):
         return Drawing(self.decoder(latent, masking, grid, tap), target, masking.removed)
 
     def reconstruct(self, image: jax.Array, noise: jax.Array | None = None) -> jax.Array:
-        """Return the images [B, H, W, C] with what was drawn where patches were taken out.
+        """Return images [B, H, W, C] in which predictions replace the masked patches.
 
-        A standardised prediction is given the true patch's mean and variance: without them it is no picture.
+        Standardised predictions get the true patch's mean and variance back.
         """
         cut = self.backbone.cfg.patches
         drawing, true = self.draw(image, noise), ops.patchify(image.astype(jnp.float32), cut.patch_size)
-        found = drawing.prediction
+        predicted = drawing.prediction
         if self.cfg.standardise:
             _, mean, scale = ops.standardise(true)
-            found = found * scale + mean
-        return ops.unpatchify(jnp.where(drawing.removed[..., None], found, true), cut.patch_size, cut.grid_of(image))
+            predicted = predicted * scale + mean
+        return ops.unpatchify(
+            jnp.where(drawing.removed[..., None], predicted, true), cut.patch_size, cut.grid_of(image)
+        )
 
     def _mask(self, image: jax.Array, noise: jax.Array | None, grid: ops.Grid) -> Masking:
         count = grid[0] * grid[1]
@@ -163,18 +166,18 @@ class MAE(nn.Module):
         if noise is None:
             noise = random_masking.noise(self.make_rng("mask"), image, count)
         elif noise.shape != (image.shape[0], count):
-            raise ConfigError(f"noise must be [{image.shape[0]}, {count}], one a patch, not {list(noise.shape)}")
+            raise ConfigError(f"noise must be [{image.shape[0]}, {count}], one per patch, not {list(noise.shape)}")
         return random_masking.mask(noise, kept)
 
 
 class Decoder(nn.Module):
-    """Latent tokens [B, K + 1, D] of the kept patches -> predictions [B, N, P] of all."""
+    """Latent tokens [B, K + 1, D] of the kept patches -> predictions [B, N, P] of all patches."""
 
-    cfg: vit.Config  # its patches are the encoder's
+    cfg: vit.Config  # with the encoder's patches
 
     @nn.compact
     def __call__(self, latent: jax.Array, masking: Masking, grid: ops.Grid, tap: Tap | None = None) -> jax.Array:
-        """Return predictions of the patches' pixels, in float32."""
+        """Predict all patches from latent tokens [B, K + 1, D]: [B, N, P] in float32."""
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         x = Refill(cfg, name="embed")(latent, masking, grid)
         x = constrain(visit(self, tap, "embed", x), "batch", "time", "width")
@@ -188,13 +191,13 @@ class Decoder(nn.Module):
 
 
 class Refill(nn.Module):
-    """Put the kept tokens back where they stood, a learned one at each empty place, and add the positions."""
+    """Put kept tokens back in place, a learned mask token at masked places, and add positions."""
 
     cfg: vit.Config
 
     @nn.compact
     def __call__(self, latent: jax.Array, masking: Masking, grid: ops.Grid) -> jax.Array:
-        """Return the decoder's tokens [B, N + 1, E], [CLS] still in front."""
+        """Return the decoder's input: [B, K + 1, D] -> [B, N + 1, E], [CLS] first."""
         cfg, dtype, first = self.cfg, jnp.dtype(self.cfg.dtype), int(self.cfg.patches.cls)
         x = dense(cfg.d_model, (None, "embed"), bias=True, init=normal(cfg.init_std), dtype=dtype, name="project")(
             latent

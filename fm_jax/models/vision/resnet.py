@@ -1,17 +1,16 @@
-"""Residual networks (He et al. 2016), and the plain ones that they were held against.
+"""Residual networks (He et al. 2016), and plain networks without shortcuts for comparison.
 
-Every block adds its layers' output to its input. Where a stage halves the image, the stride stands in the 3×3 layer of
-a bottleneck ("v1.5"), which is about half a point better than in the first 1×1 as in the paper (README of NVIDIA's
-ResNet50 v1.5). A block's last scale starts at 0, so that at the start every block is its shortcut (Goyal et al. 2017,
-section 5.1).
+Every block adds its layers' output to its input. A bottleneck that halves the image has the stride in its 3×3 layer
+("v1.5"), which is about half a point better than in the first 1×1, as in the paper (README of NVIDIA's ResNet50 v1.5).
+The scale of a block's last norm starts at 0, so every block starts as its shortcut (Goyal et al. 2017, section 5.1).
 
 The CIFAR form (section 4.2) has 6n + 2 layers in three stages of 16, 32 and 64 channels, a 3×3 stem, and shortcuts
-without parameters: the image is thinned and the new channels are 0. All its scales start at 1: with the last ones at 0,
-20 layers on drawn scenes were still at chance after 300 of 640 steps, and ended at a loss of 1.15 instead of 0.09.
+without parameters: the image is subsampled and new channels are 0. All its scales start at 1: with the last ones at 0,
+20 layers on synthetic scenes were still at chance after 300 of 640 steps, and ended at a loss of 1.15 instead of 0.09.
 
-Blocks are a Python loop, not a stacked scan: XLA's convolutions are slower inside one on a CPU (gradient step of a
-ResNet-50 on [8, 64, 64, 3], two busy cores: 4.4 s against 11.7, and 7.6 CPU-seconds to compile against 13.0; a
-ResNet-152 7.0 against 32.6, and 28 to compile against 13).
+Blocks are a Python loop, not a stacked scan, because XLA's convolutions are slower inside a scan on a CPU (gradient
+step of a ResNet-50 on [8, 64, 64, 3], two busy cores: 4.4 s against 11.7, and 7.6 CPU-seconds to compile against 13.0;
+a ResNet-152 7.0 against 32.6, and 28 to compile against 13).
 
 Dims: B batch, H height, W width, C channels.
 """
@@ -36,23 +35,25 @@ from fm_jax.layers.tap import Tap, stages, visit
 class Config:
     """Sizes and form of the model."""
 
-    depths: tuple[int, ...]  # blocks a stage
-    widths: tuple[int, ...]  # channels out of each stage
-    block: Literal["basic", "bottleneck"]  # two 3×3; or 1×1, 3×3 at a quarter of the channels, 1×1
+    depths: tuple[int, ...]  # number of blocks of each stage
+    widths: tuple[int, ...]  # output channels of each stage
+    block: Literal["basic", "bottleneck"]  # two 3×3 layers; or 1×1, 3×3 with a quarter of the channels, 1×1
     stem_width: int = 64
-    stem: Literal["pooled", "small"] = "pooled"  # 7×7 stride 2 and a max pool stride 2; or 3×3, for small images
-    shortcut: Literal["project", "pad", "none"] = "project"  # where shapes change; "none" nowhere: a plain network
-    stride_first: bool = False  # the stride of a bottleneck in its first layer: the paper's form ("v1")
+    stem: Literal["pooled", "small"] = "pooled"  # 7×7 with stride 2 and max pooling; or 3×3, for small images
+    shortcut: Literal["project", "pad", "none"] = "project"  # how shapes are adapted; none: a network without shortcuts
+    stride_first: bool = False  # put a bottleneck's stride in its first layer, as in the paper ("v1")
     in_channels: int = 3
-    zero_init: bool = training(True)  # whether a block's last scale starts at 0
+    zero_init: bool = training(True)  # initialise the scale of each block's last norm with 0
     norm_epsilon: float = 1e-5
-    norm_momentum: float = 0.9  # share of the running moments that stays at each step
-    dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # of the computation, not of parameters
+    norm_momentum: float = 0.9  # share of the old running moments at each step
+    dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # compute dtype; parameters are float32
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be built."""
+        """Check that values are in range."""
         if not self.depths or len(self.depths) != len(self.widths):
-            raise ConfigError(f"depths {self.depths} and widths {self.widths} must name the same stages, at least one")
+            raise ConfigError(
+                f"depths {self.depths} and widths {self.widths} must have one entry per stage, at least one each"
+            )
         for name in ("depths", "widths"):
             if min(getattr(self, name)) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -62,7 +63,10 @@ class Config:
         if self.block == "bottleneck" and any(width % 4 for width in self.widths):
             raise ConfigError(f"widths of bottlenecks must be multiples of 4, not {self.widths}")
         if self.shortcut == "pad" and list(self.widths) != sorted((self.stem_width, *self.widths))[1:]:
-            raise ConfigError(f"shortcut 'pad' adds channels: widths {self.widths} must not fall below the one before")
+            raise ConfigError(
+                f"shortcut 'pad' only adds channels, so stem_width {self.stem_width} and widths {self.widths} "
+                "must not decrease"
+            )
         if self.norm_epsilon <= 0 or not 0 <= self.norm_momentum < 1:
             raise ConfigError(
                 f"norm_epsilon must be above 0 and norm_momentum in [0, 1), not {self.norm_epsilon}, "
@@ -71,7 +75,7 @@ class Config:
 
 
 def resnet(depths: tuple[int, ...], block: Literal["basic", "bottleneck"], multiplier: float = 1.0) -> Config:
-    """Return a network for ImageNet (table 1), with every width times `multiplier`."""
+    """Return a network for ImageNet (table 1), with every width multiplied by `multiplier`."""
     first = round(64 * multiplier)
     wide = 4 if block == "bottleneck" else 1
     return Config(depths, tuple(wide * first * 2**stage for stage in range(len(depths))), block, stem_width=first)
@@ -81,7 +85,7 @@ def cifar(layers: int, width: int = 16, shortcut: Literal["project", "pad", "non
     """Return a network of the CIFAR form: 6n + 2 layers, `width` channels in the first of three stages.
 
     Raises:
-        ConfigError: another number of layers.
+        ConfigError: the number of layers is not 6n + 2.
     """
     blocks, rest = divmod(layers - 2, 6)
     if rest or blocks < 1:
@@ -95,14 +99,14 @@ def tiny() -> Config:
     return Config((1, 1), (8, 16), "basic", stem_width=8, stem="small")
 
 
-# He et al. 2016, table 1; (parameters with a head of 1000 classes)
+# He et al. 2016, table 1 (numbers of parameters with a head of 1000 classes)
 resnet18 = partial(resnet, (2, 2, 2, 2), "basic")  # 11.7 M
 resnet34 = partial(resnet, (3, 4, 6, 3), "basic")  # 21.8 M
 resnet50 = partial(resnet, (3, 4, 6, 3), "bottleneck")  # 25.6 M
 resnet101 = partial(resnet, (3, 4, 23, 3), "bottleneck")  # 44.5 M
 resnet152 = partial(resnet, (3, 8, 36, 3), "bottleneck")  # 60.2 M
 
-# He et al. 2016, table 6; (parameters with a head of 10 classes)
+# He et al. 2016, table 6 (numbers of parameters with a head of 10 classes)
 resnet20 = partial(cifar, 20)  # 0.27 M
 resnet32 = partial(cifar, 32)  # 0.46 M
 resnet44 = partial(cifar, 44)  # 0.66 M
@@ -118,15 +122,15 @@ class ResNet(nn.Module):
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Name what a tap can reach: the stem's output, each stage's, and the last feature map."""
+        """Return the names of the sites: the stem's output, each stage's, and the last feature map."""
         return stages(len(self.cfg.depths))
 
     def __call__(self, image: jax.Array, *, tap: Tap | None = None) -> jax.Array:
-        """Return the features, as `features` does."""
+        """Return the features [B, C] in float32 of images [B, H, W, in_channels]."""
         return self.features(image, tap=tap)
 
     def features(self, image: jax.Array, *, tap: Tap | None = None) -> jax.Array:
-        """Return the mean over the last feature map's places: [B, C] in float32."""
+        """Return the last feature map's mean over positions: [B, H, W, in_channels] -> [B, C] in float32."""
         return self.hidden(image, tap=tap).astype(jnp.float32).mean(axis=(1, 2))
 
     @nn.compact
@@ -134,11 +138,11 @@ class ResNet(nn.Module):
         """Return the last feature map [B, H', W', C].
 
         Args:
-            image: [B, H, W, in_channels], normalised; of any size.
-            tap: what to read or edit at named sites.
+            image: normalised images [B, H, W, in_channels] of any size.
+            tap: sites to read or edit.
 
         Raises:
-            ConfigError: another number of channels.
+            ConfigError: the images have another number of channels.
         """
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         check_images(image, cfg.in_channels)
@@ -155,7 +159,7 @@ class ResNet(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one width, of which the first may halve the image: [B, H, W, C] -> [B, H', W', width]."""
+    """Blocks of one width; the first may halve the image: [B, H, W, C] -> [B, H', W', width]."""
 
     cfg: Config
     depth: int
@@ -164,14 +168,14 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return the last block's output."""
+        """Apply the blocks: [B, H, W, C] -> [B, H', W', width]."""
         for block in range(self.depth):
             x = Block(self.cfg, self.width, self.stride if block == 0 else 1, name=f"block{block}")(x)
         return x
 
 
 class Block(nn.Module):
-    """Two or three convolutions, each normalised, added to their input: [B, H, W, C] -> [B, H', W', width]."""
+    """Two or three normalised convolutions and a shortcut: [B, H, W, C] -> [B, H', W', width]."""
 
     cfg: Config
     width: int
@@ -179,7 +183,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return the rectified sum."""
+        """Apply the block: [B, H, W, C] -> [B, H', W', width]."""
         cfg, out = self.cfg, x
         layers = self._layers()
         for number, (width, size, stride, axes) in enumerate(layers, 1):
@@ -193,7 +197,7 @@ class Block(nn.Module):
         return constrain(jax.nn.relu(out), "batch", None, None, "width")
 
     def _layers(self) -> list[tuple[int, int, int, tuple[str, str]]]:
-        """Return (channels out, size, stride, logical axes) of each convolution."""
+        """Return (output channels, kernel size, stride, logical axes) of each convolution."""
         stride, width = self.stride, self.width
         if self.cfg.block == "basic":
             return [(width, 3, stride, ("embed", "mlp")), (width, 3, 1, ("mlp", "embed"))]
@@ -206,7 +210,7 @@ class Block(nn.Module):
         ]
 
     def _shortcut(self, x: jax.Array) -> jax.Array:
-        """Return the block's input in the shape of its output."""
+        """Return the block's input [B, H, W, C] in the shape of its output [B, H', W', width]."""
         cfg = self.cfg
         if self.stride == 1 and x.shape[-1] == self.width:
             return x

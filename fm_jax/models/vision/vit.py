@@ -1,20 +1,19 @@
-"""The Vision Transformer (Dosovitskiy et al. 2021): an image is a row of patches, read by a Transformer encoder.
+"""The Vision Transformer (Dosovitskiy et al. 2021): a Transformer encoder over an image's patches.
 
-Layers are normalised before each half (pre-norm, erf-GELU, biases) and once at the end. What a task reads is the token
-in front ([CLS]) or the mean over the patches. The published weights of Google and of DeiT (Touvron et al. 2021) have
-[CLS] and norms of epsilon 1e-6, transformers' config says 1e-12 unless told otherwise: it is a field.
-DINOv2 (Oquab et al. 2024) scales each half's update by a learned vector (LayerScale, Touvron et al. 2021b), takes
-images of any size, and in its giant form has a gated feed-forward layer (SwiGLU). With registers (Darcet et al. 2024)
-a few learned tokens stand between [CLS] and the patches: large models keep there what they would else write over
-patches of little meaning. No feature is read from them.
+Layers are pre-norm (erf-GELU, biases) with a final norm. The features are the [CLS] token or the mean over the patches.
+The published weights of Google and of DeiT (Touvron et al. 2021) have [CLS] and a norm epsilon of 1e-6; transformers'
+default is 1e-12.
+DINOv2 (Oquab et al. 2024) scales each update by a learned vector (LayerScale, Touvron et al. 2021b), accepts images of
+any size, and its giant model has a gated feed-forward layer (SwiGLU). With registers (Darcet et al. 2024) there are a
+few learned tokens between [CLS] and the patches, where large models store what they would otherwise write over
+uninformative patches. No feature uses them.
 
-The recipe decides as much as the model does. DeiT (table 9): AdamW, lr 5e-4 · batch/512, decay 0.05, 300 epochs, drop
-path 0.1, mixup 0.8, cutmix 1, RandAugment, random erasing, label smoothing 0.1. AugReg (Steiner et al. 2022, abstract):
-more compute with augmentation and regularisation did what ten times the data did. Small widths want init_std 0: of
+The recipe matters as much as the model. DeiT (table 9): AdamW, lr 5e-4 · batch/512, decay 0.05, 300 epochs, drop path
+0.1, mixup 0.8, cutmix 1, RandAugment, random erasing, label smoothing 0.1. AugReg (Steiner et al. 2022, abstract):
+augmentation and regularisation with more compute were worth ten times the data. Small widths need init_std 0: at
 width 64, 100 steps on scanned digits reach 55 % from 0.02 and 89 % from 1/sqrt(64).
 
-Dims: B batch, H height, W width, N tokens (patches, and in front [CLS] and R registers), D d_model, heads K wide,
-F d_ff, L layers.
+Dims: B batch, H height, W width, N tokens ([CLS], R registers, patches), D d_model, K head width, F d_ff, L layers.
 """
 
 from dataclasses import dataclass, replace
@@ -38,7 +37,7 @@ from fm_jax.layers.stack import Remat, stack
 from fm_jax.layers.tap import SITES, Tap, visit
 
 Pool = Literal["cls", "mean", "both", "mean_norm"]
-"""[CLS]; the mean over the normed patches; one behind the other; the norm of the mean over the patches (MAE's)."""
+"""cls: [CLS]; mean: mean of the normed patches; both: concatenated; mean_norm: norm of the patches' mean (MAE)."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,17 @@ class Config:
     attention: AttentionConfig
     mlp: MLPConfig
     norm: NormConfig = NormConfig("layer", 1e-6)
-    pool: Pool = "cls"  # what the features are
-    registers: int = 0  # R: learned tokens between [CLS] and the patches, left out of every feature
-    layer_scale: float = 0.0  # where the learned scale of each update starts; 0: there is none
-    dropout: float = training(0.0)  # of the embeddings and of each update to the residual stream
-    drop_path: float = training(0.0)  # rate of leaving out the last layer's updates; from 0 at the first (timm, DeiT)
+    pool: Pool = "cls"  # how tokens are pooled to features
+    registers: int = 0  # R: learned tokens between [CLS] and the patches, excluded from the features
+    layer_scale: float = 0.0  # initial value of LayerScale; 0: no LayerScale
+    dropout: float = training(0.0)  # dropout rate of the embeddings and of each update to the residual stream
+    drop_path: float = training(0.0)  # drop path rate of the last layer; linear from 0 at the first (timm, DeiT)
     init_std: float = training(0.02)  # 0: 1/sqrt(fan_in), for small widths
-    dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # of the computation, not of parameters
+    dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # compute dtype; parameters are float32
     remat: Remat = training("none")
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be built."""
+        """Check that values are in range."""
         for name in ("num_layers", "d_model"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -72,19 +71,19 @@ class Config:
                 raise ConfigError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         if self.attention.causal or self.attention.rope is not None:
             raise ConfigError(
-                "attention.causal must be False and attention.rope None: patches see each other both ways"
+                "a ViT attends both ways, without rope; set attention.causal to false and attention.rope to none"
             )
         if self.pool in ("cls", "both") and not self.patches.cls:
-            raise ConfigError(f"pool {self.pool!r} reads a token in front: set patches.cls, or pool 'mean'")
+            raise ConfigError(f"pool {self.pool!r} needs a [CLS] token; set patches.cls to true, or pool to 'mean'")
 
     @property
     def in_channels(self) -> int:
-        """Return how many channels an image has."""
+        """Return the number of image channels."""
         return self.patches.channels
 
     @property
     def front(self) -> int:
-        """Return how many tokens stand before the patches."""
+        """Return the number of tokens before the patches."""
         return self.patches.cls + self.registers
 
 
@@ -98,9 +97,9 @@ def vit(num_layers: int, d_model: int, num_heads: int, patch_size: int, image_si
 
 
 def dinov2(num_layers: int, d_model: int, num_heads: int, registers: int = 0) -> Config:
-    """Return a model of DINOv2's form (its table of positions is for images of 518 × 518).
+    """Return a model of DINOv2's form (its position table is for images of 518 × 518).
 
-    Those published with registers have 4, and resize their positions otherwise.
+    The published models with registers have 4, and antialias when they interpolate positions.
     """
     cfg = vit(num_layers, d_model, num_heads, 14, 518)
     patches = replace(cfg.patches, any_size=True, resizing="antialiased" if registers else "bicubic")
@@ -108,7 +107,7 @@ def dinov2(num_layers: int, d_model: int, num_heads: int, registers: int = 0) ->
 
 
 def dinov2_giant(registers: int = 0) -> Config:
-    """Return DINOv2's largest model; its gated layer keeps two thirds of 4 · d_model."""
+    """Return DINOv2's largest model; its gated layer is two thirds of 4 · d_model wide."""
     return replace(dinov2(40, 1536, 24, registers), mlp=MLPConfig(4096, "silu", gated=True))
 
 
@@ -134,14 +133,14 @@ dinov2_large = partial(dinov2, 24, 1024, 16)  # 304 M
 
 
 class ViT(nn.Module):
-    """Images [B, H, W, channels] -> features [B, D] (2·D where both are pooled)."""
+    """Images [B, H, W, channels] -> features [B, D] ([B, 2·D] with pool "both")."""
 
     cfg: Config
 
     sites = SITES
 
     def setup(self) -> None:
-        """Declare the pieces."""
+        """Declare the submodules."""
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         inits = normal(cfg.init_std), normal(cfg.init_std or 0.02)
         self.embed = PatchEmbed(cfg.patches, cfg.d_model, *inits, dtype, cfg.registers)
@@ -150,11 +149,11 @@ class ViT(nn.Module):
         self.norm_final = Norm(cfg.norm, dtype)
 
     def __call__(self, image: jax.Array, *, tap: Tap | None = None) -> jax.Array:
-        """Return the features, as `features` does."""
+        """Return the features [B, D] (or [B, 2·D]) in float32 of images [B, H, W, channels]."""
         return self.features(image, tap=tap)
 
     def features(self, image: jax.Array, *, tap: Tap | None = None) -> jax.Array:
-        """Return one vector an image, in float32: what `cfg.pool` names of the hidden states."""
+        """Pool the hidden states by `cfg.pool`: [B, H, W, channels] -> [B, D] (or [B, 2·D]) in float32."""
         if self.cfg.pool == "mean_norm":
             mean = self._stream(image, None, tap)[:, self.cfg.front :].astype(jnp.float32).mean(axis=1, keepdims=True)
             return visit(self, tap, "final", self.norm_final(mean))[:, 0].astype(jnp.float32)
@@ -165,20 +164,20 @@ class ViT(nn.Module):
         return hidden[:, 0] if self.cfg.pool == "cls" else jnp.concatenate([hidden[:, 0], patches.mean(axis=1)], axis=1)
 
     def hidden(self, image: jax.Array, *, keep: jax.Array | None = None, tap: Tap | None = None) -> jax.Array:
-        """Return the normalised tokens [B, N, D], [CLS] first and registers next where the model has them.
+        """Return the normalised tokens [B, N, D]: [CLS] and registers if the model has them, then patches.
 
         Args:
-            image: [B, H, W, channels], normalised as the model's data were.
-            keep: [B, K], numbers of the patches to read; nothing is computed of the others (He et al. 2022).
-            tap: what to read or edit at named sites.
+            image: images [B, H, W, channels], normalised as in training.
+            keep: indices [B, K] of the patches to read; the others are not computed (He et al. 2022).
+            tap: sites to read or edit.
 
         Raises:
-            ConfigError: another number of channels, or a size that the model does not take.
+            ConfigError: another number of channels, or a size that the model does not accept.
         """
         return visit(self, tap, "final", self.norm_final(self._stream(image, keep, tap)))
 
     def _stream(self, image: jax.Array, keep: jax.Array | None, tap: Tap | None) -> jax.Array:
-        """Return the residual stream [B, N, D] behind the last layer."""
+        """Return the residual stream [B, N, D] after the last layer."""
         x = self.dropout(self.embed(image, keep), deterministic=not self.has_rng("dropout"))
         x = constrain(visit(self, tap, "embed", x), "batch", "time", "width")
         x, _ = self.blocks(x, layered(self.cfg, tap), Where(jnp.arange(x.shape[1])[None]))
@@ -186,18 +185,18 @@ class ViT(nn.Module):
 
 
 def layered(cfg: Config, tap: Tap | None) -> tuple[Tap | None, jax.Array]:
-    """Return what each layer of a stack gets of its own: its part of the tap, and its share of the drop path's rate."""
+    """Return the per-layer inputs of a stack: the tap, and each layer's share [L] of the drop path rate."""
     return tap and tap.stacked(), jnp.linspace(0, 1, cfg.num_layers)
 
 
 class Block(nn.Module):
-    """One layer: attention, then feed-forward, each read through a norm and added to the residual stream."""
+    """One pre-norm layer: attention, then feed-forward, each added to the residual stream."""
 
     cfg: Config
 
     @nn.compact
     def __call__(self, x: jax.Array, own: tuple[Tap | None, jax.Array], where: Where) -> tuple[jax.Array, None]:
-        """Carry the residual stream [B, N, D] through the layer; `own` is `layered`'s."""
+        """Apply the layer to the residual stream: [B, N, D] -> [B, N, D]; `own` is a slice of `layered`."""
         cfg, dtype, (tap, share) = self.cfg, jnp.dtype(self.cfg.dtype), own
         init = normal(cfg.init_std)
         inits: dict[str, Any] = {"kernel_init": init, "out_init": init, "dtype": dtype}
@@ -212,7 +211,7 @@ class Block(nn.Module):
         return constrain(x, "batch", "time", "width"), None
 
     def _update(self, half: str, update: jax.Array, share: jax.Array) -> jax.Array:
-        """Return what a half adds to the stream: its output, scaled, and in training dropped in part or whole."""
+        """Apply LayerScale, dropout and drop path to an update [B, N, D]; `share` [] is of the drop path rate."""
         cfg = self.cfg
         if cfg.layer_scale:
             start = nn.with_logical_partitioning(nn.initializers.constant(cfg.layer_scale), ("norm",))
