@@ -24,7 +24,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Batch, Params
@@ -216,4 +216,4 @@ def baseline(found: Corpus, choose: Choose, batches: Iterable[Batch]) -> dict[st
 
 
 if __name__ == "__main__":
-    command_line.main(run, CONFIGS, resumable=stage.RESUMABLE)
+    cli.main(run, CONFIGS, resumable=stage.RESUMABLE)

@@ -43,7 +43,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.checkpoint import surgery
 from fm_jax.core import tree
 from fm_jax.core.config import to_dict
@@ -271,6 +271,4 @@ def _write(path: Path, content: Any) -> None:
 
 
 if __name__ == "__main__":
-    command_line.main(
-        run, {"default": config, "demo": demo, "debug": debug}, resumable=(*stage.RESUMABLE, "best", "longest")
-    )
+    cli.main(run, {"default": config, "demo": demo, "debug": debug}, resumable=(*stage.RESUMABLE, "best", "longest"))

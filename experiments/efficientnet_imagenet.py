@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.data import views, vision
 from fm_jax.models.vision import efficientnet
 from fm_jax.optim import optimizer as optimizers
@@ -104,4 +104,4 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line.main(run, CONFIGS, resumable=(*stage.RESUMABLE, "data.max_bad"))
+    cli.main(run, CONFIGS, resumable=(*stage.RESUMABLE, "data.max_bad"))

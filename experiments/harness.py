@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data import docstring_task, source
 from fm_jax.evals import harness, report, results
@@ -208,4 +208,4 @@ def _write_task(folder: Path, name: str, rows: list[dict[str, Any]], form: dict[
 
 
 if __name__ == "__main__":
-    command_line.main(run, {"default": config, "debug": debug})
+    cli.main(run, {"default": config, "debug": debug})

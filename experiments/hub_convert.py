@@ -21,7 +21,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.core import tree
 from fm_jax.core.config import from_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
@@ -157,4 +157,4 @@ def check(folder: Path, module: nn.Module, params: Params, dtype: Dtype) -> tupl
 
 
 if __name__ == "__main__":
-    command_line.main(run, {"default": config, "debug": debug}, resumable=("*",))
+    cli.main(run, {"default": config, "debug": debug}, resumable=("*",))

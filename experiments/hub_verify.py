@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.core.errors import CheckpointError, ConfigError, NumericError
 from fm_jax.core.types import Featured, Params
 from fm_jax.data import tokenizer as tokenizers
@@ -259,4 +259,4 @@ def _padding(theirs: Any, tokenizer: tokenizers.Tokenizer | None) -> int:
 
 
 if __name__ == "__main__":
-    command_line.main(run, {"default": config, "debug": debug}, resumable=("*",))
+    cli.main(run, {"default": config, "debug": debug}, resumable=("*",))

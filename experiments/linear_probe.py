@@ -45,7 +45,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.checkpoint import surgery
 from fm_jax.core import sharding, tree
 from fm_jax.core.config import changes
@@ -296,4 +296,4 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    command_line.main(run, {"default": config, "debug": debug}, resumable=stage.RESUMABLE)
+    cli.main(run, {"default": config, "debug": debug}, resumable=stage.RESUMABLE)

@@ -24,7 +24,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.core.config import to_dict
 from fm_jax.core.types import Params
 from fm_jax.data import corpus, source
@@ -182,4 +182,4 @@ def _work(cfg: Config, params: Params) -> loop.Work:
 
 
 if __name__ == "__main__":
-    command_line.main(run, CONFIGS, resumable=stage.RESUMABLE)
+    cli.main(run, CONFIGS, resumable=stage.RESUMABLE)

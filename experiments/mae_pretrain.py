@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Batch, Params
@@ -204,4 +204,4 @@ def draw(cfg: Config, model: MAE, params: Params, rows: Source, png: Path) -> No
 
 
 if __name__ == "__main__":
-    command_line.main(run, CONFIGS, resumable=(*stage.RESUMABLE, "data.max_bad"))
+    cli.main(run, CONFIGS, resumable=(*stage.RESUMABLE, "data.max_bad"))

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from experiments import lm_pretrain
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.core import tree
 from fm_jax.data import docstring_task, labelled, source
 from fm_jax.evals import metrics, ngram, report, results
@@ -298,4 +298,4 @@ def _once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line.main(run, {"default": config, "demo": demo, "debug": debug})
+    cli.main(run, {"default": config, "demo": demo, "debug": debug})

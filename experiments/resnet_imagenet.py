@@ -45,7 +45,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.data import scenes, views, vision
 from fm_jax.models.vision import resnet
 from fm_jax.optim import optimizer as optimizers
@@ -157,4 +157,4 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line.main(run, CONFIGS, resumable=(*stage.RESUMABLE, "data.max_bad"))
+    cli.main(run, CONFIGS, resumable=(*stage.RESUMABLE, "data.max_bad"))

@@ -29,7 +29,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.checkpoint import model as models
 from fm_jax.core import tree
 from fm_jax.core.config import to_dict
@@ -228,4 +228,4 @@ class Shown(Sequence[np.ndarray]):
 
 
 if __name__ == "__main__":
-    command_line.main(run, CONFIGS, resumable=(*stage.RESUMABLE, "data.max_bad"))
+    cli.main(run, CONFIGS, resumable=(*stage.RESUMABLE, "data.max_bad"))

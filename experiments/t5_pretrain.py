@@ -27,7 +27,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.core.config import to_dict
 from fm_jax.core.types import Batch, Params
 from fm_jax.data import corpus, source
@@ -205,4 +205,4 @@ def frequencies(train: SpanCorruption, vocab_size: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    command_line.main(run, CONFIGS, resumable=stage.RESUMABLE)
+    cli.main(run, CONFIGS, resumable=stage.RESUMABLE)

@@ -40,7 +40,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.core import tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
@@ -338,7 +338,7 @@ def _texts(side: pairs.Texts) -> list[str]:
 
 
 if __name__ == "__main__":
-    command_line.main(
+    cli.main(
         run,
         {"default": config, "demo": demo, "debug": debug},
         resumable=(*stage.RESUMABLE, "beams.*", "tokenize", "decode_batch"),

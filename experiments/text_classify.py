@@ -28,7 +28,7 @@ from typing import Any
 
 import jax
 
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.core import tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
@@ -118,4 +118,4 @@ def write(cfg: Config, workdir: Path, setup: Setup, params: Params, trained: Par
 
 
 if __name__ == "__main__":
-    command_line.main(run, {"default": config, "debug": debug}, resumable=(*stage.RESUMABLE, "export"))
+    cli.main(run, {"default": config, "debug": debug}, resumable=(*stage.RESUMABLE, "export"))

@@ -35,7 +35,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.data import views, vision
@@ -127,4 +127,4 @@ def adapted(found: Pretrained, cfg: Config) -> vit.Config:
 
 
 if __name__ == "__main__":
-    command_line.main(run, CONFIGS, resumable=(*stage.RESUMABLE, "data.max_bad"))
+    cli.main(run, CONFIGS, resumable=(*stage.RESUMABLE, "data.max_bad"))

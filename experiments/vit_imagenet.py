@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.data import views, vision
 from fm_jax.data.mixing import Mix
 from fm_jax.models.vision import vit
@@ -94,4 +94,4 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line.main(run, CONFIGS, resumable=(*stage.RESUMABLE, "data.max_bad"))
+    cli.main(run, CONFIGS, resumable=(*stage.RESUMABLE, "data.max_bad"))

@@ -57,7 +57,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.core.errors import ConfigError, ResourceError
 from fm_jax.evals import history, report, results
 from fm_jax.hub import families, pretrained, safetensors, table
@@ -265,4 +265,4 @@ def _anonymous() -> int:
 
 
 if __name__ == "__main__":
-    command_line.main(run, {"default": config, "debug": debug}, resumable=("history",))
+    cli.main(run, {"default": config, "debug": debug}, resumable=("history",))

@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.core.errors import ConfigError
 from fm_jax.data import photographs, views, vision
 from fm_jax.data.loader import Batches
@@ -147,4 +147,4 @@ def write(folder: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    command_line.main(run, {"default": config, "debug": debug}, resumable=("history",))
+    cli.main(run, {"default": config, "debug": debug}, resumable=("history",))

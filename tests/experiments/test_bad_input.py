@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import harness, lm_pretrain, text_classify
-from fm_jax import run
+from fm_jax import cli
 from fm_jax.data import tokenizer
 from fm_jax.hub import families, pretrained
 from fm_jax.models.language import decoder
@@ -201,7 +201,7 @@ def refuse(
     before = len(COMPILED)
     argv = ["--workdir", str(workdir), *(() if "--config" in options else ("--config", "debug")), *options]
     with pytest.raises(SystemExit) as stop:
-        run.main(experiment, configs, argv=argv)
+        cli.main(experiment, configs, argv=argv)
     lines = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == code, lines
     errors = [line for line in lines if ": error: " in line]

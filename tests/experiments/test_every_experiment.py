@@ -38,7 +38,7 @@ from experiments import (
     vit_imagenet,
 )
 from experiments.benchmarks import hub_load, image_pipeline
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.checkpoint.store import load_params
 from fm_jax.tasks.init import Init
 from fm_jax.tasks.text_classifier import METHODS, Method
@@ -131,7 +131,7 @@ def test_the_list_is_complete() -> None:
 @pytest.mark.parametrize("name", [*NAMES, *ONCE])
 def test_the_first_preset_is_called_default(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     presets: list[str] = []
-    monkeypatch.setattr(command_line, "main", lambda _, configs, **__: presets.extend(configs))
+    monkeypatch.setattr(cli, "main", lambda _, configs, **__: presets.extend(configs))
     monkeypatch.delitem(sys.modules, f"experiments.{name}", raising=False)
     runpy.run_module(f"experiments.{name}", run_name="__main__")
     assert presets[0] == "default" and presets[-1] == "debug"

@@ -17,7 +17,7 @@ from experiments import (
     vit_finetune,
     vit_imagenet,
 )
-from fm_jax import run as command_line
+from fm_jax import cli
 from fm_jax.data import vision
 from tests.close import close
 
@@ -47,7 +47,7 @@ def test_a_run_that_met_too_many_broken_images_goes_on_with_more_allowed(
 ) -> None:
     """They may be met after the last step, in the test; what is seen does not depend on how many are allowed."""
     starts: list[Any] = []
-    monkeypatch.setattr(command_line, "main", lambda *_, resumable: starts.append(resumable))
+    monkeypatch.setattr(cli, "main", lambda *_, resumable: starts.append(resumable))
     monkeypatch.delitem(sys.modules, experiment.__name__)
     runpy.run_module(experiment.__name__, run_name="__main__")
     assert "data.max_bad" in starts[0]

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import pytest
 
+from fm_jax.cli import main
 from fm_jax.core import errors
-from fm_jax.run import main
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def test_run_gets_the_config_and_the_directory_after_run_json_is_written(tmp_pat
     assert workdir == Path("w")
     assert record["config"] == {"seed": 3, "fit": {"num_steps": 2, "batch_size": 8}}
     assert (record["preset"], record["argv"]) == ("debug", ["--config", "debug", "--seed=3", "--workdir", "w"])
-    assert record["experiment"].endswith("test_run")
+    assert record["experiment"].endswith("test_cli")
     assert (tmp_path / "w" / "owner.json").read_text() == ""
 
 
@@ -79,7 +79,7 @@ def test_first_preset_and_runs_name_are_the_defaults() -> None:
     command = Recorder()
     assert command() == 0
     ((cfg, workdir, _),) = command.calls
-    assert (cfg, workdir) == (Config(), Path("runs/test_run"))
+    assert (cfg, workdir) == (Config(), Path("runs/test_cli"))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_bad_command_is_one_line_and_touches_nothing(
     command = Recorder()
     assert command(*argv) == 2
     out, err = capsys.readouterr()
-    assert err.startswith("test_run: error: ")
+    assert err.startswith("test_cli: error: ")
     assert message in err
     assert err.count("\n") == 1
     assert len(err) <= 401
@@ -155,9 +155,9 @@ def test_a_directory_of_another_config_is_refused_unless_the_key_is_resumable(ca
 def test_exit_codes(capsys: Any, error: BaseException, code: int, line: str) -> None:
     assert Recorder(error)() == code
     err = capsys.readouterr().err
-    assert f"test_run: {line}" in err
+    assert f"test_cli: {line}" in err
     assert "Traceback" not in err
-    assert Path("runs/test_run/owner.json").read_text() == ""
+    assert Path("runs/test_cli/owner.json").read_text() == ""
 
 
 def test_debug_shows_the_traceback_and_long_messages_are_cut(capsys: Any, monkeypatch: Any) -> None:
@@ -187,7 +187,7 @@ def test_help_lists_presets_and_options_and_writes_nothing(tmp_path: Path, capsy
 TOY = '''
 """Toy."""
 from dataclasses import dataclass
-from fm_jax.run import main
+from fm_jax.cli import main
 
 @dataclass(frozen=True)
 class Config:
