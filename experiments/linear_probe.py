@@ -47,7 +47,7 @@ import numpy as np
 
 from fm_jax import cli
 from fm_jax.checkpoint import surgery
-from fm_jax.core import sharding, tree
+from fm_jax.core import sharding, statistics, tree
 from fm_jax.core.config import changes
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Batch, Params
@@ -60,7 +60,6 @@ from fm_jax.evals.metrics import accuracy, mean_interval
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.vision import vit
 from fm_jax.models.vision.classifier import ImageClassifier
-from fm_jax.objectives import statistics
 from fm_jax.objectives.classify import softmax
 from fm_jax.tasks import vision as vision_models
 from fm_jax.train import log, loop, stage, state

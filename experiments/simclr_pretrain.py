@@ -31,7 +31,7 @@ import numpy as np
 
 from fm_jax import cli
 from fm_jax.checkpoint import model as models
-from fm_jax.core import tree
+from fm_jax.core import statistics, tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
@@ -41,7 +41,6 @@ from fm_jax.data.rows import Rows, spread
 from fm_jax.evals import embeddings, neighbours, pictures, results, runner
 from fm_jax.models.vision import resnet
 from fm_jax.models.vision.simclr import SimCLR
-from fm_jax.objectives import statistics
 from fm_jax.objectives.contrastive import nt_xent
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.tasks import vision as vision_models

@@ -15,7 +15,7 @@ from flax.core import meta
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fm_jax.checkpoint import model as models
-from fm_jax.core import sharding, tree
+from fm_jax.core import sharding, statistics, tree
 from fm_jax.core.mesh import MeshConfig, make_mesh
 from fm_jax.interpret import capture
 from fm_jax.layers import tap as taps
@@ -24,7 +24,6 @@ from fm_jax.models.language import classifier, decoder, encoder, encoder_decoder
 from fm_jax.models.vision import efficientnet, mae, resnet, vit
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.simclr import SimCLR
-from fm_jax.objectives import statistics
 from tests.close import close
 
 ROWS = 8

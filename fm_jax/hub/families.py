@@ -9,7 +9,7 @@ import numpy as np
 from flax.core import meta
 from jax.sharding import Mesh
 
-from fm_jax.core import sharding, tree
+from fm_jax.core import sharding, statistics, tree
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Params, backbone
 from fm_jax.hub import bert, efficientnet, gpt2, llama, resnet, t5, vit
@@ -17,7 +17,6 @@ from fm_jax.hub.example import Example, Size
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.table import Table
 from fm_jax.hub.weights import Weights
-from fm_jax.objectives import statistics
 
 
 class Family(Protocol):

@@ -1,7 +1,7 @@
 """Batch normalisation with its running statistics as explicit state.
 
 The running mean and variance are ordinary leaves of the parameters, so checkpoints, name tables and loading need no
-special case. They are never trained (`objectives/statistics.py` splits them off); the training step replaces them.
+special case. They are never trained (`core/statistics.py` splits them off); the training step replaces them.
 """
 
 from typing import Any

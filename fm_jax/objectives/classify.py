@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fm_jax.core.statistics import apply_with
 from fm_jax.core.types import Batch, Loss, LossFn, Params
-from fm_jax.objectives.statistics import apply_with
 
 
 def softmax(

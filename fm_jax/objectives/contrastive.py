@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.sharding import constrain
+from fm_jax.core.statistics import apply_with
 from fm_jax.core.types import Batch, Loss, LossFn, Params
 from fm_jax.objectives.embed import unit
-from fm_jax.objectives.statistics import apply_with
 
 
 def nt_xent(

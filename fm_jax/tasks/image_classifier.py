@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from fm_jax.checkpoint import seal, surgery
-from fm_jax.core import tree
+from fm_jax.core import statistics, tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.core.types import Batch, Params
@@ -23,7 +23,6 @@ from fm_jax.hub.pretrained import Pretrained
 from fm_jax.layers.patch_embed import regrid
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.vit import ViT
-from fm_jax.objectives import statistics
 from fm_jax.objectives.classify import softmax
 from fm_jax.optim import schedule
 from fm_jax.tasks import vision as vision_models

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from experiments import hub_convert, hub_verify
 from fm_jax.checkpoint import model as models
 from fm_jax.checkpoint.store import Store
-from fm_jax.core import tree
+from fm_jax.core import statistics, tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.data import tokenizer as tokenizers
@@ -31,7 +31,6 @@ from fm_jax.models.vision.mae import MAE
 from fm_jax.models.vision.resnet import ResNet
 from fm_jax.models.vision.simclr import SimCLR
 from fm_jax.models.vision.vit import ViT
-from fm_jax.objectives import statistics
 from fm_jax.train import state
 from tests.close import close
 from tests.hub.forms import FORMS, assert_equal, build, draw, make

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fm_jax.core import tree
-from fm_jax.objectives import statistics
+from fm_jax.core import statistics, tree
 from tests.goldens.stored import Golden
 from tests.parity import conv_task, convert
 

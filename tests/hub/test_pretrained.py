@@ -9,7 +9,7 @@ import pytest
 from flax.core import meta
 from safetensors.numpy import load_file, save_file
 
-from fm_jax.core import sharding, tree
+from fm_jax.core import sharding, statistics, tree
 from fm_jax.core.config import precision, training
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.mesh import MeshConfig, make_mesh
@@ -19,7 +19,6 @@ from fm_jax.hub import families, pretrained, tensor_file
 from fm_jax.hub.example import Size
 from fm_jax.models.language.classifier import Classifier
 from fm_jax.models.language.decoder import Config, Decoder, tiny
-from fm_jax.objectives import statistics
 from tests.hub.forms import FEW, FORMS, assert_equal, build, draw, make, tensors, write
 
 REGISTERS = "dinov2_with_registers"

@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from fm_jax.core import tree
+from fm_jax.core import statistics, tree
 from fm_jax.core.errors import ConfigError
 from fm_jax.models.vision import efficientnet
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.efficientnet import Config, EfficientNet, Stage
-from fm_jax.objectives import statistics
 from tests.close import about, close
 
 TINY = efficientnet.tiny()

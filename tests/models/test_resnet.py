@@ -8,12 +8,11 @@ import optax
 import pytest
 from flax.core import meta
 
-from fm_jax.core import sharding, tree
+from fm_jax.core import sharding, statistics, tree
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.mesh import MeshConfig, make_mesh
 from fm_jax.models.vision import resnet
 from fm_jax.models.vision.classifier import ImageClassifier
-from fm_jax.objectives import statistics
 from fm_jax.objectives.classify import softmax
 from fm_jax.train import state
 from fm_jax.train.step import make_train_step

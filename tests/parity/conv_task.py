@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fm_jax.core import tree
+from fm_jax.core import statistics, tree
 from fm_jax.interpret import capture
 from fm_jax.layers.tap import Tap
-from fm_jax.objectives import statistics
 from fm_jax.objectives.classify import softmax
 from tests.parity.gradients import apart, steepest
 

@@ -14,12 +14,11 @@ import pytest
 import torch
 import transformers
 
-from fm_jax.core import tree
+from fm_jax.core import statistics, tree
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub import pretrained
 from fm_jax.layers import squeeze_excite
 from fm_jax.models.vision import efficientnet, resnet
-from fm_jax.objectives import statistics
 from tests.close import close, small
 from tests.parity import conv_peers, conv_task, convert
 

@@ -11,7 +11,7 @@ from flax.core import meta
 
 from fm_jax.checkpoint import model as models
 from fm_jax.checkpoint.store import Store
-from fm_jax.core import tree
+from fm_jax.core import statistics, tree
 from fm_jax.core.config import apply_overrides, to_dict
 from fm_jax.core.errors import CheckpointError
 from fm_jax.data import views, vision
@@ -22,7 +22,6 @@ from fm_jax.models.language import decoder
 from fm_jax.models.vision import efficientnet, resnet, vit
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.simclr import SimCLR
-from fm_jax.objectives import statistics
 from fm_jax.tasks import vision as vision_models
 
 DATA = vision.Config(size=12, recipe=views.digits(2))

@@ -9,13 +9,12 @@ import optax
 import pytest
 from flax.core import meta
 
-from fm_jax.core import sharding
+from fm_jax.core import sharding, statistics
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.mesh import MeshConfig, make_mesh
 from fm_jax.core.types import Loss
 from fm_jax.layers.batch_norm import BatchNorm
 from fm_jax.models.language import decoder
-from fm_jax.objectives import statistics
 from fm_jax.objectives.classify import softmax
 from fm_jax.objectives.language import next_token
 from fm_jax.optim import optimizer, schedule

@@ -5,9 +5,8 @@ import jax
 import numpy as np
 from flax.core import meta
 
-from fm_jax.core import tree
+from fm_jax.core import statistics, tree
 from fm_jax.layers.batch_norm import BatchNorm
-from fm_jax.objectives import statistics
 from fm_jax.objectives.classify import softmax
 from tests.close import close
 
