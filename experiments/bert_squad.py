@@ -61,7 +61,7 @@ from fm_jax.optim import optimizer as optimizers
 from fm_jax.tasks import language
 from fm_jax.tasks.init import Init
 from fm_jax.train import loop, stage, state
-from fm_jax.worlds import people
+from fm_jax.worlds.language import people
 
 _ROWS = 64  # windows that are read at once in an evaluation, at least
 

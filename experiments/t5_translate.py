@@ -11,7 +11,7 @@ beams.
 `--init.from` is a public checkpoint's folder or name, or the work directory of `experiments.t5_pretrain`; without it
 the model is drawn anew and its tokenizer learnt from the training pairs. `--data.path` is a folder of aligned files
 (train.en, train.de, validation.en, …) or of JSON lines with a source and a target each; without it sentences are
-generated (`fm_jax/worlds/translation.py`), and the test's are none that were trained on.
+generated (`fm_jax/worlds/language/translation.py`), and the test's are none that were trained on.
 
 Reported are BLEU and chrF of sacrebleu with their signatures and exact matches, greedy and by beams, beside two
 baselines: the source copied, and a dictionary (IBM model 1) applied word by word.
@@ -58,7 +58,7 @@ from fm_jax.optim import optimizer as optimizers
 from fm_jax.tasks import language
 from fm_jax.tasks.init import Init
 from fm_jax.train import log, loop, stage, state
-from fm_jax.worlds import translation as world
+from fm_jax.worlds.language import translation as world
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data import loader, squad, tokenizer
 from fm_jax.data.squad import Cut, Question, Span, Windows
-from fm_jax.worlds import people
+from fm_jax.worlds.language import people
 
 CONTEXT = "Zoë Müller lives in São Paulo. Łukasz, a bookbinder, was born in 1950 🎉 in Kraków."
 TEXTS = [CONTEXT, "Where does Zoë Müller live? When was Łukasz born?", "a book is bound in Paul's town, in 19 50"] * 3

@@ -20,7 +20,7 @@ from fm_jax.models.language.span import SpanFinder
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.tasks.init import Init
 from fm_jax.train import loop
-from fm_jax.worlds import people
+from fm_jax.worlds.language import people
 
 
 def folder(path: Path, module: Any, *inputs: Any) -> Path:

@@ -10,8 +10,8 @@ from random import Random
 from typing import Literal
 
 from fm_jax.core.errors import DataError
-from fm_jax.worlds import lexicon
-from fm_jax.worlds.grammar import (
+from fm_jax.worlds.language import lexicon
+from fm_jax.worlds.language.grammar import (
     PHENOMENA,
     Argument,
     Clause,
@@ -23,7 +23,7 @@ from fm_jax.worlds.grammar import (
     plain,
     that,
 )
-from fm_jax.worlds.lexicon import Adjective, Pronoun
+from fm_jax.worlds.language.lexicon import Adjective, Pronoun
 
 __all__ = ["PHENOMENA", "SPLITS", "Sentence", "draw", "sentences", "split_of"]
 

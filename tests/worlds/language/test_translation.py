@@ -6,9 +6,20 @@ import re
 import pytest
 
 from fm_jax.core.errors import DataError
-from fm_jax.worlds import grammar, lexicon, translation
-from fm_jax.worlds.grammar import Clause, Phrase, because, condition, fronted, plain, that
-from fm_jax.worlds.lexicon import ACCUSATIVE, ADJECTIVES, ALONE, BE, DATIVE, GIVING, MATRIX, MODALS, NOUNS, PREPOSITIONS
+from fm_jax.worlds.language import grammar, lexicon, translation
+from fm_jax.worlds.language.grammar import Clause, Phrase, because, condition, fronted, plain, that
+from fm_jax.worlds.language.lexicon import (
+    ACCUSATIVE,
+    ADJECTIVES,
+    ALONE,
+    BE,
+    DATIVE,
+    GIVING,
+    MATRIX,
+    MODALS,
+    NOUNS,
+    PREPOSITIONS,
+)
 
 
 def a(text: str, *, count: int = 0) -> grammar.Argument:

@@ -24,7 +24,7 @@ import numpy as np
 
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.workdir import write_atomically
-from fm_jax.worlds.relations import RELATIONS
+from fm_jax.worlds.language.relations import RELATIONS
 
 SPLITS = ("train", "validation", "test")
 FIRST = (

@@ -3,8 +3,8 @@
 import pytest
 
 from fm_jax.core.errors import DataError
-from fm_jax.worlds import german, lexicon
-from fm_jax.worlds.german import CASES
+from fm_jax.worlds.language import german, lexicon
+from fm_jax.worlds.language.german import CASES
 
 # determiner -> slot -> determiner and adjective "alt" in the nominative, accusative and dative
 PHRASES = {

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fm_jax.core.errors import ConfigError
-from fm_jax.worlds import people
-from fm_jax.worlds.people import ANIMALS, ENDINGS, FIRST, LAST, SPLITS, YEARS
-from fm_jax.worlds.relations import RELATIONS
+from fm_jax.worlds.language import people
+from fm_jax.worlds.language.people import ANIMALS, ENDINGS, FIRST, LAST, SPLITS, YEARS
+from fm_jax.worlds.language.relations import RELATIONS
 
 SMALL = people.Config(train=300, validation=40, test=80)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fm_jax.worlds.german import Case, Gender, Noun, Person, Verb
+from fm_jax.worlds.language.german import Case, Gender, Noun, Person, Verb
 
 _GENDERS: dict[str, Gender] = {"m": "masculine", "f": "feminine", "n": "neuter"}
 _BEINGS = """

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fm_jax.core.errors import DataError
-from fm_jax.worlds import german, lexicon
-from fm_jax.worlds.german import CASES, Case, Noun, Person, Slot, Verb
-from fm_jax.worlds.lexicon import Adjective, Preposition, Pronoun
+from fm_jax.worlds.language import german, lexicon
+from fm_jax.worlds.language.german import CASES, Case, Noun, Person, Slot, Verb
+from fm_jax.worlds.language.lexicon import Adjective, Preposition, Pronoun
 
 PHENOMENA = (
     *(f"{gender} {case}" for gender in ("masculine", "feminine", "neuter") for case in CASES),

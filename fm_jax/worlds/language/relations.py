@@ -1,4 +1,4 @@
-"""Six relations of people (worlds/people.py), with the sentences that state each and the questions about it."""
+"""Six relations of people (language/people.py), with the sentences that state each and the questions about it."""
 
 from dataclasses import dataclass
 
