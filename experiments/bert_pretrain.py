@@ -32,7 +32,9 @@ from fm_jax.data import corpus, loader, source
 from fm_jax.data.corpus import Corpus
 from fm_jax.data.phases import Phases
 from fm_jax.data.sentence_pairs import FullSentences, SentencePairs
-from fm_jax.evals import metrics, report, results, runner, unigram
+from fm_jax.evals import metrics, runner
+from fm_jax.evals.baselines import unigram
+from fm_jax.evals.report import report, results
 from fm_jax.models.language import encoder
 from fm_jax.models.language.masked_lm import MaskedLM
 from fm_jax.objectives.masked_lm import Choose, masked_lm, masking

@@ -52,8 +52,10 @@ from fm_jax.core.types import Params
 from fm_jax.core.workdir import write_atomically
 from fm_jax.data import squad, tokenizer
 from fm_jax.data.squad import Question
-from fm_jax.evals import report, results, runner, squad_baselines
-from fm_jax.evals import squad as reading
+from fm_jax.evals import runner
+from fm_jax.evals.baselines import spans
+from fm_jax.evals.report import report, results
+from fm_jax.evals.scores import squad as reading
 from fm_jax.models.language import encoder
 from fm_jax.models.language.span import SpanFinder
 from fm_jax.objectives.span import span
@@ -246,9 +248,9 @@ def judge(questions: Sequence[Question], given: Mapping[str, str], seed: int) ->
     """Score the model's answers and the baselines', by kind of question."""
     ways = {"this model": dict(given)}
     if all(question.alike for question in questions if question.answers):
-        ways["first span of the type"] = squad_baselines.first_alike(questions)
-    ways["random span of the length"] = squad_baselines.random_span(questions, seed=seed)
-    ways["nearest sentence"] = squad_baselines.nearest_sentence(questions)
+        ways["first span of the type"] = spans.first_alike(questions)
+    ways["random span of the length"] = spans.random_span(questions, seed=seed)
+    ways["nearest sentence"] = spans.nearest_sentence(questions)
     return {way: reading.score(questions, answers) for way, answers in ways.items()}
 
 

@@ -2,8 +2,8 @@
 
 Source: Gao et al., "A framework for few-shot language model evaluation", lm_eval 0.4.13 (the extra `harness`).
 Idea: a number that is compared with others' must be made as theirs was. The harness asks, we answer: how likely a
-continuation is, how likely a whole text, and what comes next (`fm_jax/evals/harness.py`; a test holds it against the
-harness's own torch backend on the same weights).
+continuation is, how likely a whole text, and what comes next (`fm_jax/evals/scores/harness.py`; a test holds it against
+the harness's own torch backend on the same weights).
 
     ./launch.sh local experiments.harness --model runs/quickstart/pretrain            # two tasks made of Python itself
     ./launch.sh local experiments.harness --model models/gpt2 --include_path mine --tasks quiz,stories --num_fewshot 5
@@ -29,7 +29,8 @@ import numpy as np
 from fm_jax import cli
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data import docstring_task, source
-from fm_jax.evals import harness, report, results
+from fm_jax.evals.report import report, results
+from fm_jax.evals.scores import harness
 from fm_jax.generate import sample
 from fm_jax.generate.decode import generate
 from fm_jax.hub.pretrained import Dtype, Pretrained

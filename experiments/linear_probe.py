@@ -54,9 +54,11 @@ from fm_jax.core.types import Batch, Params
 from fm_jax.data import vision
 from fm_jax.data.mixture import Source
 from fm_jax.data.rows import Rows
-from fm_jax.evals import fewshot, neighbours, probe, report, results, runner
-from fm_jax.evals.embeddings import Embeddings, embed
+from fm_jax.evals import runner
+from fm_jax.evals.features import fewshot, neighbours, probe
+from fm_jax.evals.features.embeddings import Embeddings, embed
 from fm_jax.evals.metrics import accuracy, mean_interval
+from fm_jax.evals.report import report, results
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.vision import vit
 from fm_jax.models.vision.classifier import ImageClassifier

@@ -28,7 +28,8 @@ from fm_jax import cli
 from fm_jax.core.config import to_dict
 from fm_jax.core.types import Params
 from fm_jax.data import corpus, source
-from fm_jax.evals import metrics, results, runner
+from fm_jax.evals import metrics, runner
+from fm_jax.evals.report import results
 from fm_jax.models.language import decoder
 from fm_jax.objectives.language import next_token
 from fm_jax.optim import optimizer as optimizers

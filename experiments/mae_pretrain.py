@@ -41,7 +41,8 @@ from fm_jax.data import views, vision
 from fm_jax.data.image import denormalise
 from fm_jax.data.mixture import Source
 from fm_jax.data.rows import spread
-from fm_jax.evals import pictures, results, runner
+from fm_jax.evals import runner
+from fm_jax.evals.report import grids, results
 from fm_jax.models.vision import mae, vit
 from fm_jax.models.vision.mae import MAE
 from fm_jax.objectives.reconstruct import masked_patches
@@ -200,7 +201,7 @@ def draw(cfg: Config, model: MAE, params: Params, rows: Source, png: Path) -> No
         head: [denormalise(np.asarray(one), cfg.data.mean, cfg.data.std) for one in images]
         for head, images in columns.items()
     }
-    pictures.reconstructions(png, shown, title=f"{cfg.decoder.mask_ratio:.0%} of the patches taken out")
+    grids.reconstructions(png, shown, title=f"{cfg.decoder.mask_ratio:.0%} of the patches taken out")
 
 
 if __name__ == "__main__":

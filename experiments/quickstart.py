@@ -28,8 +28,10 @@ from experiments import lm_pretrain
 from fm_jax import cli
 from fm_jax.core import tree
 from fm_jax.data import docstring_task, labelled, source
-from fm_jax.evals import metrics, ngram, report, results
-from fm_jax.evals.tfidf import tfidf_logistic
+from fm_jax.evals import metrics
+from fm_jax.evals.baselines import ngram
+from fm_jax.evals.baselines.tfidf import tfidf_logistic
+from fm_jax.evals.report import report, results
 from fm_jax.generate import sample
 from fm_jax.generate.text import text as write_text
 from fm_jax.hub.pretrained import Pretrained

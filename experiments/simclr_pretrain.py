@@ -38,7 +38,9 @@ from fm_jax.core.types import Params
 from fm_jax.data import loader, views, vision
 from fm_jax.data.image import denormalise
 from fm_jax.data.rows import Rows, spread
-from fm_jax.evals import embeddings, neighbours, pictures, results, runner
+from fm_jax.evals import runner
+from fm_jax.evals.features import embeddings, neighbours
+from fm_jax.evals.report import grids, results
 from fm_jax.models.vision import resnet
 from fm_jax.models.vision.simclr import SimCLR
 from fm_jax.objectives.contrastive import nt_xent
@@ -201,7 +203,7 @@ def look(cfg: Config, params: Params, data_dir: Path, png: Path) -> float:
     queries, known = found
     few = np.arange(min(cfg.shown, len(queries))) * len(queries) // min(cfg.shown, len(queries))
     if jax.process_index() == 0:
-        pictures.neighbours(
+        grids.neighbours(
             png,
             [seen[0][int(row)] for row in few],
             seen[1],

@@ -32,7 +32,9 @@ from fm_jax.core.config import to_dict
 from fm_jax.core.types import Batch, Params
 from fm_jax.data import corpus, source
 from fm_jax.data.span_corruption import SpanCorruption
-from fm_jax.evals import metrics, report, results, runner, unigram
+from fm_jax.evals import metrics, runner
+from fm_jax.evals.baselines import unigram
+from fm_jax.evals.report import report, results
 from fm_jax.models.language import encoder_decoder
 from fm_jax.objectives.seq2seq import seq2seq
 from fm_jax.optim import optimizer as optimizers

@@ -47,8 +47,9 @@ from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
 from fm_jax.data import pairs, tokenizer
 from fm_jax.data.pairs import Parallel
-from fm_jax.evals import report, results, runner
-from fm_jax.evals import translation as scores
+from fm_jax.evals import runner
+from fm_jax.evals.report import report, results
+from fm_jax.evals.scores import translation as scores
 from fm_jax.generate import beam
 from fm_jax.generate.translate import translate
 from fm_jax.models.language import encoder_decoder

@@ -34,7 +34,8 @@ from fm_jax.core.config import to_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Params
 from fm_jax.data import docstring_task, labelled
-from fm_jax.evals import results, runner
+from fm_jax.evals import runner
+from fm_jax.evals.report import results
 from fm_jax.hub import adapter, families
 from fm_jax.hub import pretrained as public
 from fm_jax.peft import lora as adapters

@@ -34,7 +34,7 @@ from fm_jax.core.errors import ConfigError
 from fm_jax.data import photographs, views, vision
 from fm_jax.data.loader import Batches
 from fm_jax.data.mixture import Source
-from fm_jax.evals import history, report, results
+from fm_jax.evals.report import history, report, results
 
 Name = Literal["decode", "imagenet", "finetune", "simclr"]
 

@@ -18,7 +18,7 @@ from fm_jax.core.types import Batch, Params
 from fm_jax.data import vision
 from fm_jax.data.mixing import Mix, Mixed
 from fm_jax.data.rows import spread
-from fm_jax.evals import image_classification
+from fm_jax.evals.scores import image_classification
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.layers.patch_embed import regrid
 from fm_jax.models.vision.classifier import ImageClassifier

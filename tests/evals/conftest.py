@@ -4,13 +4,13 @@ import contextlib
 
 import pytest
 
-from fm_jax.evals import style
+from fm_jax.evals.report import theme
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The axes of every picture drawn, kept for inspection."""
-    kept, picture = [], style.picture
+    kept, picture = [], theme.picture
 
     @contextlib.contextmanager
     def keeping(*args):
@@ -18,5 +18,5 @@ def drawn(monkeypatch):
             kept.append(axes)
             yield axes
 
-    monkeypatch.setattr(style, "picture", keeping)
+    monkeypatch.setattr(theme, "picture", keeping)
     return kept

@@ -17,7 +17,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 from experiments import harness as experiment
 from fm_jax.core.errors import DataError
 from fm_jax.data import docstring_task, tokenizer
-from fm_jax.evals import harness
+from fm_jax.evals.scores import harness
 from fm_jax.hub import pretrained
 from fm_jax.models.language import decoder
 from tests.close import close

@@ -3,8 +3,8 @@ import pytest
 
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data import digits
-from fm_jax.evals.embeddings import Embeddings
-from fm_jax.evals.probe import linear_probe
+from fm_jax.evals.features.embeddings import Embeddings
+from fm_jax.evals.features.probe import linear_probe
 
 
 def pixels(split: str) -> Embeddings:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fm_jax.core.errors import ConfigError, DataError
-from fm_jax.evals import style
+from fm_jax.evals.report import theme
 
 _WORD = re.compile(r"[\w-]+")
 
@@ -177,12 +177,12 @@ def phenomenon_bars(png: Path, systems: Mapping[str, Mapping[str, tuple[float, i
         raise DataError("there are no phenomena to draw")
     first = next(iter(systems.values()))
     height = 0.8 / len(systems)
-    with style.picture(png, 7.2, 1.1 + 0.27 * len(names) * max(1, len(systems) * 0.7)) as axes:
+    with theme.picture(png, 7.2, 1.1 + 0.27 * len(names) * max(1, len(systems) * 0.7)) as axes:
         for i, (system, shares) in enumerate(systems.items()):
             places = np.arange(len(names)) + (i - (len(systems) - 1) / 2) * height
             values = [100 * shares[name][0] if name in shares else 0.0 for name in names]
             bars = axes.barh(
-                places, values, height=height * 0.92, color=style.COLORS[i % len(style.COLORS)], label=system
+                places, values, height=height * 0.92, color=theme.COLORS[i % len(theme.COLORS)], label=system
             )
             axes.bar_label(bars, labels=[f"{value:.1f}" for value in values], padding=3, fontsize=8.5)
         axes.set_yticks(range(len(names)), [f"{name} ({first[name][1]})" for name in names], fontsize=9.5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fm_jax.core.errors import ConfigError, DataError
-from fm_jax.evals import translation
+from fm_jax.evals.scores import translation
 from tests.close import close
 
 pytest.importorskip("sacrebleu")

@@ -18,7 +18,7 @@ import numpy as np
 
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data.squad import Question, Span, Windows
-from fm_jax.evals import style
+from fm_jax.evals.report import theme
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -176,14 +176,14 @@ def bars(png: Path, methods: Mapping[str, Mapping[str, Score]], *, title: str = 
     if not methods or not (kinds := list(next(iter(methods.values())))):
         raise DataError("there are no scores to draw")
     first, height = next(iter(methods.values())), 0.8 / len(methods)
-    with style.picture(png, 7.2, 1.2 + 0.22 * len(kinds) * (len(methods) + 1)) as axes:
+    with theme.picture(png, 7.2, 1.2 + 0.22 * len(kinds) * (len(methods) + 1)) as axes:
         for i, (method, scores) in enumerate(methods.items()):
             places = np.arange(len(kinds)) + (i - (len(methods) - 1) / 2) * height
             exact, overlap = ([getattr(scores[kind], side) for kind in kinds] for side in ("exact", "f1"))
-            color = style.COLORS[i % len(style.COLORS)]
+            color = theme.COLORS[i % len(theme.COLORS)]
             axes.barh(places, exact, height=height * 0.9, color=color, label=method)
             label = "F1" if i == len(methods) - 1 else None
-            axes.plot(overlap, places, "|", color=style.INK, markersize=7, label=label)
+            axes.plot(overlap, places, "|", color=theme.INK, markersize=7, label=label)
             for place, value, ahead in zip(places, exact, overlap, strict=True):
                 axes.text(max(value, ahead) + 0.012, place, f"{value:.2f}", va="center", fontsize=8.5)
         axes.set_yticks(range(len(kinds)), [f"{kind} ({first[kind].count})" for kind in kinds])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fm_jax.core.errors import ConfigError, DataError
-from fm_jax.evals.embeddings import Embeddings, check_pair, standardise
+from fm_jax.evals.features.embeddings import Embeddings, check_pair, standardise
 from fm_jax.evals.metrics import accuracy, mean_interval
 
 PENALTIES = tuple(2.0**power for power in range(-10, 7, 2))

@@ -11,7 +11,7 @@ from typing import Any
 from fm_jax.core import provenance
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import DataError
-from fm_jax.evals import report, results
+from fm_jax.evals.report import report, results
 
 Entry = dict[str, Any]
 """{benchmark, date, commit, machine, load, versions, config, numbers}; `numbers` maps a name to a number."""

@@ -8,9 +8,9 @@ import pytest
 
 from experiments.benchmarks import hub_load, image_pipeline
 from fm_jax.core.errors import DataError
-from fm_jax.evals import history
+from fm_jax.evals.report import history
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TRACKED = ROOT / "experiments" / "benchmarks" / "history.jsonl"
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from fm_jax.core.errors import DataError
-from fm_jax.evals import unigram
+from fm_jax.evals.baselines import unigram
 from tests.close import close
 
 

@@ -10,8 +10,8 @@ import pytest
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data.encoded import Encoded
 from fm_jax.data.squad import Cut, Question, Span, Windows
-from fm_jax.evals import squad
-from fm_jax.evals.squad import Candidate, Decoded
+from fm_jax.evals.scores import squad
+from fm_jax.evals.scores.squad import Candidate, Decoded
 from tests.close import close
 
 CONTEXT = "Zoë Müller lives in São Paulo. Łukasz is a bookbinder, born in 1950."

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fm_jax.core.errors import ConfigError, DataError
-from fm_jax.evals.tfidf import tfidf_logistic
+from fm_jax.evals.baselines.tfidf import tfidf_logistic
 
 WORDS = {0: ["socket", "server", "header"], 1: ["thread", "lock", "queue"], 2: ["parse", "tree", "node"]}
 COMMON = ["the", "of", "returns", "value", "a"]

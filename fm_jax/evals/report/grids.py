@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from fm_jax.core.errors import DataError
-from fm_jax.evals import style
-from fm_jax.evals.neighbours import nearest
+from fm_jax.evals.features.neighbours import nearest
+from fm_jax.evals.report import theme
 
-_RIGHT, _WRONG = style.COLORS[2], style.COLORS[1]
+_RIGHT, _WRONG = theme.COLORS[2], theme.COLORS[1]
 
 
 def image_grid(
@@ -48,7 +48,7 @@ def image_grid(
         )
     if marks and [len(row) for row in marks] != [len(row) for row in rows]:
         raise DataError("marks must have one entry per image of each row")
-    with style.picture(png, max(2.5, 0.95 * columns + 1.0), max(1.5, 0.95 * len(rows) + 0.6)) as axes:
+    with theme.picture(png, max(2.5, 0.95 * columns + 1.0), max(1.5, 0.95 * len(rows) + 0.6)) as axes:
         for y, row in enumerate(rows):
             for x, image in enumerate(row):
                 axes.imshow(image, extent=(x + 0.04, x + 0.96, y + 0.96, y + 0.04), interpolation="nearest")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fm_jax.core.types import Loss
-from fm_jax.evals import image_classification
+from fm_jax.evals.scores import image_classification
 from tests.close import close
 
 NAMES = tuple("abcdefg")

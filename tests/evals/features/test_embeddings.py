@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from fm_jax.core.errors import DataError
-from fm_jax.evals import embeddings
-from fm_jax.evals.embeddings import Embeddings
+from fm_jax.evals.features import embeddings
+from fm_jax.evals.features.embeddings import Embeddings
 
 FOUND = Embeddings(
     np.arange(12, dtype=np.float32).reshape(4, 3), np.array([0, 1, 1, 2]), np.array(["a", "b", "ü", "d"])

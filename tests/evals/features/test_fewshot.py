@@ -3,8 +3,8 @@ import pytest
 
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data import digits
-from fm_jax.evals.embeddings import Embeddings
-from fm_jax.evals.fewshot import few_shot, pick, ridge
+from fm_jax.evals.features.embeddings import Embeddings
+from fm_jax.evals.features.fewshot import few_shot, pick, ridge
 from tests.close import close
 
 RNG = np.random.default_rng(0)

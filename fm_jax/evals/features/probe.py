@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fm_jax.core.errors import ConfigError, DataError
-from fm_jax.evals.embeddings import Embeddings, check_pair, standardise
+from fm_jax.evals.features.embeddings import Embeddings, check_pair, standardise
 from fm_jax.evals.metrics import accuracy, top_k_accuracy
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)

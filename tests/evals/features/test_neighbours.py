@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from fm_jax.core.errors import DataError
-from fm_jax.evals import neighbours
-from fm_jax.evals.embeddings import Embeddings
+from fm_jax.evals.features import neighbours
+from fm_jax.evals.features.embeddings import Embeddings
 from tests.close import close
 
 RNG = np.random.default_rng(0)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fm_jax.core.errors import DataError
-from fm_jax.evals import results
 from fm_jax.evals.metrics import Interval
+from fm_jax.evals.report import results
 
 
 def test_what_is_written_is_read_as_plain_values(tmp_path):

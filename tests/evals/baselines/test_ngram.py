@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fm_jax.core.errors import ConfigError, DataError
-from fm_jax.evals import ngram
+from fm_jax.evals.baselines import ngram
 from tests.close import close
 
 

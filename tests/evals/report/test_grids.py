@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fm_jax.core.errors import DataError
-from fm_jax.evals import pictures
+from fm_jax.evals.report import grids
 
 RED, BLUE = (np.full((4, 6, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
 
@@ -22,7 +22,7 @@ def placed(axes):
 
 def test_images_stand_in_rows_with_names_heads_and_frames(tmp_path: Path, drawn) -> None:
     png = tmp_path / "new" / "grid.png"
-    pictures.image_grid(png, [[RED, BLUE], [BLUE]], names=["a", "b"], heads=["x", "y"], marks=[[True, False], [None]])
+    grids.image_grid(png, [[RED, BLUE], [BLUE]], names=["a", "b"], heads=["x", "y"], marks=[[True, False], [None]])
     (axes,) = drawn
     found = placed(axes)
     assert (
@@ -32,29 +32,29 @@ def test_images_stand_in_rows_with_names_heads_and_frames(tmp_path: Path, drawn)
     )
     assert [t.get_text() for t in axes.get_xticklabels()] == ["x", "y"]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["a", "b"]
-    assert [line.get_color() for line in axes.lines] == [pictures._RIGHT, pictures._WRONG]
+    assert [line.get_color() for line in axes.lines] == [grids._RIGHT, grids._WRONG]
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
 def test_neighbours_stand_beside_their_query_nearest_first(tmp_path: Path, drawn) -> None:
     known = [RED, BLUE, RED // 2]
     features = np.array([[1.0, 0.1]]), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    pictures.neighbours(tmp_path / "n.png", [BLUE], known, features, (np.array([1]), np.array([1, 0, 0])), k=2)
+    grids.neighbours(tmp_path / "n.png", [BLUE], known, features, (np.array([1]), np.array([1, 0, 0])), k=2)
     (axes,) = drawn
     found = placed(axes)
     assert (
         np.array_equal(found[0, 0], BLUE) and np.array_equal(found[1, 0], RED) and np.array_equal(found[2, 0], RED // 2)
     )
-    assert [line.get_color() for line in axes.lines] == [pictures._RIGHT, pictures._WRONG]
+    assert [line.get_color() for line in axes.lines] == [grids._RIGHT, grids._WRONG]
     assert axes.get_xticklabels()[0].get_text() == "query"
 
 
 def test_reconstructions_stand_beside_their_originals(tmp_path: Path, drawn) -> None:
-    pictures.reconstructions(tmp_path / "r.png", {"original": [RED, BLUE], "model": [RED // 2, BLUE // 2]})
+    grids.reconstructions(tmp_path / "r.png", {"original": [RED, BLUE], "model": [RED // 2, BLUE // 2]})
     found = placed(drawn[0])
     assert np.array_equal(found[1, 1], BLUE // 2) and np.array_equal(found[0, 1], BLUE)
     with pytest.raises(DataError, match="equally many images"):
-        pictures.reconstructions(tmp_path / "r.png", {"a": [RED], "b": []})
+        grids.reconstructions(tmp_path / "r.png", {"a": [RED], "b": []})
 
 
 @pytest.mark.parametrize(
@@ -69,5 +69,5 @@ def test_reconstructions_stand_beside_their_originals(tmp_path: Path, drawn) -> 
 )
 def test_what_is_no_grid_is_refused(rows, options, message, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
-        pictures.image_grid(tmp_path / "x.png", rows, **options)
+        grids.image_grid(tmp_path / "x.png", rows, **options)
     assert not list(tmp_path.iterdir())

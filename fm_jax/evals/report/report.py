@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fm_jax.core.errors import DataError
-from fm_jax.evals import style
 from fm_jax.evals.metrics import mean_interval
+from fm_jax.evals.report import theme
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str]) -> str:
@@ -61,7 +61,7 @@ def loss_curves(
     """
     if not curves:
         raise DataError("there are no curves to draw")
-    with style.picture(png, 7.2, 4.2) as axes:
+    with theme.picture(png, 7.2, 4.2) as axes:
         for i, (name, (steps, values)) in enumerate(curves.items()):
             x, y = np.asarray(steps, np.float64), np.asarray(values, np.float64)
             if x.ndim != 1 or x.shape != y.shape or not np.isfinite(y).any():
@@ -69,21 +69,21 @@ def loss_curves(
                     f"curve {name!r} needs as many steps as values and at least one finite value; "
                     f"its shapes are {x.shape} and {y.shape}"
                 )
-            color = style.COLORS[i % len(style.COLORS)]
+            color = theme.COLORS[i % len(theme.COLORS)]
             few = len(x) <= 30
             if len(x) > 100:
                 axes.plot(x, y, color=color, alpha=0.22, linewidth=0.8)
-                y = style.smooth(y, max(3, len(y) // 50))
+                y = theme.smooth(y, max(3, len(y) // 50))
             axes.plot(
                 x,
                 y,
                 color=color,
-                linestyle=style.DASHES[i % len(style.DASHES)],
-                marker=style.MARKERS[i % len(style.MARKERS)] if few else "",
+                linestyle=theme.DASHES[i % len(theme.DASHES)],
+                marker=theme.MARKERS[i % len(theme.MARKERS)] if few else "",
                 markersize=4.5,
                 label=name,
             )
-        style.levels(axes, {f"{name} {value:.3g}": value for name, value in (lines or {}).items()})
+        theme.levels(axes, {f"{name} {value:.3g}": value for name, value in (lines or {}).items()})
         axes.grid(axis="y")
         axes.set(xlabel="step", ylabel=ylabel)
         axes.set_title(title)
@@ -105,8 +105,8 @@ def bits_per_byte_bars(
         raise DataError(f"the bars need at least one value, each finite and at least 0, not {dict(values)}")
     if unknown := set(highlight) - values.keys():
         raise DataError(f"cannot highlight {sorted(unknown)[0]!r}; the bars are {', '.join(values)}")
-    with style.picture(png, 7.2, 0.9 + 0.42 * len(values)) as axes:
-        colors = [style.COLORS[0] if name in highlight else "#BDBDBD" for name in values]
+    with theme.picture(png, 7.2, 0.9 + 0.42 * len(values)) as axes:
+        colors = [theme.COLORS[0] if name in highlight else "#BDBDBD" for name in values]
         bars = axes.barh(list(values), list(values.values()), color=colors, height=0.68)
         numbers = axes.bar_label(bars, labels=[f"{value:.3f}" for value in values.values()], padding=4)
         for name, number, label in zip(values, numbers, axes.get_yticklabels(), strict=True):
@@ -149,14 +149,14 @@ def accuracy_over_labels(
         ConfigError: matplotlib is missing.
     """
     _check_methods(methods)
-    with style.picture(png, 7.2, 4.4) as axes:
+    with theme.picture(png, 7.2, 4.4) as axes:
         budgets = sorted({budget for accuracies in methods.values() for budget in accuracies})
         for i, (name, accuracies) in enumerate(methods.items()):
             x = sorted(accuracies)
             seeds = [np.asarray(accuracies[budget], np.float64) for budget in x]
             bounds = [mean_interval(s, confidence) if len(s) > 1 else (s[0],) * 3 for s in seeds]
             mean, low, high = (np.clip(part, 0, 1) for part in np.array(bounds).T)
-            color = style.COLORS[i % len(style.COLORS)]
+            color = theme.COLORS[i % len(theme.COLORS)]
             axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
             if len(x) == 1:
                 axes.vlines(x, low, high, color=color, alpha=0.5)
@@ -164,14 +164,14 @@ def accuracy_over_labels(
                 x,
                 mean,
                 color=color,
-                linestyle=style.DASHES[i % len(style.DASHES)],
-                marker=style.MARKERS[i % len(style.MARKERS)],
+                linestyle=theme.DASHES[i % len(theme.DASHES)],
+                marker=theme.MARKERS[i % len(theme.MARKERS)],
                 label=name,
             )
             for budget, points in zip(x, seeds, strict=True):
                 if len(points) > 1:
                     axes.plot([budget] * len(points), points, ".", color=color, alpha=0.45, markersize=4)
-        style.levels(axes, {f"{name} {value:.3f}": value for name, value in (baseline or {}).items()})
+        theme.levels(axes, {f"{name} {value:.3f}": value for name, value in (baseline or {}).items()})
         axes.set_xscale("log")
         axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
         axes.set_xticks([], minor=True)
@@ -196,11 +196,11 @@ def confusion_matrix(png: Path, counts: ArrayLike, names: Sequence[str], *, titl
         )
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = max(3.4, 1.9 + 0.5 * len(names))
-    with style.picture(png, side + 0.3, side) as axes:
+    with theme.picture(png, side + 0.3, side) as axes:
         image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
         if len(names) <= 25:  # numbers in smaller cells are illegible
             for (row, column), count in np.ndenumerate(matrix):
-                color = "white" if share[row, column] > 0.55 else style.INK
+                color = "white" if share[row, column] > 0.55 else theme.INK
                 if count:
                     axes.text(column, row, f"{count:g}", ha="center", va="center", color=color, fontsize=9.5)
         axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")

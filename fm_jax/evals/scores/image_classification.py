@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from fm_jax.core.types import Batch, LossFn, Params
-from fm_jax.evals import metrics, report, results, runner
+from fm_jax.evals import metrics, runner
+from fm_jax.evals.report import report, results
 
 Apply = Callable[[Params, Batch], jax.Array]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fm_jax.core.errors import ConfigError, DataError
-from fm_jax.evals import report, style
+from fm_jax.evals.report import report, theme
 from tests.close import close
 
 
@@ -89,7 +89,7 @@ def test_a_failed_drawing_leaves_the_old_picture_and_no_other_file(tmp_path):
     png = tmp_path / "bars.png"
     report.bits_per_byte_bars(png, {"a": 1.0})
     before = png.read_bytes()
-    with pytest.raises(RuntimeError), style.picture(png, 3, 2):
+    with pytest.raises(RuntimeError), theme.picture(png, 3, 2):
         raise RuntimeError
     assert png.read_bytes() == before
     report.bits_per_byte_bars(png, {"a": 2.0})

@@ -6,7 +6,7 @@ Legend: N known images, Q queries, K neighbours, C classes, D features.
 import numpy as np
 
 from fm_jax.core.errors import DataError
-from fm_jax.evals.embeddings import Embeddings, check_pair
+from fm_jax.evals.features.embeddings import Embeddings, check_pair
 from fm_jax.evals.metrics import accuracy, top_k_accuracy
 
 _CHUNK = 1024  # queries per block of similarities, float32 [_CHUNK, N]
