@@ -28,10 +28,11 @@ from fm_jax import cli
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Batch, Params
-from fm_jax.data import corpus, loader, source
-from fm_jax.data.corpus import Corpus
-from fm_jax.data.phases import Phases
-from fm_jax.data.sentence_pairs import FullSentences, SentencePairs
+from fm_jax.data.stream import loader
+from fm_jax.data.stream.phases import Phases
+from fm_jax.data.text import corpus, documents
+from fm_jax.data.text.corpus import Corpus
+from fm_jax.data.text.sentence_pairs import FullSentences, SentencePairs
 from fm_jax.evals import metrics, runner
 from fm_jax.evals.baselines import unigram
 from fm_jax.evals.report import report, results
@@ -47,7 +48,7 @@ class Config(stage.Plan):
     """Everything that decides the numbers of a run."""
 
     model: encoder.Config
-    data: source.Config = source.Config()
+    data: documents.Config = documents.Config()
     next_sentence: bool = True  # pairs of texts, and whether the second follows; else full sentences
     whole_word: bool = False  # mask all pieces of a word or none
     mask_rate: float = 0.15
@@ -109,7 +110,7 @@ def debug() -> Config:
     """Return two steps of a tiny model, one of each length, on three packages' documentation."""
     model = replace(encoder.tiny(), vocab_size=400)
     fit = loop.FitConfig(2, log_every=1, save_every=1)
-    data = source.Config(only=("json", "wsgiref", "email"))
+    data = documents.Config(only=("json", "wsgiref", "email"))
     small = {"short_length": 16, "short_share": 0.5, "batch_size": 8}
     return Config(model=model, fit=fit, learning_rate=1e-3, data=data, **small)  # type: ignore[arg-type]
 

@@ -50,8 +50,8 @@ from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
 from fm_jax.core.workdir import write_atomically
-from fm_jax.data import squad, tokenizer
-from fm_jax.data.squad import Question
+from fm_jax.data.text import squad, tokenizer
+from fm_jax.data.text.squad import Question
 from fm_jax.evals import runner
 from fm_jax.evals.baselines import spans
 from fm_jax.evals.report import report, results

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from fm_jax import cli
-from fm_jax.data import views, vision
+from fm_jax.data.images import pictures, views
 from fm_jax.models.vision import efficientnet
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.tasks import image_classifier
@@ -50,11 +50,11 @@ class Config(image_classifier.Config):
 def config(number: int = 0) -> Config:
     """Return the paper's recipe for B0 … B7, each at its own image size."""
     net = replace(efficientnet.efficientnet(number), dtype="bfloat16")
-    data = vision.imagenet(net.image_size)
+    data = pictures.imagenet(net.image_size)
     return Config(
         backbone=net,
         data=replace(data, recipe=replace(views.imagenet(), layers=2, magnitude=9.0, interpolation="bicubic")),
-        fit=stage.epochs(350, vision.IMAGENET_TRAIN, 4096),
+        fit=stage.epochs(350, pictures.IMAGENET_TRAIN, 4096),
         learning_rate=0.256,
         batch_size=4096,
         schedule="steps",
@@ -73,7 +73,7 @@ def demo() -> Config:
     """Return a quarter of B0's width and a tenth of its depth on the built-in digits at 32 × 32, for two cores."""
     return Config(
         backbone=efficientnet.Config(0.25, 0.1, 32, drop_path=0.0, norm_momentum=0.9),
-        data=vision.Config(size=32, recipe=views.digits()),
+        data=pictures.Config(size=32, recipe=views.digits()),
         fit=loop.FitConfig(400, log_every=20, eval_every=200),
         learning_rate=3e-3,
         batch_size=64,
@@ -85,7 +85,7 @@ def demo() -> Config:
 def debug() -> Config:
     """Return two steps of a tiny network by the paper's optimiser, with a running mean."""
     fit = loop.FitConfig(2, log_every=1, save_every=1)
-    small = replace(demo(), backbone=efficientnet.tiny(), data=vision.Config(size=16, recipe=views.digits()), fit=fit)
+    small = replace(demo(), backbone=efficientnet.tiny(), data=pictures.Config(size=16, recipe=views.digits()), fit=fit)
     rule = {"schedule": "steps", "drop_every": 0.5, "optimizer": RMSPROP, "ema_decay": 0.99, "dropout": 0.2}
     return replace(small, batch_size=16, measured=16, warmup=0.0, **rule)  # type: ignore[arg-type]
 

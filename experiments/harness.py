@@ -28,7 +28,8 @@ import numpy as np
 
 from fm_jax import cli
 from fm_jax.core.errors import ConfigError, DataError
-from fm_jax.data import docstring_task, source
+from fm_jax.data.python_docs import docstrings
+from fm_jax.data.text import documents
 from fm_jax.evals.report import report, results
 from fm_jax.evals.scores import harness
 from fm_jax.generate import sample
@@ -52,7 +53,7 @@ class Config:
     limit: int = 0  # documents of each task; 0 for all
     batch_size: int = 16
     dtype: Dtype | None = None  # of the computation; None: the run's own, float32 for a folder
-    data: source.Config = source.Config()  # what `documents` is made of
+    data: documents.Config = documents.Config()  # what `documents` is made of
     seed: int = 0  # of what is drawn where a task draws
 
     def __post_init__(self) -> None:
@@ -71,7 +72,7 @@ def config() -> Config:
 
 def debug() -> Config:
     """Return a few documents of the own tasks."""
-    data = source.Config(only=("json", "wsgiref", "email"))
+    data = documents.Config(only=("json", "wsgiref", "email"))
     return Config(Path("runs/lm_pretrain_debug"), limit=4, batch_size=4, data=data)
 
 
@@ -146,7 +147,7 @@ def own_tasks(cfg: Config, workdir: Path) -> Path:
     asked = [name for name in OWN if name in cfg.tasks]
     rows: list[dict[str, Any]] = []
     if "docstrings" in asked:
-        test = docstring_task.load("test", data_dir)
+        test = docstrings.load("test", data_dir)
         order = np.random.default_rng(0).permutation(len(test))  # so that a limit sees all classes
         rows = [{"text": test.texts[i], "label": int(test.labels[i])} for i in order]
         form: dict[str, Any] = {
@@ -158,7 +159,7 @@ def own_tasks(cfg: Config, workdir: Path) -> Path:
         }
         _write_task(folder, "docstrings", rows, form)
     if "documents" in asked:
-        texts = source.documents(cfg.data, "validation", data_dir)
+        texts = documents.documents(cfg.data, "validation", data_dir)
         rows = [{"text": texts[i]} for i in range(len(texts))]
         measures = [{"metric": name} for name in ("bits_per_byte", "byte_perplexity", "word_perplexity")]
         form = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}

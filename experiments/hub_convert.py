@@ -26,7 +26,7 @@ from fm_jax.core import tree
 from fm_jax.core.config import from_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Featured, Params, backbone
-from fm_jax.data import labelled
+from fm_jax.data.text import labelled
 from fm_jax.evals.report import report, results
 from fm_jax.hub import families, pretrained, stored, table
 from fm_jax.hub.pretrained import Dtype, Pretrained

@@ -27,7 +27,7 @@ import numpy as np
 from fm_jax import cli
 from fm_jax.core.errors import CheckpointError, ConfigError, NumericError
 from fm_jax.core.types import Featured, Params
-from fm_jax.data import tokenizer as tokenizers
+from fm_jax.data.text import tokenizer as tokenizers
 from fm_jax.evals.report import report, results
 from fm_jax.hub import families, pretrained
 from fm_jax.hub.example import Example, Size

@@ -51,9 +51,9 @@ from fm_jax.core import sharding, statistics, tree
 from fm_jax.core.config import changes
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Batch, Params
-from fm_jax.data import vision
-from fm_jax.data.mixture import Source
-from fm_jax.data.rows import Rows
+from fm_jax.data.images import pictures
+from fm_jax.data.stream.rows import Rows
+from fm_jax.data.stream.source import Source
 from fm_jax.evals import runner
 from fm_jax.evals.features import fewshot, neighbours, probe
 from fm_jax.evals.features.embeddings import Embeddings, embed
@@ -75,7 +75,7 @@ class Config(stage.Plan):
     """Whose features are probed, on what, and beside what; the plan is of the networks that are trained."""
 
     models: tuple[Path, ...] = (Path("runs/simclr_pretrain"),)  # runs or folders, of one network; several are seeds
-    data: vision.Config | None = None  # None: what the run was trained on; what is left at its default is the model's
+    data: pictures.Config | None = None  # None: what the run was trained on; what is left at its default is the model's
     labels: tuple[int, ...] = (1, 5, 20)  # a class; 0 is all there are
     draws: int = 6  # of the labels
     methods: tuple[Method, ...] = ("pretrained", "finetuned", "untrained", "pixels", "scratch")
@@ -98,7 +98,7 @@ class Config(stage.Plan):
 class Setup:
     """What several draws share: the splits, features computed once, and a step compiled once."""
 
-    def __init__(self, cfg: Config, data: vision.Config, workdir: Path) -> None:
+    def __init__(self, cfg: Config, data: pictures.Config, workdir: Path) -> None:
         """Open models and splits; nothing is computed yet."""
         self.cfg, self.workdir, self.mesh = cfg, workdir, stage.open_mesh(cfg)
         self.found = [pooled(vision_models.load(path), cfg.pool) for path in cfg.models]
@@ -109,8 +109,8 @@ class Setup:
         if taken := changes(data, seen):
             print("as the model saw its images:", *(f"--data.{name} {value}" for name, (_, value) in taken.items()))
         self.data, data_dir = seen, cfg.data_dir or workdir / "data"
-        self.splits = {split: vision.evaluation(seen, split, data_dir) for split in vision.SPLITS}
-        self.views = vision.training(replace(seen, recipe=replace(seen.recipe, views=1, small=0)), data_dir)
+        self.splits = {split: pictures.evaluation(seen, split, data_dir) for split in pictures.SPLITS}
+        self.views = pictures.training(replace(seen, recipe=replace(seen.recipe, views=1, small=0)), data_dir)
         self.inputs = (np.zeros((2, seen.size, seen.size, 3), np.float32),)
         self.classifier = ImageClassifier(self.module, self.views.limits["label"])
         self.features, self.trainer = cache(self._features), cache(self._trainer)  # each made once

@@ -27,7 +27,7 @@ import numpy as np
 from fm_jax import cli
 from fm_jax.core.config import to_dict
 from fm_jax.core.types import Params
-from fm_jax.data import corpus, source
+from fm_jax.data.text import corpus, documents
 from fm_jax.evals import metrics, runner
 from fm_jax.evals.report import results
 from fm_jax.models.language import decoder
@@ -41,7 +41,7 @@ class Config(stage.Plan):
     """Everything that decides the numbers of a run."""
 
     model: decoder.Config
-    data: source.Config = source.Config()
+    data: documents.Config = documents.Config()
     apart: bool = False  # documents in a block do not see each other
     schedule: Literal["cosine", "linear", "rsqrt", "wsd", "constant"] = "cosine"
     warmup: float = 0.01  # share of the steps
@@ -108,7 +108,7 @@ def debug() -> Config:
     """Return two steps of a tiny model on two small packages' documentation."""
     model = replace(decoder.tiny(), vocab_size=320)
     fit = loop.FitConfig(2, log_every=1, save_every=1)
-    data = source.Config(only=("json", "wsgiref", "email"))
+    data = documents.Config(only=("json", "wsgiref", "email"))
     return Config(model=model, fit=fit, learning_rate=1e-3, data=data, batch_size=8)
 
 

@@ -37,10 +37,10 @@ from fm_jax import cli
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Batch, Params
-from fm_jax.data import views, vision
-from fm_jax.data.image import denormalise
-from fm_jax.data.mixture import Source
-from fm_jax.data.rows import spread
+from fm_jax.data.images import pictures, views
+from fm_jax.data.images.image import denormalise
+from fm_jax.data.stream.rows import spread
+from fm_jax.data.stream.source import Source
 from fm_jax.evals import runner
 from fm_jax.evals.report import grids, results
 from fm_jax.models.vision import mae, vit
@@ -57,7 +57,7 @@ class Config(stage.Plan):
 
     backbone: vit.Config
     decoder: mae.Config
-    data: vision.Config
+    data: pictures.Config
     warmup: float = 0.05  # share of the steps
     optimizer: optimizers.Config = optimizers.Config(b2=0.95, weight_decay=0.05, clip_norm=None)
     known: int = 5000  # training images, at most, that the mean at each place is taken over
@@ -79,8 +79,8 @@ def config(parts: tuple[mae.Config, vit.Config] | None = None) -> Config:
     return Config(
         backbone=replace(encoder, dtype="bfloat16", remat="dots"),
         decoder=decoder,
-        data=replace(vision.imagenet(), recipe=recipe),
-        fit=stage.epochs(800, vision.IMAGENET_TRAIN, 4096),
+        data=replace(pictures.imagenet(), recipe=recipe),
+        fit=stage.epochs(800, pictures.IMAGENET_TRAIN, 4096),
         learning_rate=2.4e-3,
         batch_size=4096,
         workers=32,
@@ -93,7 +93,7 @@ def demo() -> Config:
     decoder = replace(mae.decoder(2, 48, 4), mask_ratio=0.5, standardise=False)
     fit = loop.FitConfig(2000, log_every=50, eval_every=500)
     small = {"fit": fit, "learning_rate": 2e-3, "batch_size": 48}
-    return Config(backbone=encoder, decoder=decoder, data=vision.Config(), **small)  # type: ignore[arg-type]
+    return Config(backbone=encoder, decoder=decoder, data=pictures.Config(), **small)  # type: ignore[arg-type]
 
 
 def debug() -> Config:
@@ -117,8 +117,8 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     """Pretrain, evaluate beside the baselines, and return (and write to results.json) what was measured."""
     mesh = stage.open_mesh(cfg)
     data_dir = cfg.data_dir or workdir / "data"
-    train = vision.training(cfg.data, data_dir)
-    seen = {split: vision.evaluation(cfg.data, split, data_dir) for split in ("train", "validation")}
+    train = pictures.training(cfg.data, data_dir)
+    seen = {split: pictures.evaluation(cfg.data, split, data_dir) for split in ("train", "validation")}
     batches = stage.batches(cfg, train)
     model, key = MAE(cfg.decoder, vit.ViT(cfg.backbone)), jax.random.key(cfg.seed)
     loss = masked_patches(model.apply)

@@ -27,7 +27,8 @@ import numpy as np
 from experiments import lm_pretrain
 from fm_jax import cli
 from fm_jax.core import tree
-from fm_jax.data import docstring_task, labelled, source
+from fm_jax.data.python_docs import docstrings
+from fm_jax.data.text import documents, labelled
 from fm_jax.evals import metrics
 from fm_jax.evals.baselines import ngram
 from fm_jax.evals.baselines.tfidf import tfidf_logistic
@@ -41,7 +42,7 @@ from fm_jax.tasks import language, text_classifier
 from fm_jax.tasks.text_classifier import METHODS, Method, Setup
 from fm_jax.train import log, loop, stage
 
-Drawn = dict[tuple[int, int], docstring_task.Examples]  # (labels a class, seed) -> training texts
+Drawn = dict[tuple[int, int], docstrings.Examples]  # (labels a class, seed) -> training texts
 ORDERS = {"unigram": 1, "bigram": 2, "trigram": 3, "fivegram": 5}
 PROMPTS = ("Return the", "The with statement is used to", "Raises ValueError if")
 
@@ -133,8 +134,8 @@ def baselines(cfg: Config, data_dir: Path) -> dict[str, float]:
     """Return bits per byte of smoothed byte n-grams and of xz on the split the model is judged by."""
     text = {}
     for split in ("train", "validation"):
-        documents = source.documents(cfg.pretrain.data, split, data_dir)
-        text[split] = b"".join(documents[index].encode() for index in range(len(documents)))
+        texts = documents.documents(cfg.pretrain.data, split, data_dir)
+        text[split] = b"".join(texts[index].encode() for index in range(len(texts)))
     by_order = ngram.bits_per_byte_by_order(text["train"], text["validation"], tuple(ORDERS.values()))
     found = {name: by_order[order] for name, order in ORDERS.items()}
     return found | {"xz": ngram.xz_bits_per_byte(text["train"], text["validation"])}
@@ -143,9 +144,7 @@ def baselines(cfg: Config, data_dir: Path) -> dict[str, float]:
 def compare(cfg: Config, setup: Setup, task: labelled.Task, parts: Path) -> dict[str, Any]:
     """Tune each method on validation data, then train and test it for every budget and seed."""
     drawn = {
-        (budget, seed): docstring_task.few(task.train, budget, seed=seed)
-        for budget in cfg.budgets
-        for seed in cfg.seeds
+        (budget, seed): docstrings.few(task.train, budget, seed=seed) for budget in cfg.budgets for seed in cfg.seeds
     }
     found: dict[str, Any] = {}
     for method in METHODS:
@@ -164,7 +163,7 @@ def compare_method(
     """Choose a learning rate by validation accuracy, then measure the test accuracy of every budget and seed."""
     fit = partial(setup.fit, method, workdir=workdir, meta={}, store=False, writer=log.Tee([]))  # fits of seconds
     validation, test = setup.rows(task.validation, "validation"), setup.rows(task.test, "test")
-    tuning = setup.rows(docstring_task.few(task.train, cfg.tuning_labels, seed=cfg.tuning_seed), "tuning")
+    tuning = setup.rows(docstrings.few(task.train, cfg.tuning_labels, seed=cfg.tuning_seed), "tuning")
     tried, started = {}, time.perf_counter()
     for rate in cfg.grid:
         params, _ = fit(rate, tuning, cfg.tuning_seed)

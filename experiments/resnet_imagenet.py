@@ -46,7 +46,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fm_jax import cli
-from fm_jax.data import scenes, views, vision
+from fm_jax.data.images import pictures, scenes, views
 from fm_jax.models.vision import resnet
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.tasks import image_classifier
@@ -66,8 +66,8 @@ def config() -> Config:
     """Return the paper's SGD on 90 epochs."""
     return Config(
         backbone=replace(resnet.resnet50(), dtype="bfloat16"),
-        data=vision.imagenet(),
-        fit=stage.epochs(90, vision.IMAGENET_TRAIN, 256),
+        data=pictures.imagenet(),
+        fit=stage.epochs(90, pictures.IMAGENET_TRAIN, 256),
         learning_rate=0.1,
         batch_size=256,
         schedule="steps",
@@ -81,7 +81,7 @@ def modern() -> Config:
     """Return a cosine with warm-up and smoothed labels, on 120 epochs of larger batches."""
     return replace(
         config(),
-        fit=stage.epochs(120, vision.IMAGENET_TRAIN, 1024),
+        fit=stage.epochs(120, pictures.IMAGENET_TRAIN, 1024),
         learning_rate=0.4,
         batch_size=1024,
         schedule="cosine",
@@ -95,7 +95,7 @@ def cifar10() -> Config:
     """Return ResNet-20 on CIFAR-10 (section 4.2): 64,000 steps of 128, a tenth of the rate after 32,000 and 48,000."""
     return Config(
         backbone=resnet.resnet20(),
-        data=vision.cifar(),
+        data=pictures.cifar(),
         fit=loop.FitConfig(64_000, log_every=50, eval_every=3_200, save_every=3_200),
         learning_rate=0.1,
         batch_size=128,
@@ -110,7 +110,7 @@ def demo() -> Config:
     """Return a ResNet-8 of 78 thousand parameters on the built-in digits, for two cores."""
     return Config(
         backbone=resnet.cifar(8),
-        data=vision.Config(recipe=views.digits()),
+        data=pictures.Config(recipe=views.digits()),
         fit=loop.FitConfig(600, log_every=20, eval_every=200),
         learning_rate=3e-3,
         batch_size=64,
@@ -123,7 +123,7 @@ def deep(layers: int, shortcut: Literal["pad", "none"]) -> Config:
     """Return a network 8 channels wide and so deep, with or without shortcuts, on drawn scenes of 24 × 24 pixels."""
     return Config(
         backbone=resnet.cifar(layers, 8, shortcut),
-        data=vision.Config(kind="scenes", scene=scenes.Config(), size=24),
+        data=pictures.Config(kind="scenes", scene=scenes.Config(), size=24),
         fit=loop.FitConfig(640, log_every=20),
         learning_rate=0.05,
         batch_size=64,

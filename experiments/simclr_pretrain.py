@@ -35,9 +35,10 @@ from fm_jax.core import statistics, tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
-from fm_jax.data import loader, views, vision
-from fm_jax.data.image import denormalise
-from fm_jax.data.rows import Rows, spread
+from fm_jax.data.images import pictures, views
+from fm_jax.data.images.image import denormalise
+from fm_jax.data.stream import loader
+from fm_jax.data.stream.rows import Rows, spread
 from fm_jax.evals import runner
 from fm_jax.evals.features import embeddings, neighbours
 from fm_jax.evals.report import grids, results
@@ -56,7 +57,7 @@ class Config(stage.Plan):
     """Everything that decides the numbers of a run."""
 
     backbone: vision_models.Backbone
-    data: vision.Config
+    data: pictures.Config
     batch_size: int  # images, each seen twice; over all devices
     temperature: float
     out: int = 128  # of the head
@@ -84,15 +85,15 @@ class Config(stage.Plan):
 
 def config(multiplier: float = 1.0) -> Config:
     """Return the recipe of Chen et al. 2020, section 2.3, on ImageNet (one image in a hundred is held out)."""
-    data = replace(vision.imagenet(), recipe=views.simclr(1.0))
-    fit = stage.epochs(1000, vision.IMAGENET_TRAIN, 4096)
+    data = replace(pictures.imagenet(), recipe=views.simclr(1.0))
+    fit = stage.epochs(1000, pictures.IMAGENET_TRAIN, 4096)
     net = replace(resnet.resnet50(multiplier), dtype="bfloat16")
     return Config(backbone=net, data=data, fit=fit, learning_rate=4.8, batch_size=4096, temperature=0.1, workers=16)
 
 
 def cifar10() -> Config:
     """Return the setting of the authors' code for CIFAR-10 (there on 50,000 images; 5,000 are held out here)."""
-    data = replace(vision.cifar(), recipe=views.simclr(0.5, blur=0.0))
+    data = replace(pictures.cifar(), recipe=views.simclr(0.5, blur=0.0))
     net = replace(resnet.resnet18(), stem="small")
     return replace(
         config(),
@@ -114,7 +115,7 @@ def digits() -> Config:
     """
     return Config(
         backbone=resnet.cifar(8),
-        data=vision.Config(recipe=views.digits(2)),
+        data=pictures.Config(recipe=views.digits(2)),
         fit=loop.FitConfig(230, log_every=10),
         learning_rate=2e-3,
         batch_size=256,
@@ -146,10 +147,10 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     """Pretrain, evaluate, and return (and write to results.json) what was measured."""
     mesh = stage.open_mesh(cfg)
     data_dir = cfg.data_dir or workdir / "data"
-    train = vision.training(cfg.data, data_dir)
+    train = pictures.training(cfg.data, data_dir)
     batches = stage.batches(cfg, train)
     # the same two views of every image, whenever they are asked for
-    held_out = vision.Training(vision.pictures(cfg.data, "validation", data_dir), cfg.data)
+    held_out = pictures.Training(pictures.pictures(cfg.data, "validation", data_dir), cfg.data)
 
     model, key = SimCLR(models.of(cfg.backbone), cfg.out), jax.random.key(cfg.seed)
     loss = nt_xent(model.apply, temperature=cfg.temperature)
@@ -188,7 +189,7 @@ def look(cfg: Config, params: Params, data_dir: Path, png: Path) -> float:
     """Draw validation images beside their nearest training images; return the accuracy of the 20 nearest's vote."""
     backbone, found, seen = models.of(cfg.backbone), [], []
     for split in ("validation", "train"):
-        rows = spread(vision.evaluation(cfg.data, split, data_dir), cfg.known)
+        rows = spread(pictures.evaluation(cfg.data, split, data_dir), cfg.known)
         weights: list[np.ndarray] = []
 
         def noted(rows: Rows = rows, weights: list[np.ndarray] = weights) -> Iterator[loader.HostBatch]:
@@ -218,7 +219,7 @@ def look(cfg: Config, params: Params, data_dir: Path, png: Path) -> float:
 class Shown(Sequence[np.ndarray]):
     """Images as they can be looked at, uint8 [S, S, 3], without those that could not be decoded."""
 
-    def __init__(self, rows: Rows, kept: np.ndarray, cfg: vision.Config) -> None:
+    def __init__(self, rows: Rows, kept: np.ndarray, cfg: pictures.Config) -> None:
         self._rows, self._kept, self._cfg = rows, kept, cfg
 
     def __len__(self) -> int:

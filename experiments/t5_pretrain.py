@@ -30,8 +30,8 @@ import numpy as np
 from fm_jax import cli
 from fm_jax.core.config import to_dict
 from fm_jax.core.types import Batch, Params
-from fm_jax.data import corpus, source
-from fm_jax.data.span_corruption import SpanCorruption
+from fm_jax.data.text import corpus, documents
+from fm_jax.data.text.span_corruption import SpanCorruption
 from fm_jax.evals import metrics, runner
 from fm_jax.evals.baselines import unigram
 from fm_jax.evals.report import report, results
@@ -48,7 +48,7 @@ class Config(stage.Plan):
     """Everything that decides the numbers of a run."""
 
     model: encoder_decoder.Config
-    data: source.Config = source.Config()
+    data: documents.Config = documents.Config()
     length: int = 512  # tokens of the corrupted text; targets follow from it (114 of 512)
     density: float = 0.15  # share of the tokens that are left out
     mean_span: float = 3.0  # tokens that are left out at once, on average
@@ -100,7 +100,7 @@ def debug() -> Config:
     """Return two steps of a tiny model on three packages' documentation."""
     model = replace(encoder_decoder.tiny(), vocab_size=480)
     fit = loop.FitConfig(2, log_every=1, save_every=1)
-    data = source.Config(only=("json", "wsgiref", "email"))
+    data = documents.Config(only=("json", "wsgiref", "email"))
     return Config(model=model, fit=fit, learning_rate=1e-3, data=data, length=32, warmup=0.5, batch_size=8)
 
 

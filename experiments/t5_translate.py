@@ -45,8 +45,8 @@ from fm_jax.core import tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
-from fm_jax.data import pairs, tokenizer
-from fm_jax.data.pairs import Parallel
+from fm_jax.data.text import parallel, tokenizer
+from fm_jax.data.text.parallel import Parallel
 from fm_jax.evals import runner
 from fm_jax.evals.report import report, results
 from fm_jax.evals.scores import translation as scores
@@ -153,7 +153,9 @@ def load(cfg: Data) -> Splits:
     """Open a folder's three splits, or generate them."""
     if cfg.path is not None:
         options: dict[str, Any] = {"fields": cfg.fields, "languages": cfg.languages}
-        train, validation, test = (pairs.load(cfg.path, split, **options) for split in ("train", "validation", "test"))
+        train, validation, test = (
+            parallel.load(cfg.path, split, **options) for split in ("train", "validation", "test")
+        )
         return Splits(train, validation, test.head(len(test)), [])
     found, drawn = {}, []
     counts: dict[world.Split, int] = {"train": cfg.train, "validation": cfg.validation, "test": cfg.test}
@@ -190,10 +192,10 @@ def open_model(cfg: Config, train: Parallel, mesh: jax.sharding.Mesh) -> Opened:
     return Opened(encoder_decoder.EncoderDecoder(shape), found.tokenizer, found.params)
 
 
-def rows(cfg: Config, side: Parallel, words: tokenizer.Tokenizer) -> pairs.Pairs:
+def rows(cfg: Config, side: Parallel, words: tokenizer.Tokenizer) -> parallel.Pairs:
     """Return one split as the model takes it."""
     lengths = {"source_length": cfg.source_length, "target_length": cfg.target_length}
-    return pairs.Pairs(side, words, **lengths, prefix=cfg.prefix)
+    return parallel.Pairs(side, words, **lengths, prefix=cfg.prefix)
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
@@ -334,7 +336,7 @@ def _sampled(texts: Sequence[str], references: Sequence[str], count: int = 8) ->
     return list(dict.fromkeys([*spread, *wrong[: count // 2]]))
 
 
-def _texts(side: pairs.Texts) -> list[str]:
+def _texts(side: parallel.Texts) -> list[str]:
     return [side[row] for row in range(len(side))]
 
 

@@ -33,7 +33,8 @@ from fm_jax.core import tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Params
-from fm_jax.data import docstring_task, labelled
+from fm_jax.data.python_docs import docstrings
+from fm_jax.data.text import labelled
 from fm_jax.evals import runner
 from fm_jax.evals.report import results
 from fm_jax.hub import adapter, families
@@ -84,7 +85,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Finetune once, evaluate on validation and test, and write results.json (and, for LoRA, the adapter alone)."""
     mesh, found = stage.open_mesh(cfg), language.load(cfg.init.source, revision=cfg.init.revision)
     task = labelled.load(cfg.data, cfg.data_dir or workdir / "data")
-    few = docstring_task.few(task.train, cfg.labels, seed=cfg.seed) if cfg.labels else task.train
+    few = docstrings.few(task.train, cfg.labels, seed=cfg.seed) if cfg.labels else task.train
     setup = Setup(found, task.classes, cfg, mesh)
     setup.check(cfg.method)
     if cfg.export:

@@ -38,8 +38,8 @@ from typing import Any, Literal
 from fm_jax import cli
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
-from fm_jax.data import views, vision
-from fm_jax.data.mixing import Mix
+from fm_jax.data.images import pictures, views
+from fm_jax.data.images.mixup import Mix
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.vision import vit
 from fm_jax.optim import optimizer as optimizers
@@ -63,8 +63,8 @@ class Config(image_classifier.Config):
 def config() -> Config:
     """Return the authors' recipe for ViT-B."""
     return Config(
-        data=replace(vision.imagenet(), recipe=views.finetune()),
-        fit=stage.epochs(100, vision.IMAGENET_TRAIN, 1024),
+        data=replace(pictures.imagenet(), recipe=views.finetune()),
+        fit=stage.epochs(100, pictures.IMAGENET_TRAIN, 1024),
         learning_rate=2e-3,
         batch_size=1024,
         warmup=0.05,
@@ -80,7 +80,7 @@ def demo() -> Config:
     """Return a short training of `mae_pretrain --config demo`'s encoder on the built-in digits, for two cores."""
     return Config(
         init=Init(Path("runs/mae_demo")),
-        data=vision.Config(recipe=replace(views.digits(), affine=0.5)),
+        data=pictures.Config(recipe=replace(views.digits(), affine=0.5)),
         fit=loop.FitConfig(400, log_every=20, eval_every=200),
         learning_rate=3e-3,
         batch_size=64,

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from fm_jax import cli
-from fm_jax.data import views, vision
-from fm_jax.data.mixing import Mix
+from fm_jax.data.images import pictures, views
+from fm_jax.data.images.mixup import Mix
 from fm_jax.models.vision import vit
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.tasks import image_classifier
@@ -47,8 +47,8 @@ def config(backbone: vit.Config | None = None) -> Config:
     net = replace(backbone or vit.vit_b16(), drop_path=0.1, dtype="bfloat16", remat="dots")
     return Config(
         backbone=net,
-        data=replace(vision.imagenet(), recipe=views.finetune()),
-        fit=stage.epochs(300, vision.IMAGENET_TRAIN, 1024),
+        data=replace(pictures.imagenet(), recipe=views.finetune()),
+        fit=stage.epochs(300, pictures.IMAGENET_TRAIN, 1024),
         learning_rate=1e-3,
         batch_size=1024,
         warmup=5 / 300,
@@ -64,7 +64,7 @@ def demo() -> Config:
     """Return four layers of width 64 on the built-in digits in patches of 2 × 2, for two cores."""
     return Config(
         backbone=replace(vit.vit(4, 64, 4, 2, 8), init_std=0.0),
-        data=vision.Config(recipe=replace(views.digits(), affine=0.5)),
+        data=pictures.Config(recipe=replace(views.digits(), affine=0.5)),
         fit=loop.FitConfig(1000, log_every=20, eval_every=250),
         learning_rate=5e-3,
         batch_size=64,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from fm_jax.data import tokenizer as tokenizers
+from fm_jax.data.text import tokenizer as tokenizers
 from fm_jax.hub import pretrained
 from fm_jax.models.language import decoder
 

@@ -1,7 +1,7 @@
 """Images a second from JPEG files to batches, by recipe and number of reading processes.
 
 Random parts of two photographs are written as JPEG files of ImageNet's usual size (500 × 375), then read by
-`data/vision.py` as a training run reads them: decode, draw a view, normalise, stack. With 0 workers two threads of
+`images/pictures.py` as a training run reads them: decode, draw a view, normalise, stack. With 0 workers two threads of
 this process read; each worker is a process with two threads of its own. Starting the readers is not counted. `cpu` is
 what one image costs a core, measured without threads: on a busy machine it is the number to compare.
 
@@ -31,9 +31,9 @@ import numpy as np
 
 from fm_jax import cli
 from fm_jax.core.errors import ConfigError
-from fm_jax.data import photographs, views, vision
-from fm_jax.data.loader import Batches
-from fm_jax.data.mixture import Source
+from fm_jax.data.images import photographs, pictures, views
+from fm_jax.data.stream.loader import Batches
+from fm_jax.data.stream.source import Source
 from fm_jax.evals.report import history, report, results
 
 Name = Literal["decode", "imagenet", "finetune", "simclr"]
@@ -77,7 +77,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     try:
         for name in cfg.recipes:
-            source = vision.training(shape(cfg, folder, name), workdir)
+            source = pictures.training(shape(cfg, folder, name), workdir)
             rates = {str(n): images_per_second(source, cfg.batch_size, cfg.batches, workers=n) for n in cfg.workers}
             rows.append({"recipe": name, "cpu_ms": cpu_milliseconds(source, cfg.batch_size), **rates})
             print(rows[-1], flush=True)
@@ -94,18 +94,18 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     return measured
 
 
-def shape(cfg: Config, folder: Path, name: Name) -> vision.Config:
+def shape(cfg: Config, folder: Path, name: Name) -> pictures.Config:
     """Return the source's config for one recipe."""
     recipes = {"imagenet": views.imagenet(), "finetune": views.finetune(), "simclr": views.simclr()}
     recipe = recipes.get(name, views.Recipe())
     splits = ("train", "train", "train")
-    return vision.Config(
+    return pictures.Config(
         kind="folder",
         path=folder,
         splits=splits,
         size=cfg.size,
-        mean=vision.IMAGENET_MEAN,
-        std=vision.IMAGENET_STD,
+        mean=pictures.IMAGENET_MEAN,
+        std=pictures.IMAGENET_STD,
         recipe=recipe,
     )
 

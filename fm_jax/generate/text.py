@@ -17,7 +17,7 @@ SMALLEST_BUCKET = 16
 
 
 class Tokenizer(Protocol):
-    """The methods that generation needs; `data/tokenizer.py` has them."""
+    """The methods that generation needs; `data/text/tokenizer.py` has them."""
 
     @property
     def end_id(self) -> int:

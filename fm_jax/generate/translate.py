@@ -9,8 +9,8 @@ import numpy as np
 
 from fm_jax.core.errors import ConfigError, NumericError
 from fm_jax.core.types import Params
-from fm_jax.data import pairs
-from fm_jax.data.tokenizer import Tokenizer
+from fm_jax.data.text import parallel
+from fm_jax.data.text.tokenizer import Tokenizer
 from fm_jax.generate import beam, decode
 
 
@@ -49,7 +49,7 @@ def translate(
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
     end, pad = tokenizer.end_id, tokenizer.pad_id
-    read = pairs.read_side(
+    read = parallel.read_side(
         tokenizer.encode_batch([prefix + text for text in texts]), source_length, end_id=end, pad_id=pad
     )
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos_id": end, "pad_id": pad}

@@ -15,8 +15,8 @@ from typing import Any, cast
 import numpy as np
 
 from fm_jax.core.errors import CheckpointError, ConfigError
-from fm_jax.data import augment, vision
-from fm_jax.data.image import Interpolation, normalise
+from fm_jax.data.images import augment, pictures
+from fm_jax.data.images.image import Interpolation, normalise
 from fm_jax.hub.fields import Fields
 
 FILE = "preprocessor_config.json"
@@ -45,7 +45,7 @@ _UNNAMED = {  # model_type -> the class of a file that names none
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image is seen in evaluation; the words are those of `data/vision.py`."""
+    """How an image is seen in evaluation; the words are those of `data/images/pictures.py`."""
 
     size: int  # S: pixels of a side
     mean: Triple  # of values in 0 to 1
@@ -72,13 +72,13 @@ class Preprocessing:
         return normalise(augment.centre(image, self.size, self.middle, **how), self.mean, self.std)
 
 
-def of(cfg: vision.Config) -> Preprocessing:
-    """Return what `vision.Evaluation` shows of an image."""
+def of(cfg: pictures.Config) -> Preprocessing:
+    """Return what `pictures.Evaluation` shows of an image."""
     return Preprocessing(cfg.size, cfg.mean, cfg.std, cfg.middle, cfg.recipe.interpolation, cfg.stretch)
 
 
-def onto(cfg: vision.Config, found: Preprocessing) -> vision.Config:
-    """Return the config with which `vision.Evaluation` shows what a checkpoint wants to see."""
+def onto(cfg: pictures.Config, found: Preprocessing) -> pictures.Config:
+    """Return the config with which `pictures.Evaluation` shows what a checkpoint wants to see."""
     recipe = replace(cfg.recipe, interpolation=found.interpolation)
     shown = {name: getattr(found, name) for name in ("size", "mean", "std", "middle", "stretch")}
     return replace(cfg, recipe=recipe, **shown)

@@ -23,8 +23,8 @@ from jax.sharding import Mesh
 from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError, DataError
 from fm_jax.core.types import Featured, Headed, Params, backbone
-from fm_jax.data import tokenizer as tokenizers
-from fm_jax.data.tokenizer import Tokenizer
+from fm_jax.data.text import tokenizer as tokenizers
+from fm_jax.data.text.tokenizer import Tokenizer
 from fm_jax.hub import download, families, safetensors, stored, table
 from fm_jax.hub import preprocessing as preprocessors
 from fm_jax.hub.fields import Fields

@@ -1,7 +1,7 @@
 """Softmax classification.
 
 Batch fields: label [B], weights [B] (0 for rows that only fill the batch), and the model's inputs. Where images are
-mixed (data/mixing.py) also target [B, C], the share of every class, of which label names the largest.
+mixed (data/images/mixup.py) also target [B, C], the share of every class, of which label names the largest.
 """
 
 from collections.abc import Callable

@@ -15,9 +15,9 @@ from fm_jax.core import statistics, tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.core.types import Batch, Params
-from fm_jax.data import vision
-from fm_jax.data.mixing import Mix, Mixed
-from fm_jax.data.rows import spread
+from fm_jax.data.images import pictures
+from fm_jax.data.images.mixup import Mix, Mixed
+from fm_jax.data.stream.rows import spread
 from fm_jax.evals.scores import image_classification
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.layers.patch_embed import regrid
@@ -34,7 +34,7 @@ from fm_jax.train import loop, stage, state
 class Config(stage.Plan):
     """Everything that decides the numbers of a run but the backbone."""
 
-    data: vision.Config
+    data: pictures.Config
     accumulate: int = 1  # parts a step's batch is worked through in; batch normalisation sees a part at a time
     schedule: Literal["cosine", "linear", "constant", "steps"] = "cosine"
     drop: float = 0.1  # steps: what the rate is multiplied by
@@ -92,9 +92,9 @@ class Setup:
         """
         self.cfg, self.mesh, self.rates = cfg, stage.open_mesh(cfg), rates(cfg)
         data_dir = cfg.data_dir or workdir / "data"
-        opened = {split: vision.pictures(cfg.data, split, data_dir) for split in vision.SPLITS}
-        self.splits = {split: vision.Evaluation(pictures, cfg.data) for split, pictures in opened.items()}
-        self.train = vision.Training(opened["train"], cfg.data)
+        opened = {split: pictures.pictures(cfg.data, split, data_dir) for split in pictures.SPLITS}
+        self.splits = {split: pictures.Evaluation(shown, cfg.data) for split, shown in opened.items()}
+        self.train = pictures.Training(opened["train"], cfg.data)
         count, names = self.train.limits["label"], opened["train"].classes
         if count < 2:  # of whatever image it would be right, at a loss of 0
             raise DataError(f"{self.train.name} has one class, {names[0]!r}: is it the folder of the classes' folders?")
@@ -193,5 +193,5 @@ def run(
     validate = image_classification.validation(setup.loss, partial(setup.batches, "validation"))
     params = setup.fit(workdir, validate, to_dict(cfg) if saved is None else saved)
     with jax.set_mesh(setup.mesh):
-        splits = {split: setup.batches(split) for split in vision.SPLITS}
+        splits = {split: setup.batches(split) for split in pictures.SPLITS}
         return image_classification.write(workdir, setup.logits, params, splits, setup.classes)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from fm_jax.core import types
 from fm_jax.core.errors import CheckpointError, ConfigError, DataError
 from fm_jax.core.types import Params
-from fm_jax.data import tokenizer as tokenizers
+from fm_jax.data.text import tokenizer as tokenizers
 from fm_jax.hub import pretrained as public
 from fm_jax.hub.pretrained import Dtype, Pretrained
 from fm_jax.layers.readout import Hidden, Pool

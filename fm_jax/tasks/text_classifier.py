@@ -23,7 +23,8 @@ from jax.sharding import Mesh
 from fm_jax.checkpoint import surgery
 from fm_jax.core import tree
 from fm_jax.core.types import Params
-from fm_jax.data import docstring_task, text
+from fm_jax.data.python_docs import docstrings
+from fm_jax.data.text import layout
 from fm_jax.evals import metrics, runner
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.language.encoder import Encoder
@@ -80,9 +81,9 @@ class Setup:
             lambda params, batch: self.model.apply({"params": params}, *(batch[name] for name in self.fields))
         )
 
-    def rows(self, examples: docstring_task.Examples, name: str) -> text.Labelled:
+    def rows(self, examples: docstrings.Examples, name: str) -> layout.Labelled:
         """Tokenise texts and cut or pad them to the configured length."""
-        return text.Labelled(
+        return layout.Labelled(
             examples.texts,
             examples.labels,
             self.tokenizer,
@@ -115,7 +116,7 @@ class Setup:
         self,
         method: Method,
         learning_rate: float,
-        rows: text.Labelled,
+        rows: layout.Labelled,
         seed: int,
         workdir: Path,
         *,
@@ -152,7 +153,7 @@ class Setup:
         )
         return combine(method, self.cfg.lora)(done.params, done.frozen), done.params
 
-    def probabilities(self, params: Params, rows: text.Labelled) -> np.ndarray:
+    def probabilities(self, params: Params, rows: layout.Labelled) -> np.ndarray:
         """Return the class probabilities [N, C] of all rows."""
         with jax.set_mesh(self.mesh):
             logits, _ = runner.predict(self.logits, params, stage.once(self.cfg, rows, self.mesh, rows=_ROWS))
@@ -170,7 +171,7 @@ def combine(method: Method, lora: adapters.Config) -> Callable[[Params, Params],
     return {"lora": adapters.combine(lora), "frozen": freeze.combine}.get(method, tree.merge)
 
 
-def scores(probabilities: np.ndarray, rows: text.Labelled) -> dict[str, float]:
+def scores(probabilities: np.ndarray, rows: layout.Labelled) -> dict[str, float]:
     """Return accuracy, macro-F1 and expected calibration error of predicted probabilities [N, C]."""
     labels = np.array([int(rows[index]["label"]) for index in range(len(rows))])
     predicted = probabilities.argmax(axis=1)

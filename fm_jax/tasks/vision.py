@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from fm_jax.core.config import changes, from_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Featured, backbone
-from fm_jax.data import vision
+from fm_jax.data.images import pictures
 from fm_jax.hub import families, preprocessing
 from fm_jax.hub import pretrained as public
 from fm_jax.hub.pretrained import Dtype, Pretrained
@@ -67,7 +67,7 @@ def of_run(run: EarlierRun) -> Pretrained:
     return Pretrained(bare, params["backbone"], None, preprocessing=seen)
 
 
-def images(source: str | Path) -> vision.Config | None:
+def images(source: str | Path) -> pictures.Config | None:
     """Return what a run was trained on, and how it saw it; None for a folder, which says nothing of that.
 
     Raises:
@@ -76,11 +76,11 @@ def images(source: str | Path) -> vision.Config | None:
     return _data(run) if (run := open_run(source)) else None
 
 
-def as_trained(found: Pretrained, data: vision.Config) -> vision.Config:
+def as_trained(found: Pretrained, data: pictures.Config) -> pictures.Config:
     """Return data that a model sees as it was trained to, in all that is left at its default."""
     if found.preprocessing is None:
         return data
-    wanted, plain = preprocessing.onto(data, found.preprocessing), vision.Config()
+    wanted, plain = preprocessing.onto(data, found.preprocessing), pictures.Config()
     names = [
         name for name in ("size", "mean", "std", "middle", "stretch") if getattr(data, name) == getattr(plain, name)
     ]
@@ -88,7 +88,7 @@ def as_trained(found: Pretrained, data: vision.Config) -> vision.Config:
     return replace(data, recipe=recipe, **{name: getattr(wanted, name) for name in names})
 
 
-def remind(found: Pretrained, data: vision.Config) -> str:
+def remind(found: Pretrained, data: pictures.Config) -> str:
     """Return, and print as a warning, which options show a model its images as it was trained on them; "" if all do."""
     if found.preprocessing is None:
         return ""
@@ -105,8 +105,8 @@ def remind(found: Pretrained, data: vision.Config) -> str:
     return text
 
 
-def _data(run: EarlierRun) -> vision.Config:
+def _data(run: EarlierRun) -> pictures.Config:
     try:
-        return from_dict(vision.Config, run.config["data"])
+        return from_dict(pictures.Config, run.config["data"])
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(f"{run.workdir} was not trained on images: {error}") from error

@@ -15,7 +15,7 @@ from fm_jax.checkpoint.store import Store
 from fm_jax.core import sharding
 from fm_jax.core.errors import ConfigError, NumericError, Preempted
 from fm_jax.core.types import Batch, Params
-from fm_jax.data.device import prefetch
+from fm_jax.data.stream.device import prefetch
 from fm_jax.train import state as states
 from fm_jax.train.hooks import Hook
 from fm_jax.train.log import Writer

@@ -19,9 +19,9 @@ from fm_jax.core import mesh as meshes
 from fm_jax.core import sharding, tree
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.core.types import Batch, LossFn, Params
-from fm_jax.data import loader
-from fm_jax.data.device import prefetch
-from fm_jax.data.mixture import Source
+from fm_jax.data.stream import loader
+from fm_jax.data.stream.device import prefetch
+from fm_jax.data.stream.source import Source
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.optim import schedule
 from fm_jax.train import log, loop, state

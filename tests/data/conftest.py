@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fm_jax.data import corpus, source
-from fm_jax.data.corpus import Corpus
+from fm_jax.data.text import corpus, documents
+from fm_jax.data.text.corpus import Corpus
 
 # Three of the labelled packages, so that every split has modules, and two plain ones.
 ONLY = ("email", "http", "queue", "textwrap", "wsgiref")
@@ -18,4 +18,4 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small(data_dir: Path) -> Corpus:
-    return corpus.prepare(source.Config(only=ONLY), data_dir, vocab_size=400)
+    return corpus.prepare(documents.Config(only=ONLY), data_dir, vocab_size=400)

@@ -15,7 +15,7 @@ import pytest
 
 from experiments import harness, lm_pretrain, text_classify
 from fm_jax import cli
-from fm_jax.data import tokenizer
+from fm_jax.data.text import tokenizer
 from fm_jax.hub import families, pretrained
 from fm_jax.models.language import decoder
 

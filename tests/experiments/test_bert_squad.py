@@ -13,7 +13,7 @@ from experiments import bert_pretrain, bert_squad
 from fm_jax.checkpoint.store import load_params
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.mesh import MeshConfig, make_mesh
-from fm_jax.data import squad, tokenizer
+from fm_jax.data.text import squad, tokenizer
 from fm_jax.hub import pretrained
 from fm_jax.models.language import decoder, encoder
 from fm_jax.models.language.span import SpanFinder

@@ -18,8 +18,8 @@ from fm_jax.checkpoint.store import Store
 from fm_jax.core import statistics, tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
-from fm_jax.data import tokenizer as tokenizers
-from fm_jax.data import vision
+from fm_jax.data.images import pictures
+from fm_jax.data.text import tokenizer as tokenizers
 from fm_jax.hub import pretrained
 from fm_jax.hub.example import Example
 from fm_jax.models.language import decoder
@@ -130,7 +130,7 @@ def test_a_run_on_images_becomes_a_public_folder(kind, tmp_path):
     image = np.zeros((2, 32, 32, 3) if kind != "masked" else (2, 8, 8, 3), np.float32)
     made = module.init({"params": jax.random.key(0), "mask": jax.random.key(1)}, image, mutable=["params"])["params"]
     trained, running = statistics.split(meta.unbox(made))
-    about = {"config": {"data": to_dict(vision.Config(size=image.shape[1]))}, "model": models.describe(module)}
+    about = {"config": {"data": to_dict(pictures.Config(size=image.shape[1]))}, "model": models.describe(module)}
     names = {"classes": ["cat", "dog", "cow"]} if kind == "classifier" else {}
     with Store(tmp_path / "run" / "checkpoints", meta={**about, **names}) as store:
         store.save(1, {"params": trained, "frozen": running}, {})

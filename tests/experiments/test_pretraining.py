@@ -10,7 +10,7 @@ from experiments import bert_pretrain, t5_pretrain
 from fm_jax.checkpoint.store import load_meta, load_params
 from fm_jax.core.config import from_dict
 from fm_jax.core.errors import ConfigError
-from fm_jax.data import tokenizer
+from fm_jax.data.text import tokenizer
 from fm_jax.models.language import encoder_decoder
 from fm_jax.models.language.masked_lm import MaskedLM
 from fm_jax.tasks import language

@@ -18,7 +18,7 @@ from experiments import (
     vit_imagenet,
 )
 from fm_jax import cli
-from fm_jax.data import vision
+from fm_jax.data.images import pictures
 from tests.close import close
 
 
@@ -52,5 +52,5 @@ def test_a_run_that_met_too_many_broken_images_goes_on_with_more_allowed(
     runpy.run_module(experiment.__name__, run_name="__main__")
     assert "data.max_bad" in starts[0]
     data = experiment.debug().data
-    marks = {vision.training(replace(data, max_bad=share), tmp_path).fingerprint for share in (0.0, 0.5)}
+    marks = {pictures.training(replace(data, max_bad=share), tmp_path).fingerprint for share in (0.0, 0.5)}
     assert len(marks) == 1

@@ -10,7 +10,7 @@ from experiments import linear_probe, simclr_pretrain
 from fm_jax.checkpoint import model as models
 from fm_jax.core.config import from_dict, to_dict
 from fm_jax.core.errors import ConfigError
-from fm_jax.data import views, vision
+from fm_jax.data.images import pictures, views
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.vision import efficientnet, resnet, vit
 from fm_jax.tasks import vision as vision_models
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 def test_one_view_of_an_image_is_refused() -> None:
     with pytest.raises(ConfigError, match="views must be 2, not 1"):
-        replace(simclr_pretrain.debug(), data=vision.Config(recipe=views.digits()))
+        replace(simclr_pretrain.debug(), data=pictures.Config(recipe=views.digits()))
 
 
 def test_parts_of_a_batch_are_refused() -> None:
@@ -31,7 +31,7 @@ def test_parts_of_a_batch_are_refused() -> None:
 
 def test_small_views_that_nothing_would_read_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"data\.recipe\.small must be 0, not 2"):
-        replace(simclr_pretrain.debug(), data=vision.Config(recipe=replace(views.digits(2), small=2, place="crop")))
+        replace(simclr_pretrain.debug(), data=pictures.Config(recipe=replace(views.digits(2), small=2, place="crop")))
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_before_anything_is_made(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from fm_jax.checkpoint.store import Store
 from fm_jax.core import mesh as meshes
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.core.types import Params
-from fm_jax.data import tokenizer
-from fm_jax.data.pairs import Parallel
+from fm_jax.data.text import tokenizer
+from fm_jax.data.text.parallel import Parallel
 from fm_jax.hub import pretrained
 from fm_jax.models.language import decoder, encoder_decoder
 from fm_jax.tasks.init import Init

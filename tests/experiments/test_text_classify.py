@@ -11,7 +11,7 @@ import pytest
 
 from experiments import text_classify
 from fm_jax.core import tree
-from fm_jax.data import labelled, tokenizer
+from fm_jax.data.text import labelled, tokenizer
 from fm_jax.hub import adapter, families
 from fm_jax.hub import pretrained as public
 from fm_jax.models.language import decoder, encoder

@@ -10,7 +10,7 @@ from flax.core import meta
 
 from fm_jax.core.errors import ConfigError, NumericError
 from fm_jax.core.types import Params
-from fm_jax.data import tokenizer
+from fm_jax.data.text import tokenizer
 from fm_jax.generate import beam, decode
 from fm_jax.generate.translate import translate
 from fm_jax.models.language import encoder_decoder

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from fm_jax.core.errors import CheckpointError, ConfigError
-from fm_jax.data import augment, vision
-from fm_jax.data.image import normalise, resize
+from fm_jax.data.images import augment, pictures
+from fm_jax.data.images.image import normalise, resize
 from fm_jax.hub import preprocessing as hub
 from fm_jax.hub import pretrained
 from fm_jax.hub.preprocessing import Preprocessing
@@ -20,7 +20,7 @@ from fm_jax.models.vision import vit
 from tests.close import close
 from tests.hub import forms
 
-HALF, IMAGENET = (0.5, 0.5, 0.5), (vision.IMAGENET_MEAN, vision.IMAGENET_STD)
+HALF, IMAGENET = (0.5, 0.5, 0.5), (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD)
 IMAGE = np.random.default_rng(0).integers(0, 256, (30, 41, 3), np.uint8)
 VALUES = {"image_mean": list(IMAGENET[0]), "image_std": list(IMAGENET[1]), "do_normalize": True, "do_resize": True}
 ROOTS = [0.47853944, 0.4732864, 0.47434163]
@@ -136,16 +136,18 @@ class One:
 
 
 def test_an_evaluation_shows_the_view_and_a_config_takes_it_over():
-    cfg = replace(vision.imagenet(14), middle=0.7, recipe=replace(vision.imagenet().recipe, interpolation="bicubic"))
+    cfg = replace(
+        pictures.imagenet(14), middle=0.7, recipe=replace(pictures.imagenet().recipe, interpolation="bicubic")
+    )
     found = hub.of(cfg)
     seen = augment.centre(IMAGE, cfg.size, cfg.middle, interpolation=cfg.recipe.interpolation)
     np.testing.assert_array_equal(found.view(IMAGE), normalise(seen, cfg.mean, cfg.std))
-    assert hub.onto(vision.imagenet(14), found) == cfg
+    assert hub.onto(pictures.imagenet(14), found) == cfg
     wide = replace(found, stretch=True)
-    rows = vision.Evaluation(One(), hub.onto(vision.imagenet(14), wide))
+    rows = pictures.Evaluation(One(), hub.onto(pictures.imagenet(14), wide))
     np.testing.assert_array_equal(rows[0]["image"], wide.view(IMAGE))
-    assert hub.of(hub.onto(vision.Config(), found)) == found
-    assert hub.onto(vision.Config(), found).kind == "digits"
+    assert hub.of(hub.onto(pictures.Config(), found)) == found
+    assert hub.onto(pictures.Config(), found).kind == "digits"
 
 
 @pytest.mark.parametrize("middle", [1.0, 0.875, 0.9])

@@ -14,7 +14,7 @@ from fm_jax.core.config import precision, training
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.mesh import MeshConfig, make_mesh
 from fm_jax.core.types import backbone
-from fm_jax.data import tokenizer as tokenizers
+from fm_jax.data.text import tokenizer as tokenizers
 from fm_jax.hub import families, pretrained, tensor_file
 from fm_jax.hub.example import Size
 from fm_jax.models.language.classifier import Classifier

@@ -16,7 +16,8 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 from experiments import harness as experiment
 from fm_jax.core.errors import DataError
-from fm_jax.data import docstring_task, tokenizer
+from fm_jax.data.python_docs import docstrings
+from fm_jax.data.text import tokenizer
 from fm_jax.evals.scores import harness
 from fm_jax.hub import pretrained
 from fm_jax.models.language import decoder
@@ -150,7 +151,7 @@ def test_the_experiment_writes_what_the_harness_measured(
     found = experiment.run(cfg, tmp_path)
     assert json.loads((tmp_path / "results.json").read_text()) == found
     assert found["texts"].keys() == {"word_perplexity", "bits_per_byte"} and 0 <= found["quiz"]["acc"] <= 1
-    examples = docstring_task.Examples(("Read a file.", "Parse it."), np.array([3, 1]), ("", ""))
-    monkeypatch.setattr(docstring_task, "load", lambda split, data_dir: examples)
+    examples = docstrings.Examples(("Read a file.", "Parse it."), np.array([3, 1]), ("", ""))
+    monkeypatch.setattr(docstrings, "load", lambda split, data_dir: examples)
     own = experiment.run(replace(cfg, tasks=("docstrings",), include_path=None), tmp_path / "own")
     assert own["docstrings"].keys() == {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr"}

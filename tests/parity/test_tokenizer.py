@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import transformers
 
-from fm_jax.data import tokenizer
-from tests.data.test_tokenizer_families import byte_level, metaspace, written
+from fm_jax.data.text import tokenizer
+from tests.data.text.test_tokenizer_families import byte_level, metaspace, written
 
 TEXTS = [f"The cat sat on the Mat, number {i}; naïve act_{i % 7}(self): return {i * i}!" for i in range(300)]
 SAMPLES = ["The CAT  sat.", "naïve\n漢字 act_3(self) 😀", "a", "unheard-of wörds: don't!", " leading", "x" * 300]

@@ -10,8 +10,8 @@ from PIL import Image
 from fm_jax.core import tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import CheckpointError, ConfigError, DataError
-from fm_jax.data import views, vision
-from fm_jax.data.mixing import Mix
+from fm_jax.data.images import pictures, views
+from fm_jax.data.images.mixup import Mix
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.vision import resnet, vit
 from fm_jax.optim import schedule
@@ -24,7 +24,7 @@ from tests.close import close
 
 
 def config(**changes: object) -> Config:
-    made = Config(data=vision.Config(recipe=views.digits()), fit=loop.FitConfig(2), learning_rate=1e-3, batch_size=16)
+    made = Config(data=pictures.Config(recipe=views.digits()), fit=loop.FitConfig(2), learning_rate=1e-3, batch_size=16)
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
@@ -51,12 +51,12 @@ def test_an_image_size_that_the_patches_do_not_divide_is_refused(tmp_path: Path)
         vit.vit(2, 32, 4, 3, 8)
     backbone = vit.ViT(replace(vit.tiny(), patches=replace(vit.tiny().patches, any_size=True)))
     with pytest.raises(ConfigError, match="images of 9 × 9 are not divisible into patches of 2"):
-        Setup(backbone, config(data=vision.Config(size=9)), tmp_path)
+        Setup(backbone, config(data=pictures.Config(size=9)), tmp_path)
 
 
 def test_an_image_size_that_the_model_was_not_made_for_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="8 × 8, not 16 × 16"):
-        Setup(vit.ViT(vit.tiny()), config(data=vision.Config(size=16)), tmp_path)
+        Setup(vit.ViT(vit.tiny()), config(data=pictures.Config(size=16)), tmp_path)
 
 
 def test_another_number_of_channels_is_refused(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_another_number_of_channels_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_and_a_split_with_an_unknown_class_are_refused(tmp_path: Path) -> None:
-    data = vision.Config(kind="folder", path=tmp_path / "none")
+    data = pictures.Config(kind="folder", path=tmp_path / "none")
     with pytest.raises(DataError, match=r"cannot read .*none/train"):
         Setup(resnet.ResNet(resnet.tiny()), config(data=data), tmp_path)
     root = folder(tmp_path / "found", ALL | {"test": ("cat", "horse")})
@@ -75,12 +75,12 @@ def test_a_missing_folder_and_a_split_with_an_unknown_class_are_refused(tmp_path
 
 def test_more_classes_than_the_head_has_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="10 classes, more than num_classes 9"):
-        Setup(resnet.ResNet(resnet.tiny()), config(data=vision.Config(num_classes=9)), tmp_path)
+        Setup(resnet.ResNet(resnet.tiny()), config(data=pictures.Config(num_classes=9)), tmp_path)
 
 
 def test_images_of_one_class_are_refused(tmp_path: Path) -> None:
-    one = dict.fromkeys(vision.SPLITS, ("images",))
-    data = vision.Config(kind="folder", path=folder(tmp_path / "found", one))
+    one = dict.fromkeys(pictures.SPLITS, ("images",))
+    data = pictures.Config(kind="folder", path=folder(tmp_path / "found", one))
     with pytest.raises(DataError, match=r"train has one class, 'images'"):
         Setup(resnet.ResNet(resnet.tiny()), config(data=data), tmp_path)
     assert (
@@ -89,7 +89,7 @@ def test_images_of_one_class_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_head_wider_than_the_data_has_classes_by_number(tmp_path: Path) -> None:
-    data = vision.Config(kind="folder", path=folder(tmp_path / "found", ALL), num_classes=4)
+    data = pictures.Config(kind="folder", path=folder(tmp_path / "found", ALL), num_classes=4)
     setup = Setup(resnet.ResNet(resnet.tiny()), config(data=data), tmp_path)
     assert setup.classes == ("cat", "dog", "class 2", "class 3")
 
@@ -116,7 +116,7 @@ def test_a_run_starts_from_the_whole_backbone_and_a_head_of_its_own(tmp_path: Pa
 def test_positions_are_resized_to_images_of_another_size(tmp_path: Path) -> None:
     found = drawn(vit.ViT(vit.tiny()), 8)
     wider = replace(vit.tiny(), patches=replace(vit.tiny().patches, image_size=(16, 16)))
-    setup = Setup(vit.ViT(wider), config(data=vision.Config(size=16)), tmp_path, found)
+    setup = Setup(vit.ViT(wider), config(data=pictures.Config(size=16)), tmp_path, found)
     table = setup.start()[0]["backbone"]["embed"]["positions"]
     assert table.shape == (65, 32)
     np.testing.assert_array_equal(table[0], found.params["embed"]["positions"][0])
@@ -176,7 +176,7 @@ def test_drops_of_the_rate_are_given_in_shares_of_the_run() -> None:
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"measured": 0}, "measured"),
         ({"repeats": 17}, "repeats 17"),
-        ({"data": vision.Config(recipe=views.digits(2))}, "one view"),
+        ({"data": pictures.Config(recipe=views.digits(2))}, "one view"),
     ],
 )
 def test_numbers_that_no_run_can_have_are_refused(changes: dict[str, object], named: str) -> None:

@@ -13,7 +13,7 @@ from fm_jax.checkpoint import model as models
 from fm_jax.checkpoint.store import Store
 from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError, ConfigError
-from fm_jax.data import tokenizer as tokenizers
+from fm_jax.data.text import tokenizer as tokenizers
 from fm_jax.hub import families
 from fm_jax.hub import pretrained as public
 from fm_jax.hub.pretrained import Pretrained

@@ -12,8 +12,8 @@ import pytest
 from fm_jax.core import tree
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.core.mesh import MeshConfig
-from fm_jax.data import tokenizer
-from fm_jax.data.docstring_task import Examples
+from fm_jax.data.python_docs.docstrings import Examples
+from fm_jax.data.text import tokenizer
 from fm_jax.hub import families
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.language import decoder

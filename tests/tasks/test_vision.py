@@ -14,7 +14,7 @@ from fm_jax.checkpoint.store import Store
 from fm_jax.core import statistics, tree
 from fm_jax.core.config import apply_overrides, to_dict
 from fm_jax.core.errors import CheckpointError
-from fm_jax.data import views, vision
+from fm_jax.data.images import pictures, views
 from fm_jax.hub import preprocessing
 from fm_jax.hub import pretrained as public
 from fm_jax.hub.preprocessing import Preprocessing
@@ -24,7 +24,7 @@ from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.simclr import SimCLR
 from fm_jax.tasks import vision as vision_models
 
-DATA = vision.Config(size=12, recipe=views.digits(2))
+DATA = pictures.Config(size=12, recipe=views.digits(2))
 NETS: list[Any] = [
     resnet.ResNet(resnet.tiny()),
     efficientnet.EfficientNet(efficientnet.tiny()),
@@ -34,7 +34,7 @@ NETS: list[Any] = [
 
 @dataclass(frozen=True)
 class Shown:
-    data: vision.Config
+    data: pictures.Config
 
 
 def drawn(module: Any, size: int = 8) -> Any:
@@ -103,24 +103,24 @@ def test_images_that_are_shown_otherwise_than_they_were_are_told_of(
     public.save(tmp_path / "net", net, drawn(net, 32), preprocessing=seen)
     found = vision_models.load(tmp_path / "net")
     assert found.preprocessing == seen
-    text = vision_models.remind(found, vision.Config(size=64))
+    text = vision_models.remind(found, pictures.Config(size=64))
     assert text.endswith(
         "--data.mean 0.1,0.2,0.3 --data.std 0.4,0.5,0.6 --data.recipe.interpolation bicubic --data.middle 0.875 "
         "--data.stretch true"
     )
     assert text in caplog.text
     options = text.partition("alike: ")[2].split()
-    alike = apply_overrides(Shown(vision.Config(size=64)), options).data
+    alike = apply_overrides(Shown(pictures.Config(size=64)), options).data
     assert vision_models.remind(found, alike) == ""
-    assert vision_models.as_trained(found, vision.Config()) == replace(alike, size=28)
-    chosen = vision.Config(size=64, std=(0.1,) * 3)
+    assert vision_models.as_trained(found, pictures.Config()) == replace(alike, size=28)
+    chosen = pictures.Config(size=64, std=(0.1,) * 3)
     assert vision_models.as_trained(found, chosen) == replace(alike, std=(0.1,) * 3)
     leave_run(tmp_path / "run", SimCLR(NETS[0], 8), drawn(SimCLR(NETS[0], 8)))
     assert vision_models.remind(vision_models.load(tmp_path / "run"), DATA) == ""
 
 
 def test_a_share_that_a_folder_holds_in_whole_pixels_is_no_difference(tmp_path: Path) -> None:
-    net, shown = resnet.ResNet(resnet.Config((1, 1), (8, 16), "basic", stem_width=8)), vision.Config(size=240)
+    net, shown = resnet.ResNet(resnet.Config((1, 1), (8, 16), "basic", stem_width=8)), pictures.Config(size=240)
     shown = replace(shown, middle=0.875)
     public.save(tmp_path / "net", net, drawn(net, 32), preprocessing=preprocessing.of(shown))
     found = vision_models.load(tmp_path / "net")

@@ -15,7 +15,7 @@ from fm_jax.core import sharding
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.core.mesh import MeshConfig
 from fm_jax.core.types import Loss
-from fm_jax.data import loader
+from fm_jax.data.stream import loader
 from fm_jax.models.language import decoder
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.train import log, loop, stage, step

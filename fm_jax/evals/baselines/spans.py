@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fm_jax.core.errors import DataError
-from fm_jax.data.squad import Question
+from fm_jax.data.text.squad import Question
 
 _SENTENCE = re.compile(r"[^.!?]*[.!?]+|[^.!?]+")
 

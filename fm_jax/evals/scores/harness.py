@@ -3,7 +3,7 @@
 Tokenisation follows the harness's own `hf` backend exactly, so the same weights get the same numbers: texts get the
 tokenizer's special tokens, trailing spaces of a context belong to the continuation, a text without a context follows
 the start token, and long texts are truncated on the left. One difference is intended: a special token spelt out within
-a text is text (`data/tokenizer.py`), except a start token at the very beginning.
+a text is text (`data/text/tokenizer.py`), except a start token at the very beginning.
 Only `language_model` needs the harness's package. Source: lm_eval 0.4.13.
 
 Dims: B batch, T time, C scored tokens, N new tokens, V vocabulary.
@@ -21,7 +21,7 @@ import numpy as np
 
 from fm_jax.core.errors import DataError, NumericError
 from fm_jax.core.types import Params
-from fm_jax.data.tokenizer import Tokenizer
+from fm_jax.data.text.tokenizer import Tokenizer
 
 SMALLEST_BUCKET = 16
 MAX_NEW_TOKENS = 256  # default for tasks that set no limit

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fm_jax.core.errors import ConfigError, DataError
-from fm_jax.data.squad import Question, Span, Windows
+from fm_jax.data.text.squad import Question, Span, Windows
 from fm_jax.evals.report import theme
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)

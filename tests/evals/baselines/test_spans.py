@@ -1,7 +1,7 @@
 import pytest
 
 from fm_jax.core.errors import DataError
-from fm_jax.data.squad import Question, Span
+from fm_jax.data.text.squad import Question, Span
 from fm_jax.evals.baselines import spans
 
 CONTEXT = "Ann lives in Rome. Ben, a cook, has a flat in La Paz! Nobody knows why"

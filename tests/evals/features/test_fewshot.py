@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fm_jax.core.errors import ConfigError, DataError
-from fm_jax.data import digits
+from fm_jax.data.images import digits
 from fm_jax.evals.features.embeddings import Embeddings
 from fm_jax.evals.features.fewshot import few_shot, pick, ridge
 from tests.close import close

@@ -11,8 +11,8 @@ from flax.core import meta
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from fm_jax.core.errors import DataError, NumericError
-from fm_jax.data import tokenizer as ours
-from fm_jax.data.tokenizer import Tokenizer
+from fm_jax.data.text import tokenizer as ours
+from fm_jax.data.text.tokenizer import Tokenizer
 from fm_jax.evals.scores import harness
 from fm_jax.evals.scores.harness import Options, Pair
 from fm_jax.models.language import decoder

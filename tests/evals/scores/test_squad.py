@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fm_jax.core.errors import ConfigError, DataError
-from fm_jax.data.encoded import Encoded
-from fm_jax.data.squad import Cut, Question, Span, Windows
+from fm_jax.data.text.encoded import Encoded
+from fm_jax.data.text.squad import Cut, Question, Span, Windows
 from fm_jax.evals.scores import squad
 from fm_jax.evals.scores.squad import Candidate, Decoded
 from tests.close import close

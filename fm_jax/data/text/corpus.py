@@ -1,0 +1,148 @@
+"""From a config to token blocks: a tokenizer and one token stream per split, built once and kept.
+
+A stream holds documents or, for encoders, their sentences; an empty sentence ends each document.
+
+`data_dir/corpora/KEY/` holds the tokenizer and `train/`, `validation/`, `test/`. KEY changes with the documents, the
+tokenizer's scheme and its vocabulary size, so nothing stale is ever reused.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fm_jax.core.errors import DataError
+from fm_jax.data.text import documents, layout, records, tokenizer, tokens
+from fm_jax.data.text.sentences import Sentences
+from fm_jax.data.text.tokenizer import Tokenizer
+
+Scheme = Literal["bytes", "t5", "wordpiece"]
+SENTINELS = 100  # sentinel tokens of scheme t5
+
+# Hashing a stream takes about a second per gigabyte: smaller streams are verified at every start.
+_VERIFY_BELOW = 1 << 30
+_TRAIN_ON = 200_000_000  # characters a tokenizer is trained on; more changes hardly any merge and fills the memory
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A tokenizer, and a folder with the tokens of each split."""
+
+    tokenizer: Tokenizer
+    folder: Path
+    names: tuple[str, str, str] = ("train", "validation", "test")
+
+    def tokens(self, split: str) -> tokens.Tokens:
+        """Open the token stream of a split."""
+        return tokens.load(self._split(split))
+
+    def num_bytes(self, split: str) -> int:
+        """Return the number of UTF-8 bytes of a split, for bits per byte: sum of nats / ln 2 / bytes."""
+        folder = self._split(split)
+        stream = tokens.load(folder) if (folder / "tokens.bin").exists() else records.load(folder)
+        return stream.num_bytes
+
+    def blocks(self, split: str, length: int, *, apart: bool = False) -> layout.Blocks | records.RecordBlocks:
+        """Return a split as blocks of `length` tokens; with `apart`, attention does not cross documents.
+
+        Raises:
+            DataError: the split was written as ArrayRecord blocks of another length, or `apart` was requested of such
+                blocks.
+        """
+        folder = self._split(split)
+        if (folder / "tokens.bin").exists():
+            return layout.Blocks(tokens.load(folder), length, apart=apart, name=f"{split} of {self.folder.name}")
+        stored = records.load(folder)
+        if stored.length != length or apart:
+            wanted = "separate documents (apart)" if apart else f"blocks of {length}"
+            raise DataError(f"{folder} stores fixed blocks of {stored.length} tokens and cannot give {wanted}")
+        return stored
+
+    def packed(self, split: str, length: int) -> layout.Packed:
+        """Return a split as whole documents packed into rows of `length` tokens."""
+        return layout.Packed(tokens.load(self._split(split)), length, name=f"{split} of {self.folder.name}")
+
+    def _split(self, split: str) -> Path:
+        return self.folder / documents.Config(splits=self.names).here(split)
+
+
+def prepare(
+    cfg: documents.Config,
+    data_dir: Path,
+    *,
+    vocab_size: int,
+    splits: tuple[str, ...] = documents.SPLITS,
+    scheme: Scheme = "bytes",
+    by_sentence: bool = False,
+) -> Corpus:
+    """Open a corpus; train its tokenizer (on the train split only) and tokenise it if that was not done yet.
+
+    A corpus of kind "tokens" is already tokenised: `path` holds tokenizer.json and a folder per split, written by
+    `tokens.write` or `records.write`.
+
+    Args:
+        cfg: the corpus.
+        data_dir: directory of built corpora and tokens.
+        vocab_size: the tokenizer's vocabulary size; a corpus of kind "tokens" must have exactly this size.
+        splits: the splits to tokenise.
+        scheme: byte-level BPE, byte-level BPE with T5's layout and sentinels, or BERT's uncased WordPiece.
+        by_sentence: split documents into sentences, as `sentence_pairs` reads them.
+
+    Raises:
+        DataError: as `documents.documents`, `tokenizer.train` and `tokens.load` raise.
+    """
+    if cfg.kind == "tokens":
+        assert cfg.path is not None
+        words = tokenizer.load(cfg.path)
+        if words.vocab_size != vocab_size:
+            raise DataError(
+                f"{cfg.path} has a vocabulary of {words.vocab_size}, not {vocab_size}; "
+                f"set vocab_size to {words.vocab_size}"
+            )
+        return Corpus(words, cfg.path, cfg.splits)
+    form = ("" if scheme == "bytes" else f"-{scheme}") + ("-sentences" if by_sentence else "")
+    key = f"{documents.fingerprint(cfg, 'train', data_dir)}-{vocab_size}{form}"
+    name = f"{cfg.kind}-{vocab_size}{form}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    folder = data_dir / "corpora" / name
+    if (folder / "tokenizer.json").is_file():
+        trained = tokenizer.load(folder)
+    else:
+        trained = _learn(scheme, _sample(documents.documents(cfg, "train", data_dir)), vocab_size)
+        trained.save(folder)
+    for split in splits:
+        _tokenise(cfg, split, data_dir, trained, folder / split, by_sentence)
+    return Corpus(trained, folder)
+
+
+def _learn(scheme: Scheme, texts: Iterator[str], vocab_size: int) -> Tokenizer:
+    if scheme == "wordpiece":
+        return tokenizer.train_wordpiece(texts, vocab_size)
+    return tokenizer.train(texts, vocab_size, sentinels=SENTINELS if scheme == "t5" else 0)
+
+
+def _sample(documents: documents.Documents) -> Iterator[str]:
+    """Yield all documents of a small corpus, or an evenly spread, fixed sample of a large one."""
+    count, characters = len(documents), 0
+    step = next(s for s in range(max(1, int(count * 0.618)), 2 * count + 2) if math.gcd(s, count) == 1)
+    for i in range(count):
+        if characters >= _TRAIN_ON:
+            return
+        text = documents[i * step % count]
+        characters += len(text)
+        yield text
+
+
+def _tokenise(
+    cfg: documents.Config, split: str, data_dir: Path, learned: Tokenizer, folder: Path, by_sentence: bool
+) -> None:
+    mark = documents.fingerprint(cfg, split, data_dir) + ("-sentences" if by_sentence else "")
+    if folder.is_dir():
+        stored = tokens.load(folder)
+        if stored.index.made_from == tokens.made_from(mark, learned):
+            if (folder / "tokens.bin").stat().st_size < _VERIFY_BELOW:
+                tokens.load(folder, verify=True)
+            return
+    texts = documents.documents(cfg, split, data_dir)
+    tokens.write(Sentences(texts) if by_sentence else texts, learned, folder)

@@ -1,0 +1,129 @@
+"""Tokenised blocks in ArrayRecord files, which have checksums and can be read in place by many machines.
+
+A folder holds `blocks-*.array_record` and `index.json`. A record is the `length` + 1 token ids of one block (the last
+may be shorter), uint16 or uint32, little endian; consecutive blocks share one token.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fm_jax.core.errors import DataError
+from fm_jax.data.text.layout import Row, shifted
+from fm_jax.data.text.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Index:
+    """The content of index.json."""
+
+    files: tuple[str, ...]
+    dtype: str
+    length: int
+    num_records: int
+    num_bytes: int  # UTF-8 bytes of the text, for bits per byte
+    vocab_size: int
+    pad_id: int
+    sha256: str  # hash of the token stream
+
+
+class RecordBlocks:
+    """The blocks of `text.Blocks`, read from ArrayRecord; opened by `load`."""
+
+    def __init__(self, folder: Path, index: Index) -> None:
+        self._folder, self._index = folder, index
+        self.name = f"blocks of {folder}"
+        self.fingerprint = f"blocks-{index.length}-0-{index.sha256[:16]}"  # the same data as `text.Blocks`
+        self.limits: Mapping[str, int] = {"tokens": index.vocab_size, "targets": index.vocab_size}
+
+    def __len__(self) -> int:
+        return self._index.num_records
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        stream = np.frombuffer(self._source[index], self._index.dtype).astype(np.int32)
+        if not 2 <= len(stream) <= self._index.length + 1:
+            raise DataError(f"the record has {len(stream)} tokens, not 2 to {self._index.length + 1}")
+        return shifted(stream, self._index.length, self._index.pad_id)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_source"}
+
+    @property
+    def length(self) -> int:
+        """Tokens per row, fixed when the records were written."""
+        return self._index.length
+
+    @property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of the text. Bits per byte = nats summed over all targets / ln 2 / num_bytes."""
+        return self._index.num_bytes
+
+    @cached_property
+    def _source(self) -> Any:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        try:
+            source = ArrayRecordDataSource([str(self._folder / name) for name in self._index.files])
+        except Exception as error:  # the reader raises RuntimeError and ValueError, with C++ text
+            raise DataError(f"cannot open the records of {self._folder}: {error}") from error
+        if len(source) != self._index.num_records:
+            raise DataError(f"{self._folder} has {len(source)} records, but index.json lists {self._index.num_records}")
+        return source
+
+
+def write(tokens: Tokens, folder: Path, *, length: int, per_file: int = 1 << 16) -> RecordBlocks:
+    """Cut tokens into blocks of `length` and write them as ArrayRecord; `folder` is created atomically."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    if folder.exists():
+        raise DataError(f"{folder} exists; remove it first")
+    partial = folder.with_name(f"{folder.name}.{os.urandom(4).hex()}.tmp")
+    partial.mkdir(parents=True)
+    dtype = np.dtype(tokens.index.dtype)
+    count = -(-(len(tokens) - 1) // length)
+    files: list[str] = []
+    try:
+        for first in range(0, count, per_file):
+            files.append(f"blocks-{len(files):05d}.array_record")
+            writer = ArrayRecordWriter(str(partial / files[-1]), "group_size:1")
+            for block in range(first, min(first + per_file, count)):
+                writer.write(tokens[block * length : (block + 1) * length + 1].astype(dtype).tobytes())
+            writer.close()
+        source = tokens.index
+        index = Index(
+            tuple(files), dtype.str, length, count, source.num_bytes, source.vocab_size, source.pad_id, source.sha256
+        )
+        (partial / "index.json").write_text(json.dumps(asdict(index), indent=1), "utf-8")
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return load(folder)
+
+
+def load(folder: Path) -> RecordBlocks:
+    """Open blocks written by `write`, or by another tool in the same format.
+
+    Raises:
+        DataError: missing files, a damaged index, or another number of records than it lists.
+    """
+    try:
+        fields = json.loads((folder / "index.json").read_text("utf-8"))
+        index = Index(**fields | {"files": tuple(fields["files"])})
+    except FileNotFoundError:
+        raise DataError(f"{folder} has no index.json; it does not hold token records") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{folder / 'index.json'} is damaged: {error}") from error
+    if missing := [name for name in index.files if not (folder / name).is_file()]:
+        raise DataError(f"{folder} is missing {', '.join(missing[:4])}")
+    blocks = RecordBlocks(folder, index)
+    _ = blocks._source
+    return blocks

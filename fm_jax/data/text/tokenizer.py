@@ -1,0 +1,295 @@
+"""Text to token ids and back: byte-level BPE, BERT's WordPiece, and any tokenizer.json.
+
+A folder holds `tokenizer.json` (the whole tokenizer) and `tokenizer_config.json` (the names of its special tokens), as
+`transformers` and llama.cpp's converters read them. Our own tokenizer is byte-level byte-pair encoding (Sennrich et
+al. 2016, over bytes as in Radford et al. 2019): any text round-trips because all 256 bytes are in the alphabet.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fm_jax.core.errors import ConfigError, DataError
+from fm_jax.data.text import encoded, tokenizer_file
+
+END = "<|endoftext|>"
+PAD = "<|pad|>"
+BYTES = {"start": END, "end": END, "unknown": END, "pad": PAD}
+T5 = {"pad": "<pad>", "end": "</s>", "unknown": "<unk>"}
+BERT = {"pad": "[PAD]", "unknown": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+
+Role = Literal["start", "end", "unknown", "pad", "cls", "sep", "mask"]
+INSTEAD: dict[str, str] = {"start": "cls", "end": "sep"}  # fallbacks: BERT's texts start and end with these
+
+
+class Tokenizer:
+    """Text to token ids and back; returned by `train`, `train_wordpiece` and `load`."""
+
+    def __init__(
+        self,
+        inner: Any,
+        names: Mapping[str, str],
+        *,
+        config: Mapping[str, Any] | None = None,
+        where: str = "the tokenizer",
+    ) -> None:
+        self._inner, self._names, self._config, self._where = inner, dict(names), config, where
+        # Text is never parsed as a special token: a document that contains <|endoftext|> does not end there.
+        inner.encode_special_tokens = True
+        inner.no_padding()
+        inner.no_truncation()
+        self.vocab_size: int = inner.get_vocab_size(with_added_tokens=True)
+        self.fingerprint = hashlib.sha256(inner.to_str().encode()).hexdigest()[:16]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Cached values are cheap to recompute, and every source that is pickled to workers carries a tokenizer.
+        return {name: value for name, value in vars(self).items() if name not in ("sentinels", "begins_word")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._inner.encode_special_tokens = True  # the library does not pickle it
+
+    def special(self, role: Role) -> int:
+        """Return the id of a special token; "start" and "end" default to BERT's [CLS] and [SEP].
+
+        Raises:
+            DataError: the tokenizer has no such token.
+        """
+        for choice in (role, INSTEAD.get(role)):
+            if choice in self._names and (index := self._inner.token_to_id(self._names[choice])) is not None:
+                return int(index)
+        name = f" {self._names[role]!r}" if role in self._names else ""
+        raise DataError(
+            f"{self._where} has no {role} token{name}; set it in tokenizer_config.json to a token of the vocabulary"
+        )
+
+    @property
+    def end_id(self) -> int:
+        """Id of the token between documents and after an answer."""
+        return self.special("end")
+
+    @property
+    def pad_id(self) -> int:
+        """Id of the padding token; the end token if the tokenizer has no other."""
+        try:
+            return self.special("pad")
+        except DataError:
+            return self.end_id
+
+    @cached_property
+    def sentinels(self) -> list[int]:
+        """Return the ids of T5's sentinels <extra_id_0>, <extra_id_1>, …; [] for other tokenizers."""
+        ids: list[int] = []
+        while (index := self._inner.token_to_id(f"<extra_id_{len(ids)}>")) is not None:
+            ids.append(index)
+        return ids
+
+    @cached_property
+    def begins_word(self) -> np.ndarray:
+        """Return which tokens begin a word (or are a whole word): bool [V]."""
+        model = json.loads(self._inner.to_str())["model"]
+        texts = [self._inner.id_to_token(index) for index in range(self.vocab_size)]
+        if prefix := model.get("continuing_subword_prefix"):
+            return np.array([not text.startswith(prefix) for text in texts])
+        # Byte-level and metaspace tokens begin with the space before a word, as Ġ or ▁; bytes 0 to 32 are Ā … Ġ.
+        return np.array([not text[:1].isalnum() or "\u0100" <= text[:1] <= "\u0120" for text in texts])
+
+    def encode(self, text: str) -> np.ndarray:
+        """Return the token ids of a text, without special tokens: int32 [T]."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the token ids of many texts without special tokens, int32 [T] each; uses all cores.
+
+        Raises:
+            DataError: the tokenizer fails on a text.
+        """
+        with tokenizer_file.guard(f"{self._where} cannot encode"):
+            encodings = self._inner.encode_batch(list(texts), add_special_tokens=False)
+        return [np.array(item.ids, np.int32) for item in encodings]
+
+    def encode_pair(self, first: str, second: str | None = None) -> encoded.Encoded:
+        """Tokenise one text or a pair, with the tokenizer's special tokens."""
+        return self.encode_pairs([first], None if second is None else [second])[0]
+
+    def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None = None) -> list[encoded.Encoded]:
+        """Tokenise many texts or pairs, with the tokenizer's special tokens; uses all cores.
+
+        Raises:
+            DataError: the numbers of first and second texts differ, or the tokenizer fails on a text.
+        """
+        if second is not None and len(first) != len(second):
+            raise DataError(f"{len(first)} first texts and {len(second)} second texts do not form pairs")
+        texts = list(first) if second is None else list(zip(first, second, strict=True))
+        with tokenizer_file.guard(f"{self._where} cannot encode"):
+            return [encoded.read(item) for item in self._inner.encode_batch(texts, add_special_tokens=True)]
+
+    def decode(self, ids: Sequence[int] | np.ndarray, *, keep_special: bool = False) -> str:
+        """Return the text of token ids [T]; bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            DataError: an id outside the vocabulary.
+        """
+        ids = np.asarray(ids)
+        if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
+            wrong = ids.min() if ids.min() < 0 else ids.max()
+            raise DataError(f"token id {wrong} is outside the vocabulary of {self.vocab_size}")
+        with tokenizer_file.guard(f"{self._where} cannot decode"):
+            return self._inner.decode(ids.tolist(), skip_special_tokens=not keep_special)
+
+    def token(self, index: int) -> str:
+        """Return a token as written in the vocabulary (bytes as printable characters, a space as Ġ)."""
+        return self._inner.id_to_token(index)
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, each atomically."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"tokenizer_class": "PreTrainedTokenizerFast"} | dict(self._config or {})
+        config |= {key: self._names[role] for role, key in tokenizer_file.FIELDS.items() if role in self._names}
+        if self._config is None:
+            config |= {"add_prefix_space": False, "clean_up_tokenization_spaces": False}
+        if self._config is None and "cls" in self._names:  # otherwise transformers 5 omits the token types
+            config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+        _write(folder / "tokenizer_config.json", json.dumps(config, indent=1))
+        _write(folder / "tokenizer.json", self._inner.to_str(pretty=True))
+
+
+def train(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2, sentinels: int = 0) -> Tokenizer:
+    """Train byte-level BPE; the same texts give the same tokenizer.
+
+    Args:
+        texts: training texts, read once; their order does not matter.
+        vocab_size: number of tokens, including the 256 bytes and the special tokens.
+        min_frequency: rarer pairs are not merged.
+        sentinels: if above 0, use T5's layout: <pad>, </s>, <unk> first, this many <extra_id_…> last (<extra_id_0> is
+            the very last), and </s> after every text.
+
+    Raises:
+        ConfigError: `vocab_size` has no room for the bytes.
+        DataError: no text, or too little text for `vocab_size` tokens.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = T5 if sentinels else BYTES
+    special = list(T5.values()) if sentinels else [END, PAD]
+    if vocab_size < (least := len(alphabet) + len(special) + sentinels):
+        raise ConfigError(f"vocab_size {vocab_size} is too small; bytes and special tokens alone need {least}")
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - sentinels,
+        min_frequency=min_frequency,
+        special_tokens=special,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    inner.add_special_tokens([f"<extra_id_{number}>" for number in reversed(range(sentinels))])
+    if sentinels:
+        closing = [("</s>", inner.token_to_id("</s>"))]
+        inner.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", closing)
+    return _full(inner, vocab_size, names)
+
+
+def train_wordpiece(
+    texts: Iterable[str], vocab_size: int, *, lowercase: bool = True, min_frequency: int = 2
+) -> Tokenizer:
+    """Train BERT's WordPiece tokenizer; `lowercase` removes case and accents.
+
+    The ids of [PAD], [UNK], [CLS], [SEP], [MASK] are 0 to 4; a pair becomes [CLS] A [SEP] B [SEP] with types 0 and 1.
+    A word with a character that does not occur in the texts becomes [UNK].
+    Source: Devlin et al. 2019; pieces by Schuster & Nakajima 2012, here chosen by the frequency of pairs.
+
+    Raises:
+        ConfigError: `vocab_size` has no room for the characters.
+        DataError: no text, or too little text for `vocab_size` tokens.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    inner = tokenizers.Tokenizer(models.WordPiece(unk_token=BERT["unknown"]))
+    inner.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece()
+    texts = list(texts)
+    first = _characters(texts, inner, most=max(1, (vocab_size - len(BERT)) // 3))
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        # The library numbers pieces such as ##a in hash-table order; listing them here fixes their ids.
+        special_tokens=[*BERT.values(), *first],
+        initial_alphabet=[token for token in first if len(token) == 1],
+        limit_alphabet=sum(len(token) == 1 for token in first),
+        show_progress=False,
+    )
+    learner = tokenizers.Tokenizer(inner.model)
+    learner.normalizer, learner.pre_tokenizer = inner.normalizer, inner.pre_tokenizer
+    learner.train_from_iterator(texts, trainer)
+    inner.model = models.WordPiece(learner.get_vocab(), unk_token=BERT["unknown"])
+    inner.add_special_tokens(list(BERT.values()))
+    frame = [(token, inner.token_to_id(token)) for token in (BERT["cls"], BERT["sep"])]
+    inner.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", frame)
+    return _full(inner, vocab_size, BERT)
+
+
+def load(folder: Path) -> Tokenizer:
+    """Read a tokenizer.json, ours or another tool's, and the names of its special tokens in the files beside it.
+
+    Raises:
+        DataError: missing or invalid files; a missing special token raises only when it is requested.
+    """
+    file = folder / "tokenizer.json" if folder.is_dir() else folder
+    inner, names, config = tokenizer_file.read(file)
+    return Tokenizer(inner, names, config=config, where=str(file))
+
+
+def check_vocabulary(tokenizer: Tokenizer, rows: int) -> None:
+    """Refuse a tokenizer with more tokens than an embedding has rows; fewer is usual for a padded embedding.
+
+    Raises:
+        DataError: the tokenizer has more tokens; the message gives both numbers.
+    """
+    if tokenizer.vocab_size > rows:
+        raise DataError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's embedding has {rows} rows; "
+            "use the tokenizer that the model was trained with"
+        )
+
+
+def bytes_per_token(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
+    """Return the mean number of UTF-8 bytes per token."""
+    tokens = sum(len(ids) for ids in tokenizer.encode_batch(texts))
+    return sum(len(text.encode()) for text in texts) / max(tokens, 1)
+
+
+def _characters(texts: Iterable[str], inner: Any, *, most: int) -> list[str]:
+    """Return the `most` commonest characters, sorted, followed by ##a for each that can occur within a word."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update("".join(inner.normalizer.normalize_str(text).split()))
+    kept = sorted(sorted(counts, key=lambda character: (-counts[character], character))[: min(most, 1000)])
+    return kept + [f"##{c}" for c in kept if len(inner.pre_tokenizer.pre_tokenize_str(f"a{c}a")) == 1]
+
+
+def _full(inner: Any, vocab_size: int, names: Mapping[str, str]) -> Tokenizer:
+    """Return a newly trained tokenizer if its vocabulary has exactly `vocab_size` tokens."""
+    if (reached := inner.get_vocab_size()) != vocab_size:
+        remedy = "lower vocab_size or add text" if reached < vocab_size else "raise vocab_size"
+        raise DataError(f"the text gives {reached} tokens, not vocab_size {vocab_size}; {remedy}")
+    return Tokenizer(inner, names)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.{os.urandom(4).hex()}.tmp")  # process ids repeat across machines
+    partial.write_text(text, "utf-8")
+    os.replace(partial, path)
