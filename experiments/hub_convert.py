@@ -28,7 +28,8 @@ from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Featured, Params, backbone
 from fm_jax.data.text import labelled
 from fm_jax.evals.report import report, results
-from fm_jax.hub import families, pretrained, stored, table
+from fm_jax.hub import families, pretrained, table
+from fm_jax.hub.files import stored
 from fm_jax.hub.pretrained import Dtype, Pretrained
 from fm_jax.models.language.classifier import Classifier
 from fm_jax.peft import lora

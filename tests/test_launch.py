@@ -217,8 +217,8 @@ echo "${0##*/} $*" >>calls
 [ ! -e "bad_${0##*/}" ]
 """
 TREE = (
-    *("fm_jax/hub/t5.py", "fm_jax/hub/names.py", "fm_jax/data/images/boxes.py", "fm_jax/models/vision/vit.py"),
-    *("experiments/vision/mae.py", "tests/hub/test_t5.py", "tests/data/test_boxes.py", "tests/hub/forms.py"),
+    *("fm_jax/hub/language/t5.py", "fm_jax/hub/names.py", "fm_jax/data/images/boxes.py", "fm_jax/models/vision/vit.py"),
+    *("experiments/vision/mae.py", "tests/hub/language/test_t5.py", "tests/data/test_boxes.py", "tests/hub/forms.py"),
     *("tests/experiments/test_all.py", "tests/models/test_vit.py", "tests/conftest.py", "tests/old/test_old.py"),
     *("README.md", "picture.png"),
 )
@@ -255,7 +255,7 @@ def checked(launch: Launch) -> list[str]:
 
 
 TESTS_OF = {
-    "fm_jax/hub/t5.py": ["tests/hub/test_t5.py"],
+    "fm_jax/hub/language/t5.py": ["tests/hub/language/test_t5.py"],
     "fm_jax/hub/names.py": ["tests/hub"],  # it has no test of its own
     "fm_jax/data/images/boxes.py": ["tests/data/test_boxes.py"],
     "fm_jax/models/vision/vit.py": ["tests/models/test_vit.py", "tests/test_every_model.py"],
@@ -278,11 +278,11 @@ def test_check_finds_the_tests_of_what_changed(launch: Launch, repository: Path)
 
 
 def test_check_sees_what_the_branch_committed_and_what_git_does_not_know_yet(launch: Launch, repository: Path) -> None:
-    (repository / "tests/hub/test_t5.py").write_text("# changed")
+    (repository / "tests/hub/language/test_t5.py").write_text("# changed")
     git(repository, "commit", "-qam", "a change")
-    assert checked(launch) == ["tests/hub/test_t5.py"]
+    assert checked(launch) == ["tests/hub/language/test_t5.py"]
     (repository / "tests/hub/test_new.py").touch()
-    assert checked(launch) == ["tests/hub/test_new.py", "tests/hub/test_t5.py"]
+    assert checked(launch) == ["tests/hub/test_new.py", "tests/hub/language/test_t5.py"]
 
 
 def test_check_does_not_run_a_test_that_is_gone(launch: Launch, repository: Path) -> None:

@@ -60,7 +60,8 @@ import numpy as np
 from fm_jax import cli
 from fm_jax.core.errors import ConfigError, ResourceError
 from fm_jax.evals.report import history, report, results
-from fm_jax.hub import families, pretrained, safetensors, table
+from fm_jax.hub import families, pretrained, table
+from fm_jax.hub.files import safetensors
 from fm_jax.models.language import decoder
 
 Side = Literal["ours", "theirs", "plain"]

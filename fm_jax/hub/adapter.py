@@ -28,11 +28,12 @@ import numpy as np
 from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.types import Params
-from fm_jax.hub import families, low_rank, pretrained, safetensors, table
+from fm_jax.hub import families, low_rank, pretrained, table
 from fm_jax.hub.fields import Fields
+from fm_jax.hub.files import safetensors
+from fm_jax.hub.files.weights import Index, Spec, Weights
 from fm_jax.hub.low_rank import Place, Sizes
 from fm_jax.hub.table import Table
-from fm_jax.hub.weights import Index, Spec, Weights
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _BEFORE = "base_model.model."  # every name in the file

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fm_jax.core.errors import CheckpointError, ConfigError
-from fm_jax.hub.stored import KINDS
+from fm_jax.hub.files.stored import KINDS
 
 _NAME = re.compile(r"(?!.*(?:\.\.|--))\w[\w.\-]{0,95}(?:/\w[\w.\-]{0,95})?", re.ASCII)
 _REVISION = re.compile(r"(?!.*\.\.)\w[\w.\-/]{0,127}", re.ASCII)

@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 from fm_jax.core import sharding, statistics, tree
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Params, backbone
-from fm_jax.hub import bert, efficientnet, gpt2, llama, resnet, t5, vit
 from fm_jax.hub.example import Example, Size
 from fm_jax.hub.fields import Fields
+from fm_jax.hub.files.weights import Weights
+from fm_jax.hub.language import bert, gpt2, llama, t5
 from fm_jax.hub.table import Table
-from fm_jax.hub.weights import Weights
+from fm_jax.hub.vision import efficientnet, resnet, vit
 
 
 class Family(Protocol):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fm_jax.core.errors import CheckpointError
-from fm_jax.hub.safetensors import once
+from fm_jax.hub.files.safetensors import once
 
 T = TypeVar("T")
 _NEEDED: Any = object()

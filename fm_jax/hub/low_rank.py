@@ -16,8 +16,8 @@ from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.types import Params
 from fm_jax.hub.fields import Fields
+from fm_jax.hub.files.weights import Weights
 from fm_jax.hub.table import Entry, Table
-from fm_jax.hub.weights import Weights
 
 # which matrices have adapters, the tensors say; the rest is of training, of the run, or of what is refused elsewhere
 _PASSED = """

@@ -25,9 +25,10 @@ from fm_jax.core.errors import CheckpointError, DataError
 from fm_jax.core.types import Featured, Headed, Params, backbone
 from fm_jax.data.text import tokenizer as tokenizers
 from fm_jax.data.text.tokenizer import Tokenizer
-from fm_jax.hub import download, families, safetensors, stored, table
+from fm_jax.hub import download, families, table
 from fm_jax.hub import preprocessing as preprocessors
 from fm_jax.hub.fields import Fields
+from fm_jax.hub.files import safetensors, stored
 from fm_jax.hub.preprocessing import Preprocessing
 from fm_jax.layers.attention import AttentionConfig
 

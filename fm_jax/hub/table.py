@@ -19,8 +19,8 @@ import numpy as np
 from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.types import Params
-from fm_jax.hub import shards
-from fm_jax.hub.weights import Index, Spec, Weights
+from fm_jax.hub.files import fill
+from fm_jax.hub.files.weights import Index, Spec, Weights
 
 _SHOWN = 10
 
@@ -119,7 +119,7 @@ def read(table: Table, wanted: Params, weights: Weights) -> Params:
     by_path = {entry.path: entry for entry in table.entries if entry.path in leaves}
     return tree.unflatten(
         {
-            path: shards.fill(
+            path: fill.fill(
                 partial(_piece, entry := by_path[path], weights, stored),
                 leaf,
                 path=path,

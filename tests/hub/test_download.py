@@ -167,8 +167,8 @@ def test_what_cannot_be_a_revision_is_refused_before_the_library_sees_it(hub, re
 def test_the_real_library_reads_its_cache_offline_and_the_snapshot_opens(monkeypatch, tmp_path):
     import numpy as np
 
-    from fm_jax.hub import safetensors, stored
-    from fm_jax.hub.weights import Spec
+    from fm_jax.hub.files import safetensors, stored
+    from fm_jax.hub.files.weights import Spec
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

@@ -14,7 +14,7 @@ from fm_jax.core.types import backbone
 from fm_jax.hub import families, table
 from fm_jax.hub.example import Size
 from fm_jax.hub.fields import Fields
-from fm_jax.hub.weights import Arrays, Spec
+from fm_jax.hub.files.weights import Arrays, Spec
 from tests.hub.forms import FEW, FILES, FORMS, build, draw
 
 

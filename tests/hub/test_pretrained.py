@@ -15,8 +15,9 @@ from fm_jax.core.errors import CheckpointError
 from fm_jax.core.mesh import MeshConfig, make_mesh
 from fm_jax.core.types import backbone
 from fm_jax.data.text import tokenizer as tokenizers
-from fm_jax.hub import families, pretrained, tensor_file
+from fm_jax.hub import families, pretrained
 from fm_jax.hub.example import Size
+from fm_jax.hub.files import tensor_file
 from fm_jax.models.language.classifier import Classifier
 from fm_jax.models.language.decoder import Config, Decoder, tiny
 from tests.hub.forms import FEW, FORMS, assert_equal, build, draw, make, tensors, write

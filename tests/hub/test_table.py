@@ -1,4 +1,4 @@
-"""Which tensor of a file is read for which leaf, and written from it; how it gets there is in test_shards.py."""
+"""Which tensor of a file is read for which leaf, and written from it; how it gets there is in test_fill.py."""
 
 import re
 from dataclasses import replace
@@ -12,8 +12,8 @@ from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.mesh import MeshConfig, make_mesh
 from fm_jax.hub import table
+from fm_jax.hub.files.weights import Arrays
 from fm_jax.hub.table import Table, same
-from fm_jax.hub.weights import Arrays
 from tests.hub.tables import SHAPES, TABLE, Counting, D, F, V, assert_equal, params, theirs, wanted
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from fm_jax.core.types import Params
 from fm_jax.hub import families, table
 from fm_jax.hub.fields import Fields
-from fm_jax.hub.weights import Arrays
+from fm_jax.hub.files.weights import Arrays
 
 
 def module(theirs: Mapping[str, Any]) -> nn.Module:

@@ -18,7 +18,8 @@ from fm_jax.core import tree
 from fm_jax.core.errors import DataError, NumericError
 from fm_jax.core.mesh import MeshConfig, make_mesh
 from fm_jax.data.text import tokenizer as tokenizers
-from fm_jax.hub import adapter, gpt2, llama, pretrained, table
+from fm_jax.hub import adapter, pretrained, table
+from fm_jax.hub.language import gpt2, llama
 from fm_jax.models.language import decoder
 from fm_jax.models.language.classifier import Classifier
 from fm_jax.peft import lora

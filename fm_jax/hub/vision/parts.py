@@ -8,11 +8,11 @@ import numpy as np
 
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.types import backbone
-from fm_jax.hub import heads
 from fm_jax.hub.example import Example, Size, image
 from fm_jax.hub.fields import Fields
+from fm_jax.hub.files.weights import Spec
+from fm_jax.hub.language import heads
 from fm_jax.hub.table import Blank, Entry, Table, same
-from fm_jax.hub.weights import Spec
 from fm_jax.models.vision.classifier import ImageClassifier
 
 COUNTERS = r".*\.num_batches_tracked"  # of torch's batch normalisation; read only where it has no momentum

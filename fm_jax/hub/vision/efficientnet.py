@@ -12,11 +12,11 @@ import numpy as np
 
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.types import backbone
-from fm_jax.hub import images
 from fm_jax.hub.example import Example, Size
 from fm_jax.hub.fields import Fields
-from fm_jax.hub.images import batch_norm, convolution
 from fm_jax.hub.table import Entry, Table, linear
+from fm_jax.hub.vision import parts
+from fm_jax.hub.vision.parts import batch_norm, convolution
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.efficientnet import BASELINE, Config, EfficientNet, Stage
 
@@ -33,7 +33,7 @@ _NAMES = {
 def module(fields: Fields) -> nn.Module:
     """Build the module that a config.json of model_type "efficientnet" describes."""
     columns = [
-        images.sizes(fields, name, [getattr(stage, field) for stage in BASELINE]) for name, field in _NAMES.items()
+        parts.sizes(fields, name, [getattr(stage, field) for stage in BASELINE]) for name, field in _NAMES.items()
     ]
     if len({len(column) for column in columns}) > 1:
         raise CheckpointError(f"{fields.where}: {', '.join(_NAMES)} do not name equally many stages")
@@ -57,7 +57,7 @@ def module(fields: Fields) -> nn.Module:
     fields.expect("pooling_type", "mean")
     fields.skip("num_hidden_layers")
     _check_padding(fields, cfg)
-    return images.headed(fields, EfficientNet(cfg), KINDS[fields.kind], fields.take("dropout_rate", float, 0.5))
+    return parts.headed(fields, EfficientNet(cfg), KINDS[fields.kind], fields.take("dropout_rate", float, 0.5))
 
 
 def _check_padding(fields: Fields, cfg: Config) -> None:
@@ -95,7 +95,7 @@ def table(module: nn.Module) -> Table:
         ]
     entries += convolution("top", "efficientnet.encoder.top_conv")
     entries += batch_norm("norm_top", "efficientnet.encoder.top_bn")
-    found = images.table(entries, "efficientnet", "embeddings|encoder")
+    found = parts.table(entries, "efficientnet", "embeddings|encoder")
     if isinstance(module, ImageClassifier):
         return found.under("backbone", *linear("head", "classifier"))
     return found
@@ -105,7 +105,7 @@ def fields(module: nn.Module) -> dict[str, Any]:
     """Return the config.json from which `module` builds this module again."""
     cfg = backbone(module).cfg
     return {
-        **images.architecture(module, "EfficientNet"),
+        **parts.architecture(module, "EfficientNet"),
         "model_type": "efficientnet",
         **{name: [getattr(stage, field) for stage in cfg.stages] for name, field in _NAMES.items()},
         "in_channels": [32, *(stage.width for stage in cfg.stages[:-1])],
@@ -128,16 +128,16 @@ def fields(module: nn.Module) -> dict[str, Any]:
 
 def writes(module: nn.Module) -> bool:
     """Say whether a module is an EfficientNet, or a classifier on one."""
-    return images.is_on(module, EfficientNet)
+    return parts.is_on(module, EfficientNet)
 
 
 def example(module: nn.Module, rng: np.random.Generator, size: Size) -> Example:
     """Draw what the module is called with."""
-    return images.example(module, rng, size, backbone(module).cfg.image_size)
+    return parts.example(module, rng, size, backbone(module).cfg.image_size)
 
 
 def sites(module: nn.Module) -> dict[str, str]:
     """Return our name of each activation that is compared, by theirs: each stage's output is that of its last layer."""
     cfg = backbone(module).cfg
     ends = np.cumsum([cfg.repeats(stage) for stage in cfg.stages]) - 1  # theirs has no stages, only blocks
-    return images.stages(module, ends.tolist())
+    return parts.stages(module, ends.tolist())

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from fm_jax.hub import llama, pretrained
+from fm_jax.hub import pretrained
+from fm_jax.hub.language import llama
 from fm_jax.ops.positions import Rope
 from tests.hub.forms import FORMS, assert_equal, build, draw, tensors, write
 

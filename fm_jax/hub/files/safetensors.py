@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fm_jax.core.errors import CheckpointError, ResourceError
-from fm_jax.hub.tensor_file import Place, TensorFile
-from fm_jax.hub.weights import Spec
+from fm_jax.hub.files.tensor_file import Place, TensorFile
+from fm_jax.hub.files.weights import Spec
 
 MAX_HEADER = 16_000_000  # bytes
 MAX_TENSORS = 100_000

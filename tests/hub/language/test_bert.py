@@ -7,9 +7,10 @@ import pytest
 
 from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError
-from fm_jax.hub import bert, families, table
+from fm_jax.hub import families, table
 from fm_jax.hub.fields import Fields
-from fm_jax.hub.weights import Arrays
+from fm_jax.hub.files.weights import Arrays
+from fm_jax.hub.language import bert
 from fm_jax.models.language.encoder import Encoder, roberta_base
 from tests.goldens.stored import Golden
 

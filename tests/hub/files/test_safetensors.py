@@ -9,8 +9,8 @@ import pytest
 import safetensors.numpy as library
 
 from fm_jax.core.errors import CheckpointError, ResourceError
-from fm_jax.hub import safetensors
-from fm_jax.hub.weights import Spec
+from fm_jax.hub.files import safetensors
+from fm_jax.hub.files.weights import Spec
 
 F = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 

@@ -15,8 +15,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from fm_jax.core.errors import CheckpointError
-from fm_jax.hub.shards import aligned
-from fm_jax.hub.weights import Index, Spec
+from fm_jax.hub.files.fill import aligned
+from fm_jax.hub.files.weights import Index, Spec
 
 Runs = tuple[tuple[int, int], ...]
 _BLOCK = 1 << 22  # bytes read at once where columns are cut out of rows

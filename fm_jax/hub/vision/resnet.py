@@ -6,11 +6,11 @@ import flax.linen as nn
 import numpy as np
 
 from fm_jax.core.types import backbone
-from fm_jax.hub import images
 from fm_jax.hub.example import Example, Size
 from fm_jax.hub.fields import Fields
-from fm_jax.hub.images import batch_norm, convolution
 from fm_jax.hub.table import Entry, Table, linear
+from fm_jax.hub.vision import parts
+from fm_jax.hub.vision.parts import batch_norm, convolution
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.resnet import Config, ResNet
 
@@ -26,14 +26,14 @@ def module(fields: Fields) -> nn.Module:
     fields.expect("downsample_in_first_stage", False)
     fields.skip("out_features", "out_indices", "stage_names")  # which maps a detector reads
     cfg = Config(
-        images.sizes(fields, "depths", _DEPTHS),
-        images.sizes(fields, "hidden_sizes", _WIDTHS),
+        parts.sizes(fields, "depths", _DEPTHS),
+        parts.sizes(fields, "hidden_sizes", _WIDTHS),
         fields.choose("layer_type", BLOCKS, "bottleneck"),
         stem_width=fields.take("embedding_size", int, 64),
         stride_first=fields.take("downsample_in_bottleneck", bool, False),
         in_channels=fields.take("num_channels", int, 3),
     )
-    return images.headed(fields, ResNet(cfg), KINDS[fields.kind])
+    return parts.headed(fields, ResNet(cfg), KINDS[fields.kind])
 
 
 def table(module: nn.Module) -> Table:
@@ -46,7 +46,7 @@ def table(module: nn.Module) -> Table:
             for layer in range(2 if cfg.block == "basic" else 3):
                 entries += _layer(f"{ours}/conv{layer + 1}", f"{ours}/norm{layer + 1}", f"{theirs}.layer.{layer}")
             entries += _layer(f"{ours}/shortcut", f"{ours}/norm_shortcut", f"{theirs}.shortcut")
-    found = images.table(entries, "resnet", "embedder|encoder")
+    found = parts.table(entries, "resnet", "embedder|encoder")
     if isinstance(module, ImageClassifier):
         return found.under("backbone", *linear("head", "classifier.1"))
     return found
@@ -60,7 +60,7 @@ def fields(module: nn.Module) -> dict[str, Any]:
     """Return the config.json from which `module` builds this module again."""
     cfg = backbone(module).cfg
     return {
-        **images.architecture(module, "ResNet"),
+        **parts.architecture(module, "ResNet"),
         "model_type": "resnet",
         "depths": list(cfg.depths),
         "hidden_sizes": list(cfg.widths),
@@ -75,14 +75,14 @@ def fields(module: nn.Module) -> dict[str, Any]:
 
 def writes(module: nn.Module) -> bool:
     """Say whether a module is a ResNet, or a classifier on one."""
-    return images.is_on(module, ResNet)
+    return parts.is_on(module, ResNet)
 
 
 def example(module: nn.Module, rng: np.random.Generator, size: Size) -> Example:
     """Draw what the module is called with."""
-    return images.example(module, rng, size, _SIDE)
+    return parts.example(module, rng, size, _SIDE)
 
 
 def sites(module: nn.Module) -> dict[str, str]:
     """Return our name of each activation that is compared, by theirs: each stage's output is that of its last layer."""
-    return images.stages(module, range(len(backbone(module).cfg.depths)))
+    return parts.stages(module, range(len(backbone(module).cfg.depths)))

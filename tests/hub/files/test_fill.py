@@ -13,9 +13,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.mesh import MeshConfig, make_mesh
-from fm_jax.hub import safetensors, shards, stored, table
+from fm_jax.hub import table
+from fm_jax.hub.files import fill, safetensors, stored
+from fm_jax.hub.files.weights import Arrays
 from fm_jax.hub.table import Table, flipped, same
-from fm_jax.hub.weights import Arrays
 from tests.hub.tables import AXES, SHAPES, TABLE, Counting, D, F, L, assert_equal, params, theirs, wanted
 
 
@@ -23,8 +24,8 @@ from tests.hub.tables import AXES, SHAPES, TABLE, Counting, D, F, L, assert_equa
 def streamed(request, monkeypatch):
     """Every test below runs with leaves put together on the host, and layer by layer on the device."""
     if request.param:
-        monkeypatch.setattr(shards, "_WHOLE", 0)
-        monkeypatch.setattr(shards, "_in_host_memory", lambda where: False)  # as on an accelerator
+        monkeypatch.setattr(fill, "_WHOLE", 0)
+        monkeypatch.setattr(fill, "_in_host_memory", lambda where: False)  # as on an accelerator
     return request.param
 
 
@@ -104,7 +105,7 @@ def test_a_leaf_cut_over_its_layers_is_read_layer_by_layer():
 
 def test_layers_are_put_in_place_and_every_donation_is_used(streamed, monkeypatch):
     calls = []
-    writer = shards._layer_writer
+    writer = fill._layer_writer
 
     def watched(*args):
         start, put = writer(*args)
@@ -116,7 +117,7 @@ def test_layers_are_put_in_place_and_every_donation_is_used(streamed, monkeypatc
 
         return start, putting
 
-    monkeypatch.setattr(shards, "_layer_writer", watched)
+    monkeypatch.setattr(fill, "_layer_writer", watched)
     for mesh in (None, make_mesh(MeshConfig(fsdp=2, tensor=4))):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -139,17 +140,17 @@ def test_what_was_read_may_be_donated_and_stays_when_the_source_changes():
 
 def test_a_leaf_above_the_limit_is_streamed_and_one_at_the_limit_is_not(streamed, monkeypatch):
     started = []
-    writer = shards._layer_writer
-    monkeypatch.setattr(shards, "_layer_writer", lambda shape, *args: (started.append(shape), writer(shape, *args))[1])
-    monkeypatch.setattr(shards, "_WHOLE", L * D * D * 4)
-    monkeypatch.setattr(shards, "_in_host_memory", lambda where: False)
+    writer = fill._layer_writer
+    monkeypatch.setattr(fill, "_layer_writer", lambda shape, *args: (started.append(shape), writer(shape, *args))[1])
+    monkeypatch.setattr(fill, "_WHOLE", L * D * D * 4)
+    monkeypatch.setattr(fill, "_in_host_memory", lambda where: False)
     table.read(TABLE, wanted(), Arrays(theirs()))
     assert started == [(L, D, F)]
 
 
 def test_a_cpu_keeps_the_memory_that_leaves_were_put_together_in(streamed, monkeypatch):
-    made, aligned = [], shards.aligned
-    monkeypatch.setattr(shards, "aligned", lambda *args: (made.append(aligned(*args)), made[-1])[1])
+    made, aligned = [], fill.aligned
+    monkeypatch.setattr(fill, "aligned", lambda *args: (made.append(aligned(*args)), made[-1])[1])
     found = table.read(TABLE, wanted(), Arrays(theirs()))
     stacked = [leaf for path, leaf in tree.flatten(found).items() if path.startswith("blocks/")]
     kept = {leaf.unsafe_buffer_pointer() for leaf in stacked} & {array.ctypes.data for array in made}
@@ -170,10 +171,10 @@ def test_one_layer_and_none_at_all_are_read():
 
 
 def test_the_caches_of_compiled_writers_serve_layers_of_one_shape():
-    shards._layer_writer.cache_clear()
+    fill._layer_writer.cache_clear()
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    start, put = shards._layer_writer((2, 3), "float32", where)
+    start, put = fill._layer_writer((2, 3), "float32", where)
     made = put(put(start(), jnp.ones(3), 1), 2 * jnp.ones(3), 0)
     assert made.tolist() == [[2, 2, 2], [1, 1, 1]]
     assert put._cache_size() == 1
-    assert shards._layer_writer((2, 3), "float32", where)[1] is put
+    assert fill._layer_writer((2, 3), "float32", where)[1] is put

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fm_jax.core.errors import CheckpointError
-from fm_jax.hub import safetensors, tensor_file
-from fm_jax.hub.tensor_file import Place, TensorFile
-from fm_jax.hub.weights import Spec
+from fm_jax.hub.files import safetensors, tensor_file
+from fm_jax.hub.files.tensor_file import Place, TensorFile
+from fm_jax.hub.files.weights import Spec
 
 
 def saved(tmp_path, **arrays):

@@ -15,8 +15,8 @@ import numpy as np
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub.example import Example, Size, ids, text
 from fm_jax.hub.fields import Fields
+from fm_jax.hub.files.weights import Weights
 from fm_jax.hub.table import Entry, Table, flipped, same
-from fm_jax.hub.weights import Weights
 from fm_jax.layers.attention import AttentionConfig
 from fm_jax.layers.mlp import MLPConfig
 from fm_jax.layers.norm import NormConfig

@@ -7,11 +7,12 @@ import flax.linen as nn
 import numpy as np
 
 from fm_jax.core.errors import CheckpointError
-from fm_jax.hub import heads, images
 from fm_jax.hub.example import Example, Size, image
 from fm_jax.hub.fields import Fields
+from fm_jax.hub.files.weights import Spec
+from fm_jax.hub.language import heads
 from fm_jax.hub.table import Blank, Entry, Table, linear, norm, same
-from fm_jax.hub.weights import Spec
+from fm_jax.hub.vision import parts
 from fm_jax.layers.attention import AttentionConfig
 from fm_jax.layers.mlp import MLPConfig
 from fm_jax.layers.norm import NormConfig
@@ -42,7 +43,7 @@ def module(fields: Fields) -> nn.Module:
     backbone = ViT(_dinov2(fields) if kind in _DINO else _vit(fields))
     if kind in _DINO and fields.architecture != f"{KINDS[kind]}Model":
         backbone = ViT(replace(backbone.cfg, pool="both"))  # its classifier reads [CLS] and the patches' mean
-    return images.headed(fields, backbone, KINDS[kind])
+    return parts.headed(fields, backbone, KINDS[kind])
 
 
 def _vit(fields: Fields) -> Config:
@@ -183,7 +184,7 @@ def _body(prefix: str) -> tuple[Entry, ...]:
         Entry("embed/cls", f"{embeddings}.cls_token", singles=2),
         Entry("embed/registers", f"{embeddings}.register_tokens", singles=1),
         Entry("embed/positions", f"{embeddings}.position_embeddings", singles=1),
-        *images.convolution("embed", f"{embeddings}.patch_embeddings.projection", bias=True),
+        *parts.convolution("embed", f"{embeddings}.patch_embeddings.projection", bias=True),
         *norm("norm_final", f"{prefix}.layernorm"),
     )
 
@@ -217,7 +218,7 @@ def _layers(path: str, name: str, kind: str, *, gated: bool = False) -> tuple[En
 
 def writes(module: nn.Module) -> bool:
     """Say whether a module is a ViT, a classifier on one, or an MAE."""
-    return isinstance(module, mae.MAE) or images.is_on(module, ViT)
+    return isinstance(module, mae.MAE) or parts.is_on(module, ViT)
 
 
 def example(module: nn.Module, rng: np.random.Generator, size: Size) -> Example:
@@ -269,7 +270,7 @@ def fields(module: nn.Module) -> dict[str, Any]:
             "mask_ratio": decoder.mask_ratio,
             "norm_pix_loss": decoder.standardise,
         }
-    shared |= images.architecture(module, KINDS[kind])
+    shared |= parts.architecture(module, KINDS[kind])
     if kind == "vit":
         return shared | {"intermediate_size": cfg.mlp.d_ff}
     own = {"num_register_tokens": cfg.registers} if cfg.registers else {"use_mask_token": False}

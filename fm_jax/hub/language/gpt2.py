@@ -6,8 +6,8 @@ import flax.linen as nn
 
 from fm_jax.core import types
 from fm_jax.core.errors import CheckpointError
-from fm_jax.hub import heads
 from fm_jax.hub.fields import Fields
+from fm_jax.hub.language import heads
 from fm_jax.hub.table import Entry, Table, flipped, linear, norm, same
 from fm_jax.layers.attention import AttentionConfig
 from fm_jax.layers.mlp import MLPConfig

@@ -7,10 +7,10 @@ import numpy as np
 
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.types import backbone
-from fm_jax.hub import bert_names, heads
-from fm_jax.hub.bert_names import ALBERT, DISTILBERT, ELECTRA, OF_TYPE, ROBERTA, Kind, kind_of
 from fm_jax.hub.example import Example, Size, text
 from fm_jax.hub.fields import Fields
+from fm_jax.hub.language import bert_names, heads
+from fm_jax.hub.language.bert_names import ALBERT, DISTILBERT, ELECTRA, OF_TYPE, ROBERTA, Kind, kind_of
 from fm_jax.layers.attention import AttentionConfig
 from fm_jax.layers.mlp import MLPConfig
 from fm_jax.layers.norm import NormConfig

@@ -7,8 +7,8 @@ import pytest
 from flax import serialization
 
 from fm_jax.core.errors import CheckpointError
-from fm_jax.hub import msgpack, stored
-from fm_jax.hub.weights import Spec
+from fm_jax.hub.files import msgpack, stored
+from fm_jax.hub.files.weights import Spec
 
 rng = np.random.default_rng(0)
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from fm_jax.core.errors import CheckpointError
-from fm_jax.hub import families, t5, table
+from fm_jax.hub import families, table
 from fm_jax.hub.fields import Fields
-from fm_jax.hub.weights import Arrays
+from fm_jax.hub.files.weights import Arrays
+from fm_jax.hub.language import t5
 from fm_jax.models.language.decoder import Decoder
 from fm_jax.models.language.decoder import tiny as decoder_tiny
 from fm_jax.models.language.encoder_decoder import EncoderDecoder

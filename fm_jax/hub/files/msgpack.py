@@ -13,9 +13,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from fm_jax.core.errors import CheckpointError
-from fm_jax.hub.safetensors import DTYPES, MAX_TENSORS, NAME
-from fm_jax.hub.tensor_file import Place, TensorFile
-from fm_jax.hub.weights import Index, Spec
+from fm_jax.hub.files.safetensors import DTYPES, MAX_TENSORS, NAME
+from fm_jax.hub.files.tensor_file import Place, TensorFile
+from fm_jax.hub.files.weights import Index, Spec
 
 MAX_DEPTH = 64
 _ARRAY, _SCALAR = 1, 3  # flax's extension types; 2 is a complex number

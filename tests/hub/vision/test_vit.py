@@ -8,9 +8,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from fm_jax.core.errors import CheckpointError
-from fm_jax.hub import families, pretrained, table, vit
+from fm_jax.hub import families, pretrained, table
 from fm_jax.hub.fields import Fields
-from fm_jax.hub.weights import Arrays
+from fm_jax.hub.files.weights import Arrays
+from fm_jax.hub.vision import vit
 from fm_jax.models.vision import mae
 from fm_jax.models.vision import vit as models
 from fm_jax.models.vision.classifier import ImageClassifier

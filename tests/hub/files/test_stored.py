@@ -7,8 +7,8 @@ import pytest
 from flax import serialization
 
 from fm_jax.core.errors import CheckpointError
-from fm_jax.hub import safetensors, stored
-from fm_jax.hub.weights import Spec
+from fm_jax.hub.files import safetensors, stored
+from fm_jax.hub.files.weights import Spec
 
 ARRAYS = {f"layers.{n}": np.full((10, 10), n, np.float32) for n in range(5)}
 FIRST, SECOND, THIRD = (f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3))

@@ -9,7 +9,7 @@ from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub import families, pretrained, table
 from fm_jax.hub.fields import Fields
-from fm_jax.hub.weights import Arrays
+from fm_jax.hub.files.weights import Arrays
 from fm_jax.models.vision import efficientnet, resnet
 from fm_jax.models.vision.classifier import ImageClassifier
 from tests.hub.forms import FORMS, build, draw, tensors

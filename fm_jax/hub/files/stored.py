@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fm_jax.core.errors import CheckpointError
-from fm_jax.hub import msgpack, safetensors
-from fm_jax.hub.weights import Index, Spec, Weights
+from fm_jax.hub.files import msgpack, safetensors
+from fm_jax.hub.files.weights import Index, Spec, Weights
 
 MAX_INDEX = 64_000_000  # bytes
 _SHOWN = 10
