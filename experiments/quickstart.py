@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import lm_pretrain
+from experiments.language import lm_pretrain
 from fm_jax import cli
 from fm_jax.core import tree
 from fm_jax.data.python_docs import docstrings

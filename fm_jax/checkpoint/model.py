@@ -65,7 +65,7 @@ def build(meta: Mapping[str, Any], where: str) -> nn.Module:
         revision = (meta.get("git") or {}).get("revision", "the revision that trained it")
         raise CheckpointError(
             f"{where} does not say which model it trained, as runs do since this version: with {revision} checked out, "
-            "write it as a public folder (experiments.hub_convert), then open that folder"
+            "write it as a public folder (experiments.hub.hub_convert), then open that folder"
         )
     return _build(meta["model"], where)
 

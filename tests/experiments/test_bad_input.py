@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import harness, lm_pretrain, text_classify
+from experiments.language import harness, lm_pretrain, text_classify
 from fm_jax import cli
 from fm_jax.data.text import tokenizer
 from fm_jax.hub import families, pretrained

@@ -18,26 +18,27 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import (
+from experiments import quickstart
+from experiments.benchmarks import hub_load, image_pipeline
+from experiments.hub import hub_convert, hub_verify
+from experiments.language import (
     bert_pretrain,
     bert_squad,
-    efficientnet_imagenet,
     harness,
-    hub_convert,
-    hub_verify,
-    linear_probe,
     lm_pretrain,
-    mae_pretrain,
-    quickstart,
-    resnet_imagenet,
-    simclr_pretrain,
     t5_pretrain,
     t5_translate,
     text_classify,
+)
+from experiments.vision import (
+    efficientnet_imagenet,
+    linear_probe,
+    mae_pretrain,
+    resnet_imagenet,
+    simclr_pretrain,
     vit_finetune,
     vit_imagenet,
 )
-from experiments.benchmarks import hub_load, image_pipeline
 from fm_jax import cli
 from fm_jax.checkpoint.store import load_params
 from fm_jax.tasks.init import Init
@@ -140,7 +141,7 @@ def test_the_first_preset_is_called_default(name: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("name", NAMES)
 def test_debug_runs_and_resumes_to_the_same_numbers(name: str, pretrained: Path, tmp_path: Path) -> None:
     if name == "harness":
-        pytest.importorskip("lm_eval", reason="experiments.harness needs lm_eval: pip install lm_eval")
+        pytest.importorskip("lm_eval", reason="experiments.language.harness needs lm_eval: pip install lm_eval")
     module, cfg, checkpoints = configs(pretrained)[name]
     measured = module.run(cfg, tmp_path)
     assert all(map(math.isfinite, numbers(measured)))
@@ -165,7 +166,7 @@ def test_what_trains_nothing_runs_at_its_debug_size(name: str, pretrained: Path,
         measured = hub_convert.run(convert, tmp_path)
         assert measured["model"] == "GPT2LMHeadModel"
     elif name == "hub_verify":
-        pytest.importorskip("torch", reason="experiments.hub_verify needs torch: pip install torch")
+        pytest.importorskip("torch", reason="experiments.hub.hub_verify needs torch: pip install torch")
         hub_convert.run(convert, tmp_path)
         measured = dict(hub_verify.run(replace(hub_verify.debug(), folder=str(public)), tmp_path))
         assert measured["first_wrong"] == ""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from experiments import (
+from experiments.vision import (
     efficientnet_imagenet,
     mae_pretrain,
     resnet_imagenet,

@@ -14,7 +14,7 @@ from flax.core import meta
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
-from experiments import harness as experiment
+from experiments.language import harness as experiment
 from fm_jax.core.errors import DataError
 from fm_jax.data.python_docs import docstrings
 from fm_jax.data.text import tokenizer

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from experiments import hub_convert, hub_verify
+from experiments.hub import hub_convert, hub_verify
 from fm_jax.core import tree
 from fm_jax.core.errors import DataError, NumericError
 from fm_jax.core.mesh import MeshConfig, make_mesh

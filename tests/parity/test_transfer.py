@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 
-from experiments import hub_convert, resnet_imagenet, vit_finetune
+from experiments.hub import hub_convert
+from experiments.vision import resnet_imagenet, vit_finetune
 from fm_jax.checkpoint import read
 from fm_jax.core import tree
 from fm_jax.data.images import digits, pictures

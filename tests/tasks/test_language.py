@@ -170,6 +170,6 @@ def test_heads_that_cannot_classify_are_refused(module: Any, head: Any, message:
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps({"experiment": "experiments.lm_pretrain"}))
+    (tmp_path / "run.json").write_text(json.dumps({"experiment": "experiments.language.lm_pretrain"}))
     with pytest.raises(CheckpointError, match="no sealed checkpoint"):
         language.load(tmp_path)

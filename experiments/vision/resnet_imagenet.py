@@ -3,11 +3,11 @@
 Paper: He et al. 2016. Idea: a deep network is easier to train if each block learns what to add to its input. Without
 that, a deeper network ends at a higher training loss than a shallower one.
 
-    ./launch.sh local experiments.resnet_imagenet --data.download true                           # ResNet-50
-    ./launch.sh local experiments.resnet_imagenet --config modern --data.kind folder --data.path photos
-    ./launch.sh local experiments.resnet_imagenet --config cifar10 --data.download true        # ResNet-20, one GPU
-    ./launch.sh local experiments.resnet_imagenet --config demo --workdir runs/digits          # two cores, a minute
-    ./launch.sh local experiments.resnet_imagenet --config plain44     # beside plain20, residual20 and residual44
+    ./launch.sh local experiments.vision.resnet_imagenet --data.download true                           # ResNet-50
+    ./launch.sh local experiments.vision.resnet_imagenet --config modern --data.kind folder --data.path photos
+    ./launch.sh local experiments.vision.resnet_imagenet --config cifar10 --data.download true      # ResNet-20, one GPU
+    ./launch.sh local experiments.vision.resnet_imagenet --config demo --workdir runs/digits       # two cores, a minute
+    ./launch.sh local experiments.vision.resnet_imagenet --config plain44    # beside plain20, residual20 and residual44
 
 The default is the paper's SGD (momentum 0.9, decay 1e-4, batch 256, rate 0.1) as Goyal et al. 2017 have it (section
 5.1): a tenth of the rate after 30, 60 and 80 of 90 epochs, no decay of norms; random rectangles and flips. They report

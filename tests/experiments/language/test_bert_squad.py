@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import bert_pretrain, bert_squad
+from experiments.language import bert_pretrain, bert_squad
 from fm_jax.checkpoint.store import load_params
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.mesh import MeshConfig, make_mesh

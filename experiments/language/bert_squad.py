@@ -4,9 +4,9 @@ Papers: Devlin et al. 2019, section 4.2 (BERT); Rajpurkar et al. 2016, 2018 (SQu
 paragraph are one row; two scores a token say where the answer begins and where it ends. Long paragraphs are read
 through overlapping windows, and the best span of all windows is given, cut out of the paragraph letter by letter.
 
-    ./launch.sh local experiments.bert_squad --init.from google-bert/bert-base-uncased --data.path squad
-    ./launch.sh local experiments.bert_squad --init.from runs/bert_pretrain --data.path squad
-    ./launch.sh local experiments.bert_squad --config demo       # a generated set, from scratch, on two cores
+    ./launch.sh local experiments.language.bert_squad --init.from google-bert/bert-base-uncased --data.path squad
+    ./launch.sh local experiments.language.bert_squad --init.from runs/bert_pretrain --data.path squad
+    ./launch.sh local experiments.language.bert_squad --config demo       # a generated set, from scratch, on two cores
 
 `--data.path` is a folder of SQuAD files (train-v1.1.json and dev-v1.1.json, or train, validation and test .json);
 questions without answers (v2.0) are decided by a threshold chosen on the validation file. `--init.from` is the work

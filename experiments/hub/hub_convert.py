@@ -4,11 +4,11 @@ Sources are folders as `transformers` writes them, of old Flax files too (flax_m
 directories of this project's runs: lm_pretrain, bert_pretrain, t5_pretrain, t5_translate, text_classify (LoRA merged
 in), and those of images: the classifiers, mae_pretrain, and of simclr_pretrain the backbone.
 
-    ./launch.sh local experiments.hub_convert --source runs/quickstart/pretrain --target public/mine
-    ./launch.sh local experiments.hub_convert --source old/flax-gpt2 --target new/gpt2 --dtype bfloat16
+    ./launch.sh local experiments.hub.hub_convert --source runs/quickstart/pretrain --target public/mine
+    ./launch.sh local experiments.hub.hub_convert --source old/flax-gpt2 --target new/gpt2 --dtype bfloat16
 
 What is written is read again and compared, number by number, before the command says that it is done; what a class of
-`transformers` would compute otherwise is refused by name. `experiments.hub_verify` then proves the two sides equal.
+`transformers` would compute otherwise is refused by name. `experiments.hub.hub_verify` then proves the two sides equal.
 Hardware: memory for the model once; it is written and read again one tensor at a time.
 """
 

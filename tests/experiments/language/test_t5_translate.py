@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import t5_translate
+from experiments.language import t5_translate
 from fm_jax.checkpoint import model as models
 from fm_jax.checkpoint.store import Store
 from fm_jax.core import mesh as meshes

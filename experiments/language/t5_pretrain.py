@@ -5,11 +5,11 @@ sentinel; the decoder writes the spans between their sentinels. Targets are shor
 writes the whole text, and what is learnt serves every task that turns a text into a text. Spans are drawn anew at
 every visit.
 
-    ./launch.sh local experiments.t5_pretrain --config demo        # Python's own documentation, on any machine
-    ./launch.sh local experiments.t5_pretrain --config t5_small --data.kind tfds --data.name wiki40b/en
-    ./launch.sh local experiments.t5_pretrain --data.kind jsonl --data.path corpus/
+    ./launch.sh local experiments.language.t5_pretrain --config demo        # Python's own documentation, on any machine
+    ./launch.sh local experiments.language.t5_pretrain --config t5_small --data.kind tfds --data.name wiki40b/en
+    ./launch.sh local experiments.language.t5_pretrain --data.kind jsonl --data.path corpus/
 
-`experiments.t5_translate --init.from WORKDIR` opens what this leaves.
+`experiments.language.t5_translate --init.from WORKDIR` opens what this leaves.
 Presets: `default` (T5 base, trained as the baseline of section 3.1 but on the spans of section 3.7), `t5_small`,
 `t5_v1_1_base`, `demo`, `debug`.
 Hardware: demo needs two cores; T5 base one 80 GB GPU for days (`--accumulate`), or a pod.

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import text_classify
+from experiments.language import text_classify
 from fm_jax.core import tree
 from fm_jax.data.text import labelled, tokenizer
 from fm_jax.hub import adapter, families

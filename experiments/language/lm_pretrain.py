@@ -5,9 +5,9 @@ Idea: one decoder, trained to predict the next token of unlabelled text, is the 
 joined with an end-of-text token and cut into blocks of the context's length, as GPT-3 did; with `--apart true` no
 position sees another document.
 
-    ./launch.sh local experiments.lm_pretrain                      # Python's own documentation, on any machine
-    ./launch.sh local experiments.lm_pretrain --config gpt2_small --data.kind tfds --data.name wiki40b/en
-    ./launch.sh local experiments.lm_pretrain --config gpt2_small --data.kind jsonl --data.path corpus/
+    ./launch.sh local experiments.language.lm_pretrain                      # Python's own documentation, on any machine
+    ./launch.sh local experiments.language.lm_pretrain --config gpt2_small --data.kind tfds --data.name wiki40b/en
+    ./launch.sh local experiments.language.lm_pretrain --config gpt2_small --data.kind jsonl --data.path corpus/
 
 Presets: `default` (6 layers, width 512, 8 heads, vocabulary 10,000, Adam at 1e-3), `gpt2_*`, `gpt3_*`, `llama2_*`,
 `llama3_8b`; a folder of tokens made before (`--data.kind tokens`) brings its own tokenizer.

@@ -2,11 +2,11 @@
 
 Paper: Chen et al. 2020. Idea: each image is cut, coloured and blurred twice; a ResNet and a small head must find each
 view's partner among all other views of the batch. What is left to tell them by is what they show. The head is thrown
-away, and a linear classifier on the features under it needs few labels (`experiments.linear_probe`).
+away, and a linear classifier on the features under it needs few labels (`experiments.vision.linear_probe`).
 
-    ./launch.sh local experiments.simclr_pretrain --config digits --workdir runs/simclr      # two cores, two minutes
-    ./launch.sh local experiments.simclr_pretrain --config cifar10 --data.download true      # one GPU
-    ./launch.sh local experiments.simclr_pretrain --data.kind folder --data.path photos      # the paper's recipe
+    ./launch.sh local experiments.vision.simclr_pretrain --config digits --workdir runs/simclr  # two cores, two minutes
+    ./launch.sh local experiments.vision.simclr_pretrain --config cifar10 --data.download true      # one GPU
+    ./launch.sh local experiments.vision.simclr_pretrain --data.kind folder --data.path photos      # the paper's recipe
 
 The default is the paper's: ResNet-50, 1000 epochs of 4096 images, LARS at 0.3 · batch / 256 = 4.8 and decay 1e-6, 10
 epochs of warm-up, a cosine, temperature 0.1, full jitter and blur (section 2.3); 69.3 % top-1 on ImageNet from a linear

@@ -10,9 +10,9 @@ model has to move is a choice, `--method`:
     full      everything is trained
     frozen    the embeddings and the first `frozen_layers` layers stay, the rest is trained
 
-    ./launch.sh local experiments.text_classify --init.from runs/gpt2 --method lora --data.path reviews
-    ./launch.sh local experiments.text_classify --init.from bert --data.path mnli --data.second hypothesis --export mine
-    ./launch.sh local experiments.text_classify --init.from runs/quickstart/pretrain    # the docstring task
+    python -m experiments.language.text_classify --init.from runs/gpt2 --method lora --data.path reviews
+    python -m experiments.language.text_classify --init.from bert --data.path mnli --data.second hypothesis --export
+    mine python -m experiments.language.text_classify --init.from runs/quickstart/pretrain    # the docstring task
 
 `--init.from` is the work directory of an `lm_pretrain` or `bert_pretrain` run, a folder as `transformers` writes it, or
 OWNER/NAME. `--data.path` is a folder of train.jsonl, validation.jsonl and test.jsonl with a "text" and a "label" a

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import vit_finetune
+from experiments.vision import vit_finetune
 from fm_jax.hub import pretrained
 from fm_jax.models.vision import vit
 from fm_jax.tasks import vision as vision_models

@@ -3,9 +3,9 @@
 Papers: He et al. 2022, appendix A.2 (after masked pretraining), Dosovitskiy et al. 2021 (at a higher resolution: the
 table of positions is resized), Clark et al. 2020 (a smaller rate for every lower layer).
 
-    ./launch.sh local experiments.vit_finetune --init.from runs/mae --data.kind folder --data.path photos
-    ./launch.sh local experiments.vit_finetune --init.from google/vit-base-patch16-224 --pool cls --data.size 384
-    ./launch.sh local experiments.vit_finetune --config demo --init.from runs/mae_demo      # two cores, a minute
+    ./launch.sh local experiments.vision.vit_finetune --init.from runs/mae --data.kind folder --data.path photos
+    ./launch.sh local experiments.vision.vit_finetune --init.from google/vit-base-patch16-224 --pool cls --data.size 384
+    ./launch.sh local experiments.vision.vit_finetune --config demo --init.from runs/mae_demo      # two cores, a minute
 
 The model's form is that of `--init.from`. The head is new, and so is the norm before it, which reads the mean over the
 patches (`--pool`, as in the paper; a folder for `transformers` is made of a run with `--pool cls`). Positions that were

@@ -5,11 +5,11 @@ Idea: of a text read both ways, 15 % of the tokens are taken out and named from 
 task starts from the encoder that learnt it. Masks and pairs are drawn anew at every visit; `--whole_word true` takes
 out whole words, `--next_sentence false` reads full sentences without pairs.
 
-    ./launch.sh local experiments.bert_pretrain --config demo      # Python's own documentation, on any machine
-    ./launch.sh local experiments.bert_pretrain --data.kind tfds --data.name wiki40b/en
-    ./launch.sh local experiments.bert_pretrain --config roberta --data.kind jsonl --data.path corpus/
+    ./launch.sh local experiments.language.bert_pretrain --config demo      # Python's own documentation, on any machine
+    ./launch.sh local experiments.language.bert_pretrain --data.kind tfds --data.name wiki40b/en
+    ./launch.sh local experiments.language.bert_pretrain --config roberta --data.kind jsonl --data.path corpus/
 
-`experiments.text_classify --init.from WORKDIR` and every other finetuning open what this leaves.
+`experiments.language.text_classify --init.from WORKDIR` and every other finetuning open what this leaves.
 Presets: `default` (BERT base), `bert_large`, `roberta` (RoBERTa's objective on BERT base), `demo`, `debug`.
 Hardware: demo needs two cores; BERT base one 80 GB GPU for days (`--accumulate`), or a pod.
 Expected: of demo, on the validation split, 14.4 % of the masked tokens named right (by the commonest token: 5.0 %), a

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import bert_pretrain, t5_pretrain
+from experiments.language import bert_pretrain, t5_pretrain
 from fm_jax.checkpoint.store import load_meta, load_params
 from fm_jax.core.config import from_dict
 from fm_jax.core.errors import ConfigError

@@ -12,7 +12,7 @@ import pytest
 from flax.core import meta
 from safetensors.numpy import load_file
 
-from experiments import hub_convert, hub_verify
+from experiments.hub import hub_convert, hub_verify
 from fm_jax.checkpoint import model as models
 from fm_jax.checkpoint.store import Store
 from fm_jax.core import statistics, tree
@@ -58,7 +58,7 @@ def test_one_conversion_after_another_needs_no_directory_of_its_own(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     for target in ("one", "two"):
         monkeypatch.setattr(sys, "argv", ["hub_convert", "--source", "theirs", "--target", target])
-        runpy.run_module("experiments.hub_convert", run_name="__main__")
+        runpy.run_module("experiments.hub.hub_convert", run_name="__main__")
     assert (tmp_path / "two" / "model.safetensors").read_bytes() == (tmp_path / "one/model.safetensors").read_bytes()
 
 

@@ -5,8 +5,8 @@ same random tokens, some rows padded, or on the same images of noise, and every 
 network every stage's) is compared, in units of its standard deviation. The first line that is too far off names the
 layer where to look: all lines below it are wrong because it is.
 
-    ./launch.sh local experiments.hub_verify --folder models/gpt2
-    ./launch.sh local experiments.hub_verify --folder openai-community/gpt2
+    ./launch.sh local experiments.hub.hub_verify --folder models/gpt2
+    ./launch.sh local experiments.hub.hub_verify --folder openai-community/gpt2
 
 Needs what nothing else here does: `pip install torch transformers` (a CPU build of torch is enough).
 Hardware: memory for the model twice, in float32; no accelerator is needed.

@@ -4,15 +4,15 @@ Papers: Dosovitskiy et al. 2021 (the model), Touvron et al. 2021 (DeiT: the reci
 is a row of patches, read as a sentence is. Nothing in the model knows that neighbours belong together, so it needs many
 images, or images changed in many ways.
 
-    ./launch.sh local experiments.vit_imagenet --data.download true                           # ViT-B/16
-    ./launch.sh local experiments.vit_imagenet --config small --data.kind folder --data.path photos
-    ./launch.sh local experiments.vit_imagenet --config demo --workdir runs/digits            # two cores, a minute
+    ./launch.sh local experiments.vision.vit_imagenet --data.download true                           # ViT-B/16
+    ./launch.sh local experiments.vision.vit_imagenet --config small --data.kind folder --data.path photos
+    ./launch.sh local experiments.vision.vit_imagenet --config demo --workdir runs/digits          # two cores, a minute
 
 The default is DeiT-B's recipe (table 9): AdamW, rate 5e-4 · batch / 512 = 1e-3, decay 0.05, 300 epochs of batches of
 1024, five of warm-up, a cosine; RandAugment (2, 9), random erasing at 0.25, mixup 0.8, CutMix 1.0, labels smoothed by
 0.1, drop path 0.1, three views of each image in a batch (without these ViT-B/16 reaches 76.5 %, table 8). It reports
 81.8 % top-1 for ViT-B/16 and 79.8 % for ViT-S/16 (table 5). They want several GPUs and were not run here.
-A model pretrained by masking (`mae_pretrain`), or a public one, is trained on by `experiments.vit_finetune`.
+A model pretrained by masking (`mae_pretrain`), or a public one, is trained on by `experiments.vision.vit_finetune`.
 
 Measured with `demo` (136 thousand parameters, 1,000 steps, 89 to 95 CPU-seconds, seeds 0 to 2): 446, 444 and 443 of 450
 test images right (98.7 %), above logistic regression on the pixels (97.1 %) and below an RBF-SVM (99.6 %) and a

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import linear_probe, simclr_pretrain
+from experiments.vision import linear_probe, simclr_pretrain
 from fm_jax.checkpoint import model as models
 from fm_jax.core.config import from_dict, to_dict
 from fm_jax.core.errors import ConfigError

@@ -5,9 +5,9 @@ Idea: a number that is compared with others' must be made as theirs was. The har
 continuation is, how likely a whole text, and what comes next (`fm_jax/evals/scores/harness.py`; a test holds it against
 the harness's own torch backend on the same weights).
 
-    ./launch.sh local experiments.harness --model runs/quickstart/pretrain            # two tasks made of Python itself
-    ./launch.sh local experiments.harness --model models/gpt2 --include_path mine --tasks quiz,stories --num_fewshot 5
-    ./launch.sh local experiments.harness --model openai-community/gpt2 --shipped true --tasks lambada_openai,hellaswag
+    python -m experiments.language.harness --model runs/quickstart/pretrain    # two tasks made of Python itself
+    python -m experiments.language.harness --model models/gpt2 --include_path mine --tasks quiz,stories --num_fewshot 5
+    python -m experiments.language.harness --model openai-community/gpt2 --shipped true --tasks lambada_openai,hellaswag
 
 `--model` is a pretraining run's work directory, a folder as `transformers` writes it, or OWNER/NAME. `--include_path`
 is a folder of the harness's task files (a task file may name code, which runs: take them from whom you trust); without

@@ -2,11 +2,11 @@
 
 Paper: He et al. 2022. Idea: three patches in four are taken out; the encoder sees only the rest, which makes it cheap,
 and a small decoder draws the missing ones. The decoder is thrown away, and the encoder is trained on by
-`experiments.vit_finetune --init.from WORKDIR`.
+`experiments.vision.vit_finetune --init.from WORKDIR`.
 
-    ./launch.sh local experiments.mae_pretrain --data.download true                        # ViT-B/16, 800 epochs
-    ./launch.sh local experiments.mae_pretrain --config large --data.kind folder --data.path photos
-    ./launch.sh local experiments.mae_pretrain --config demo --workdir runs/mae_demo       # two cores, minutes
+    ./launch.sh local experiments.vision.mae_pretrain --data.download true                        # ViT-B/16, 800 epochs
+    ./launch.sh local experiments.vision.mae_pretrain --config large --data.kind folder --data.path photos
+    ./launch.sh local experiments.vision.mae_pretrain --config demo --workdir runs/mae_demo       # two cores, minutes
 
 The default is the paper's (table 8): AdamW 0.9/0.95, rate 1.5e-4 · batch / 256 = 2.4e-3 at batch 4096, decay 0.05, 40
 of 800 epochs of warm-up, a cosine, 75 % taken out, each patch's pixels standardised as target, rectangles of 20 to

@@ -4,14 +4,14 @@ Paper: Raffel et al. 2020 (T5). Idea: every task is text to text; to translate i
 preceded by the task's name. The decoder learns by likelihood, its input the target shifted right, and searches with
 beams.
 
-    ./launch.sh local experiments.t5_translate --config demo      # a generated English–German world, on two cores
-    ./launch.sh local experiments.t5_translate --config demo --init.from runs/t5_pretrain
-    ./launch.sh local experiments.t5_translate --init.from google-t5/t5-base --prefix "translate English to German: " …
+    python -m experiments.language.t5_translate --config demo   # a generated English–German world, on two cores
+    python -m experiments.language.t5_translate --config demo --init.from runs/t5_pretrain
+    python -m experiments.language.t5_translate --init.from google-t5/t5-base --prefix "translate English to German: " …
 
-`--init.from` is a public checkpoint's folder or name, or the work directory of `experiments.t5_pretrain`; without it
-the model is drawn anew and its tokenizer learnt from the training pairs. `--data.path` is a folder of aligned files
-(train.en, train.de, validation.en, …) or of JSON lines with a source and a target each; without it sentences are
-generated (`fm_jax/worlds/language/translation.py`), and the test's are none that were trained on.
+`--init.from` is a public checkpoint's folder or name, or the work directory of `experiments.language.t5_pretrain`;
+without it the model is drawn anew and its tokenizer learnt from the training pairs. `--data.path` is a folder of
+aligned files (train.en, train.de, validation.en, …) or of JSON lines with a source and a target each; without it
+sentences are generated (`fm_jax/worlds/language/translation.py`), and the test's are none that were trained on.
 
 Reported are BLEU and chrF of sacrebleu with their signatures and exact matches, greedy and by beams, beside two
 baselines: the source copied, and a dictionary (IBM model 1) applied word by word.

@@ -1,0 +1,1 @@
+"""Public checkpoints: converted, and proved equal."""

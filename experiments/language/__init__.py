@@ -1,0 +1,1 @@
+"""Language: pretraining, finetuning and evaluation of text models."""

@@ -1,0 +1,1 @@
+"""Vision: pretraining, finetuning and evaluation of image models."""
