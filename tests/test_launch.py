@@ -282,7 +282,7 @@ def test_check_sees_what_the_branch_committed_and_what_git_does_not_know_yet(lau
     git(repository, "commit", "-qam", "a change")
     assert checked(launch) == ["tests/hub/language/test_t5.py"]
     (repository / "tests/hub/test_new.py").touch()
-    assert checked(launch) == ["tests/hub/test_new.py", "tests/hub/language/test_t5.py"]
+    assert checked(launch) == ["tests/hub/language/test_t5.py", "tests/hub/test_new.py"]
 
 
 def test_check_does_not_run_a_test_that_is_gone(launch: Launch, repository: Path) -> None:
