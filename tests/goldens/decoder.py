@@ -1,47 +1,41 @@
-"""How the decoder is compared with what torch computed once (make_decoder.py)."""
+"""How decoders are compared with what torch computed once.
 
-from dataclasses import replace
+The file also holds
+  CASE/logits  float32, on the right-padded rows of `batch/...`.
+"""
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tests.goldens.stored import Golden
-from tests.parity.gradients import apart
+from tests.parity import decoders
+from tests.parity.changes import part
+from tests.parity.distances import distances as apart
 
 TOLERANCE = 1e-4  # of the standard deviation of torch's logits, or of its gradient's norm; float32 on CPU
 GOLDEN = Golden("decoder")
+CASES = ("gpt2", "neo", "llama-llama3", "llama-yarn", "mistral", "qwen2-mixed-windows", "qwen3", "gemma")
 load = GOLDEN.load
-BATCH = GOLDEN.under("batch")
+
+
+def beside():
+    """Return what the file holds beside its cases."""
+    return {f"batch/{name}": field for name, field in decoders.batch("").items()}
+
+
+def kept(case, peer, answer):
+    """Return what is told and kept of a case beside its weights and gradients."""
+    return {"loss": answer["loss"]}, answer["outputs"]
 
 
 def distances(case, model, params, places):
     """Return the largest differences of logits and gradients, in units of the peer's."""
-
-    @jax.jit
-    def compute(params):
-        def mean(params):
-            logits = model.apply({"params": params}, BATCH["tokens"])
-            picked = jnp.take_along_axis(jax.nn.log_softmax(logits), BATCH["targets"][..., None], axis=-1)[..., 0]
-            return -(picked * BATCH["weights"]).sum() / BATCH["weights"].sum(), logits
-
-        return jax.value_and_grad(mean, has_aux=True)(params)
-
-    (loss, logits), gradients = compute(params)
-    inside = np.arange(BATCH["tokens"].shape[1]) < (BATCH["weights"].sum(axis=1, keepdims=True) + 1)
-    want = GOLDEN.arrays[f"{case}/logits"][inside]
-    return {
-        "logits": float(np.abs(np.asarray(logits)[inside] - want).max() / want.std()),
-        "loss": apart(loss, GOLDEN.peers[case]["loss"]),
-        "gradients": GOLDEN.steepest(case, gradients, places),
-    }
+    mine = decoders.ours(model, GOLDEN.under("batch"))(params)
+    peer = {"outputs": {"logits": GOLDEN.arrays[f"{case}/logits"]}, "loss": GOLDEN.peers[case]["loss"]}
+    found = apart(mine, peer, decoders.INSIDES)
+    return found | {"gradients": GOLDEN.steepest(case, mine["gradients"], places)}
 
 
-def _erf(model):
-    return model.clone(cfg=replace(model.cfg, mlp=replace(model.cfg.mlp, activation="gelu")))
-
-
-WRONG = {"erf": ("gpt2", _erf, {"logits": 3, "gradients": 3}, ())}
+WRONG = {"erf": ("gpt2", lambda model: part(model, "mlp", activation="gelu"), {"logits": 3, "gradients": 3}, ())}
 
 
 def covered(models):

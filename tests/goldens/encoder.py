@@ -1,29 +1,41 @@
-"""How encoders and their heads are compared with what torch computed once (make_encoder.py)."""
+"""How encoders and their heads are compared with what torch computed once.
 
-from dataclasses import replace
+The file also holds
+  CASE/peer      with the padding id, the number of types and of labels;
+  CASE/out/NAME  float32: the outputs on the right-padded rows of `bert.rows`.
+"""
 
 from tests.goldens.stored import Golden
-from tests.parity import encoder_task
+from tests.parity.changes import part
+from tests.parity.distances import distances as apart
+from tests.parity.language import bert
 
 TOLERANCE = 1e-4  # of the standard deviation of torch's outputs, or of its gradient's norm; float32 on CPU
 GOLDEN = Golden("encoder")
+CASES = (
+    "bert-pretraining", "bert-labels", "bert-tags", "bert-span", "roberta-words", "roberta-labels", "distilbert-words",
+    "electra-replaced", "electra-words", "albert-words",
+)  # fmt: skip
 load = GOLDEN.load
+
+
+def kept(case, peer, answer):
+    """Return what is told and kept of a case beside its weights and gradients."""
+    outputs = {f"out/{name}": array for name, array in answer["outputs"].items()}
+    return {"loss": answer["loss"], "asked": bert.asked(case)}, outputs
 
 
 def distances(case, model, params, places):
     """Return the largest differences of outputs and gradients, in units of the peer's."""
     about = GOLDEN.peers[case]
-    mine = encoder_task.ours(model, encoder_task.batch(**about["asked"]))(params)
-    found = encoder_task.distances(mine, {"outputs": GOLDEN.under(f"{case}/out"), "loss": about["loss"]})
+    mine = bert.ours(model, bert.rows(**about["asked"]))(params)
+    found = apart(mine, {"outputs": GOLDEN.under(f"{case}/out"), "loss": about["loss"]}, bert.INSIDES)
     return found | {"gradients": GOLDEN.steepest(case, mine["gradients"], places)}
 
 
-def _tanh(model):
-    cfg = model.backbone.cfg
-    return model.clone(backbone=model.backbone.clone(cfg=replace(cfg, mlp=replace(cfg.mlp, activation="gelu_tanh"))))
-
-
-WRONG = {"tanh": ("bert-tags", _tanh, {"out": 3, "gradients": 1}, ())}
+WRONG = {
+    "tanh": ("bert-tags", lambda model: part(model, "mlp", activation="gelu_tanh"), {"out": 3, "gradients": 1}, ())
+}
 
 
 def covered(models):

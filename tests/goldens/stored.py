@@ -4,11 +4,12 @@ For each case a file holds
   CASE/peer        JSON: the transformers config, [name, shape] of every tensor in the order below, and more;
   CASE/weights     all tensors end to end, in float16;
   CASE/gradients   float32: every fifth or so number of the mean loss's gradient, tensors end to end;
-and whatever else the script that wrote it names.
+and whatever else the NAME.py beside it says.
 """
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,22 @@ class Golden:
     """A file, and its cases in our terms."""
 
     def __init__(self, name: str, *, every: int = EVERY) -> None:
-        with np.load(Path(__file__).with_name(f"{name}.npz")) as stored:
-            self.arrays: dict[str, np.ndarray] = dict(stored)
-        self.peers: dict[str, dict[str, Any]] = {
+        self.file, self.every = Path(__file__).with_name(f"{name}.npz"), every
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what the file holds. It is read only when asked for: `make.py` may be about to write it."""
+        with np.load(self.file) as stored:
+            return dict(stored)
+
+    @cached_property
+    def peers(self) -> dict[str, dict[str, Any]]:
+        """Return each case's JSON."""
+        return {
             name.removesuffix("/peer"): json.loads(str(array))
             for name, array in sorted(self.arrays.items())
             if name.endswith("/peer")
         }
-        self._every = every
 
     def under(self, prefix: str) -> dict[str, np.ndarray]:
         """Return what stands below a name, without that name."""
@@ -65,8 +74,8 @@ class Golden:
         got, places = np.zeros_like(want), tree.flatten(places)
         for path, leaf in tree.flatten(gradients).items():
             place = np.asarray(places[path]).astype(int).ravel()
-            kept = place % self._every == 0
-            got[place[kept] // self._every] = np.asarray(leaf).ravel()[kept]
+            kept = place % self.every == 0
+            got[place[kept] // self.every] = np.asarray(leaf).ravel()[kept]
         return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
@@ -96,10 +105,3 @@ def entry(
 def flat(tensors: Mapping[str, np.ndarray], names: Iterable[str]) -> np.ndarray:
     """Return tensors end to end."""
     return np.concatenate([tensors[name].ravel() for name in names])
-
-
-def write(name: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a file beside this one."""
-    file = Path(__file__).with_name(f"{name}.npz")
-    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its keywords are arrays
-    print(file.name, file.stat().st_size, "bytes")

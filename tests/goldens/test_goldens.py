@@ -1,8 +1,8 @@
 """Every model against what torch computed once: no torch needed.
 
-Each NAME.npz has a NAME.py beside it, which says how its models are compared: GOLDEN (what is stored) and TOLERANCE,
-`load` and `distances`, WRONG (mutants that must be seen), `covered`, and TRAINED, cases that are compared in training
-too.
+Each NAME.npz has a NAME.py beside it, which says how its models are compared: GOLDEN (what is stored), CASES and
+TOLERANCE, `load` and `distances`, WRONG (mutants that must be seen), `covered`, TRAINED, cases that are compared in
+training too, and for `make.py` what it keeps of a case (`kept`) and `beside` them.
 """
 
 import importlib
@@ -20,6 +20,7 @@ WRONG = [(name, wrong) for name, file in FILES.items() for wrong in file.WRONG]
 
 
 def test_nothing_is_lost():
+    assert all(set(file.CASES) == set(file.GOLDEN.peers) for file in FILES.values())
     assert len(CASES) >= 36 and len(TRAINED) >= 3 and len(WRONG) >= 12
 
 
@@ -45,7 +46,7 @@ def test_a_wrong_variant_is_seen(name, wrong):
     file = FILES[name]
     case, change, seen, same = file.WRONG[wrong]
     model, params, places = file.load(case)
-    found = file.distances(case, change(model), params, places if "gradients" in seen else None)
+    found = file.distances(case, change(model), params, places)
     assert all(found[what] > times * file.TOLERANCE for what, times in seen.items()), found
     for what in same:
         small(found[what], file.TOLERANCE)

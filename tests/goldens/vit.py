@@ -1,47 +1,49 @@
-"""How ViTs, DINOv2s and MAEs are compared with what torch computed once (make_vit.py)."""
+"""How ViTs, DINOv2s and MAEs are compared with what torch computed once.
+
+The file also holds
+  CASE/peer      with the images' size; the tensors are those of the weights file;
+  CASE/out/NAME  float32: outputs on the images of `vit.images`; of states every seventh number.
+"""
 
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 
 from fm_jax.core.types import backbone
 from tests.goldens.stored import Golden
-from tests.parity import vit_task
+from tests.parity.changes import cfg, change, part
+from tests.parity.distances import distances as apart
+from tests.parity.vision import vit
 
 TOLERANCE = 2e-5  # of the standard deviation of torch's outputs, or of its gradient's norm; float32 on CPU
 GOLDEN, STATES = Golden("vit"), 7
+CASES = (
+    "vit-labels", "vit-oblong", "vit-interpolated", "dinov2", "dinov2-gated", "registers-labels", "mae", "mae-pixels",
+)  # fmt: skip
+load = GOLDEN.load
 
 
-@cache
-def load(case):
-    """Return our module, our parameters, and for each of their numbers its place in the peer's flat vector."""
-    model, *found = GOLDEN.load(case)
-    if case == "vit-interpolated":
-        cfg = model.backbone.cfg
-        cfg = replace(cfg, patches=replace(cfg.patches, any_size=True))
-        model = model.clone(backbone=model.backbone.clone(cfg=cfg))
-    return model, *found
+def kept(case, peer, answer):
+    """Return what is told and kept of a case beside its weights and gradients."""
+    states = {name: array.ravel()[::STATES] for name, array in answer["states"].items()}
+    outputs = {f"out/{name}": array for name, array in (answer["outputs"] | states).items()}
+    return {"loss": answer["loss"], "size": vit.CASES[case][3]}, outputs
 
 
-def distances(case, model, params, places=None):
+def distances(case, model, params, places):
     """Return the largest differences of outputs and gradients, in units of the peer's."""
-    about, cfg = GOLDEN.peers[case], backbone(model).cfg
-    rows = vit_task.batch(tuple(about["size"]), cfg.patches.channels, cfg.patches.patch_size, cfg.d_model)
-    mine = vit_task.ours(model, rows, gradients=places is not None)(params)
-    cut = {name: np.ravel(x)[::STATES] if "states" in name else x for name, x in mine["outputs"].items()}
-    found = vit_task.distances(
-        {**mine, "outputs": cut}, {"outputs": GOLDEN.under(f"{case}/out"), "loss": about["loss"]}
-    )
-    return found if places is None else found | {"gradients": GOLDEN.steepest(case, mine["gradients"], places)}
-
-
-def _changed(change):
-    return lambda model: model.clone(backbone=model.backbone.clone(cfg=change(model.backbone.cfg)))
-
-
-def _tanh(cfg):
-    return replace(cfg, mlp=replace(cfg.mlp, activation="gelu_tanh"))
+    about, patches = GOLDEN.peers[case], cfg(model).patches
+    rows = vit.images(tuple(about["size"]), patches.channels, patches.patch_size, cfg(model).d_model)
+    mine = vit.ours(model, rows)(params)
+    states = {name: np.ravel(array)[None, ::STATES] for name, array in mine["states"].items()}
+    stored = GOLDEN.under(f"{case}/out")
+    peer = {
+        "outputs": {"out": stored.pop("out")},
+        "states": {name: array[None] for name, array in stored.items()},
+        "loss": about["loss"],
+    }
+    found = apart({**mine, "states": states}, peer)
+    return found | {"gradients": GOLDEN.steepest(case, mine["gradients"], places)}
 
 
 def _pixels(model):
@@ -49,13 +51,8 @@ def _pixels(model):
 
 
 WRONG = {
-    "tanh": (
-        "vit-labels",
-        _changed(_tanh),
-        {"out": 3},
-        (),
-    ),
-    "mean": ("vit-labels", _changed(lambda cfg: replace(cfg, pool="mean")), {"out": 3}, ()),
+    "tanh": ("vit-labels", lambda model: part(model, "mlp", activation="gelu_tanh"), {"out": 3}, ()),
+    "mean": ("vit-labels", lambda model: change(model, pool="mean"), {"out": 3}, ()),
     "a target that is not standardised": ("mae", _pixels, {"loss": 100}, ("out",)),
 }
 

@@ -1,8 +1,6 @@
 """The forms of every family (tests/parity/*/FAMILY.py), and folders of such models made without the hub's writer."""
 
-import importlib
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +10,10 @@ from safetensors.numpy import save_file
 from fm_jax.core import tree
 from fm_jax.hub import families, table
 from fm_jax.hub.fields import Fields
+from tests.parity.all_families import FAMILIES
 
-PARITY = Path(__file__).parents[1] / "parity"
-FILES = {  # family's name -> its file there
-    file.stem: importlib.import_module(f"tests.parity.{file.parent.name}.{file.stem}")
-    for file in sorted(PARITY.glob("*/*.py"))
-}
-FORMS = {name: config for file in FILES.values() for name, config in file.FORMS.items()}
-FEW = tuple(name for file in FILES.values() for name in file.FEW)
+FORMS = {name: config for file in FAMILIES.values() for name, config in file.FORMS.items()}
+FEW = tuple(name for file in FAMILIES.values() for name in file.FEW)
 
 
 def build(config):

@@ -15,7 +15,8 @@ from fm_jax.hub import families, table
 from fm_jax.hub.example import Size
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.files.weights import Arrays, Spec
-from tests.hub.forms import FEW, FILES, FORMS, build, draw
+from tests.hub.forms import FEW, FORMS, build, draw
+from tests.parity.all_families import FAMILIES
 
 
 def form(module):
@@ -40,8 +41,8 @@ def test_the_config_that_a_module_gives_builds_the_module_again(name):
 
 def test_every_family_has_a_parity_file_with_a_form_of_each_of_its_kinds():
     kinds = {family.__name__.rpartition(".")[2]: set(family.KINDS) for family in families.FAMILIES}
-    assert {name: {config["model_type"] for config in file.FORMS.values()} for name, file in FILES.items()} == kinds
-    assert len(FORMS) == sum(len(file.FORMS) for file in FILES.values()) and set(FEW) <= set(FORMS)
+    assert {name: {config["model_type"] for config in file.FORMS.values()} for name, file in FAMILIES.items()} == kinds
+    assert len(FORMS) == sum(len(file.FORMS) for file in FAMILIES.values()) and set(FEW) <= set(FORMS)
 
 
 def test_every_model_type_has_one_family():

@@ -72,7 +72,7 @@ def test_what_cannot_rotate_is_refused():
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize(("count", "distance"), [(32, 128), (8, 16), (64, 256)])
 def test_every_offset_falls_into_torchs_bucket(count, distance, bidirectional):
-    """Eager and compiled; tests/goldens/make_t5.py wrote what torch computed."""
+    """Eager and compiled; tests/goldens/t5.py wrote what torch computed."""
     with np.load(Path(__file__).parents[1] / "goldens" / "t5.npz") as golden:
         want = golden[f"buckets/{count}-{distance}/{'both' if bidirectional else 'causal'}"]
     offsets = jnp.arange(-2048, 2049)

@@ -24,27 +24,24 @@ from fm_jax.models.language import decoder
 from fm_jax.models.language.classifier import Classifier
 from fm_jax.peft import lora
 from tests.close import small
-from tests.parity import conv_peers, encoder_peers, peers, t5_peers, vit_peers
+from tests.parity import torch_models
+from tests.parity.all_families import FAMILIES, FAMILY
 
 TOLERANCE = 1e-4  # of the peer's standard deviation, in float32 on CPU
 ROWS = hub_verify.Config()
-PEERS = {
-    **dict.fromkeys(peers.CASES, peers),
-    **dict.fromkeys(encoder_peers.CASES, encoder_peers),
-    **dict.fromkeys(t5_peers.CASES, t5_peers),
-}
+TEXT = [case for name in ("gpt2", "llama", "bert", "t5") for case in FAMILIES[name].CASES]
 
 
 def build(name):
     """Return a peer with every tensor moved."""
     if name.endswith("-classifier"):
-        family, options = peers.CASES[name.removesuffix("-classifier")]
+        case = name.removesuffix("-classifier")
+        family, options = FAMILY[case].CASES[case]
         torch.manual_seed(0)
         cfg = getattr(transformers, f"{family}Config")(**options, num_labels=5, pad_token_id=39)
-        model = getattr(transformers, f"{family}ForSequenceClassification")(cfg).eval()
+        model = torch_models.perturb(getattr(transformers, f"{family}ForSequenceClassification")(cfg).eval())
     else:
-        model = PEERS[name].build(name)
-    peers.perturb(model, seed=0)
+        model = FAMILY[name].peer(name)
     return model.requires_grad_(False)
 
 
@@ -71,7 +68,7 @@ def assert_same_weights(one, two):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("name", [*PEERS, "gpt2-classifier", "neo-classifier", "llama-classifier", "qwen3-classifier"])
+@pytest.mark.parametrize("name", [*TEXT, "gpt2-classifier", "neo-classifier", "llama-classifier", "qwen3-classifier"])
 def test_a_folder_is_read_and_given_back(name, tmp_path):
     peer = build(name)
     peer.save_pretrained(tmp_path / "theirs")
@@ -304,13 +301,8 @@ def test_adapters_of_peft_open_here(name, words, tmp_path):
 
 
 def saved(name, folder):
-    """Save a peer of images with every tensor moved."""
-    peer = (conv_peers if name in conv_peers.CASES else vit_peers).build(name)
-    if name in conv_peers.CASES:
-        conv_peers.draw(peer, seed=0)
-    else:
-        peers.perturb(peer, seed=0)
-    peer.save_pretrained(folder)
+    """Save a peer with every tensor moved."""
+    FAMILY[name].peer(name).save_pretrained(folder)
 
 
 @pytest.mark.parametrize(

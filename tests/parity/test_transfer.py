@@ -17,7 +17,7 @@ from fm_jax.hub import pretrained
 from fm_jax.models.vision import resnet
 from fm_jax.tasks.init import Init
 from tests.close import close
-from tests.parity import peers
+from tests.parity import torch_models
 
 SIZE = {"height": 8, "width": 8}
 
@@ -46,7 +46,7 @@ def a_resnet(init):
 def test_there_and_back(make, tmp_path, caplog):
     """At a rate of 0 the backbone stays theirs, but for running statistics; the head is ours, of ten classes."""
     model, experiment, run = make(Init(tmp_path / "theirs"))
-    peers.perturb(model, seed=0)
+    torch_models.perturb(model)
     model.eval().save_pretrained(tmp_path / "theirs")
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
     processor = transformers.ViTImageProcessorPil(size=SIZE, image_mean=mean, image_std=std)

@@ -1,5 +1,10 @@
-"""GPT-2 and GPT-Neo: a tiny config.json of every form."""
+"""GPT-2 and GPT-Neo: a tiny config.json of every form, and what live torch is compared on."""
 
+from typing import Any
+
+from tests.parity import decoders
+from tests.parity.changes import part, swap
+from tests.parity.decoders import VOCAB, WIDTH
 from tests.parity.labels import LABELS
 
 _gpt2 = {
@@ -22,3 +27,37 @@ FORMS = {
 }  # fmt: skip
 
 FEW = ("gpt2", "gpt2-labels", "neo")  # one of each way of naming and storing
+
+_gpt2_peer = {"vocab_size": VOCAB, "n_positions": 32, "n_embd": WIDTH, "n_layer": 3, "n_head": 4}
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2", _gpt2_peer),
+    "gpt2-wide-mlp-erf": ("GPT2", {**_gpt2_peer, "n_inner": 24, "activation_function": "gelu", "n_head": 2}),
+    "neo": (
+        "GPTNeo",
+        {
+            "vocab_size": VOCAB, "max_position_embeddings": 32, "hidden_size": WIDTH, "num_layers": 4, "num_heads": 2,
+            "attention_types": [[["global", "local"], 2]], "window_size": 5,
+        },
+    ),
+}  # fmt: skip
+
+INSIDES, tensors = decoders.INSIDES, decoders.tensors
+batch, theirs, ours = decoders.batch, decoders.theirs, decoders.ours
+
+
+def peer(case: str, *, moved: bool = True) -> Any:
+    """Return the peer, with every tensor moved."""
+    return decoders.build(*CASES[case], moved=moved)
+
+
+MUTANTS = {
+    "erf instead of tanh GELU": ("gpt2", lambda m, p: (part(m, "mlp", activation="gelu"), p)),
+    "quick GELU": ("gpt2", lambda m, p: (part(m, "mlp", activation="quick_gelu"), p)),
+    "tanh instead of erf GELU": ("gpt2-wide-mlp-erf", lambda m, p: (part(m, "mlp", activation="gelu_tanh"), p)),
+    "epsilon 1e-6": ("gpt2", lambda m, p: (part(m, "norm", epsilon=1e-6), p)),
+    "no 1/sqrt(K)": ("gpt2", lambda m, p: (part(m, "attention", scale=1.0), p)),
+    "1/sqrt(K) where there is none": ("neo", lambda m, p: (part(m, "attention", scale=0.0), p)),
+    "q and k swapped": ("gpt2", lambda m, p: (m, swap(p, "attn/q/", "attn/k/"))),
+    "windows one layer off": ("neo", lambda m, p: (part(m, "attention", windows=(5, 0)), p)),
+}

@@ -1,5 +1,12 @@
-"""LLaMA, Mistral, Qwen and Gemma: a tiny config.json of every form."""
+"""LLaMA, Mistral, Qwen and Gemma: a tiny config.json of every form, and what live torch is compared on."""
 
+from dataclasses import replace
+from typing import Any
+
+from fm_jax.core import tree
+from tests.parity import decoders
+from tests.parity.changes import cfg, change, edit, part, swap, turned
+from tests.parity.decoders import VOCAB, WIDTH
 from tests.parity.labels import LABELS
 
 _stretched = {"factor": 4.0, "original_max_position_embeddings": 64}
@@ -35,3 +42,63 @@ FORMS = {
 }  # fmt: skip
 
 FEW = ("llama", "qwen2-windows", "qwen3", "gemma")  # one of each way of naming and storing
+
+_peer = {
+    "vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": 28, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+# 64 trained positions and 8-wide heads: with 4 turned pairs the stretched, kept and blended ones all occur
+_long = {"head_dim": 8, "max_position_embeddings": 256}
+
+
+def _turns(kind, **more):
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10_000.0, **more}}
+
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", _peer),
+    "llama-tied-full-heads": ("Llama", {**_peer, "num_key_value_heads": 4, "tie_word_embeddings": True}),
+    "llama-linear": ("Llama", {**_peer, **_long, **_turns("linear", factor=4.0)}),
+    "llama-llama3": (
+        "Llama", {**_peer, **_long, **_turns("llama3", **_stretched, low_freq_factor=1.0, high_freq_factor=4.0)}
+    ),
+    "llama-yarn": ("Llama", {**_peer, **_long, **_turns("yarn", **_stretched, beta_fast=8.0, beta_slow=1.0)}),
+    "mistral": ("Mistral", {**_peer, "sliding_window": 5, "num_key_value_heads": 1}),
+    "qwen2": ("Qwen2", _peer),
+    "qwen2-mixed-windows": (
+        "Qwen2",
+        {**_peer, "num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    ),
+    "qwen3": ("Qwen3", {**_peer, "head_dim": 8, "tie_word_embeddings": True}),
+    "gemma": ("Gemma", {**_peer, "head_dim": 8, "num_key_value_heads": 1}),
+}  # fmt: skip
+
+INSIDES, tensors = decoders.INSIDES, decoders.tensors
+batch, theirs, ours = decoders.batch, decoders.theirs, decoders.ours
+
+
+def peer(case: str, *, moved: bool = True) -> Any:
+    """Return the peer, with every tensor moved."""
+    return decoders.build(*CASES[case], moved=moved)
+
+
+def _turning(model, **changes):
+    return part(model, "attention", rope=replace(cfg(model).attention.rope, **changes))
+
+
+def _without_head_norms(params):
+    flat = tree.flatten(params)
+    return tree.unflatten({path: leaf for path, leaf in flat.items() if "attn/norm_" not in path})
+
+
+MUTANTS = {
+    "rms epsilon 1e-5": ("llama", lambda m, p: (part(m, "norm", epsilon=1e-5), p)),
+    "k and v swapped": ("llama", lambda m, p: (m, swap(p, "attn/k/", "attn/v/"))),
+    "a square kernel not transposed": ("llama", lambda m, p: (m, edit(p, "attn/o/kernel", turned))),
+    "window one key too wide": ("mistral", lambda m, p: (part(m, "attention", windows=(6,)), p)),
+    "rope base": ("llama", lambda m, p: (_turning(m, base=20_000.0), p)),
+    "yarn left out": ("llama-yarn", lambda m, p: (_turning(m, scaling="none"), p)),
+    "norm without its offset": ("gemma", lambda m, p: (part(m, "norm", offset=0.0), p)),
+    "embedding not scaled": ("gemma", lambda m, p: (change(m, scale_embedding=False), p)),
+    "no q/k norm": ("qwen3", lambda m, p: (part(m, "attention", qk_norm=False), _without_head_norms(p))),
+}
