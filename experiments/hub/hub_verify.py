@@ -74,7 +74,7 @@ def ours(module: nn.Module, params: Params, given: Example) -> Outputs:
 
     @jax.jit
     def compute(params: Params, inputs: dict[str, jax.Array]) -> Any:
-        out, read = capture.run(module, params, tap=tap, **inputs)
+        out, read = capture.apply(module, params, tap=tap, **inputs)
         if isinstance(module, MaskedLM) and module.next_sentence:
             hidden = module.apply({"params": params}, **inputs, method="hidden")
             out = {"logits": out, "pair": module.apply({"params": params}, hidden, method="pair")}

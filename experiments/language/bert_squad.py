@@ -74,7 +74,7 @@ class Data:
 
     path: Path | None = None  # folder of SQuAD files; None: generated paragraphs about people
     world: people.Config = people.Config()  # the generated ones
-    cut: squad.Cut = squad.Cut()
+    window: squad.Cut = squad.Cut()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class Config(stage.Plan):
     """Everything that decides the numbers of a run."""
 
     init: Init = Init()
-    model: encoder.Config = encoder.bert_base()  # of weights drawn anew; its max_length becomes data.cut.length
+    model: encoder.Config = encoder.bert_base()  # of weights drawn anew; its max_length becomes data.window.length
     data: Data = Data()
     # two passes over the 87,599 questions of v1.1, as the authors count the steps (run_squad.py)
     fit: loop.FitConfig = loop.FitConfig(14_599, log_every=50)
@@ -116,7 +116,7 @@ def config() -> Config:
 def demo() -> Config:
     """Return the preset for two cores and 300 CPU-seconds: the generated set, from scratch."""
     model = replace(encoder.bert(3, 96, 4, vocab_size=800, dropout=0.0), init_std=0.0)
-    data = Data(world=people.Config(train=8000), cut=squad.Cut(length=96, stride=32, question=24))
+    data = Data(world=people.Config(train=8000), window=squad.Cut(length=96, stride=32, question=24))
     # with answers of up to 30, 12 and 8 tokens 0.51, 0.63 and 0.70 of the validation split are answered exactly (2,500
     # paragraphs, 4 epochs): a reader this small finds where an answer ends, and lets it start too far in front
     return Config(
@@ -133,7 +133,7 @@ def demo() -> Config:
 def debug() -> Config:
     """Return four steps of a tiny model on a few paragraphs, some of whose questions have no answer."""
     world = people.Config(train=24, validation=6, test=6, unanswerable=0.2)
-    data = Data(world=world, cut=squad.Cut(length=64, stride=12, question=24))
+    data = Data(world=world, window=squad.Cut(length=64, stride=12, question=24))
     model = replace(encoder.tiny(), vocab_size=420)
     fit = loop.FitConfig(4, log_every=1, save_every=1)
     return Config(model=model, data=data, fit=fit, batch_size=32, learning_rate=1e-3)
@@ -141,7 +141,7 @@ def debug() -> Config:
 
 def open_reader(cfg: Config, train: Sequence[Question], mesh: Mesh) -> Reader:
     """Open what is pretrained, or learn a tokenizer for a model that is drawn anew."""
-    length = cfg.data.cut.length
+    length = cfg.data.window.length
     if cfg.init.from_ is None:
         contexts = dict.fromkeys(question.context for question in train)
         texts = [*contexts, *(question.text for question in train)]
@@ -152,7 +152,7 @@ def open_reader(cfg: Config, train: Sequence[Question], mesh: Mesh) -> Reader:
     if not isinstance(backbone, encoder.Encoder):
         raise ConfigError(f"{cfg.init.from_} is a {type(backbone).__name__}; answers are found with an encoder")
     if backbone.cfg.max_length < length:
-        raise ConfigError(f"data.cut.length {length} is more than the {backbone.cfg.max_length} of {cfg.init.from_}")
+        raise ConfigError(f"data.window.length {length} is more than the {backbone.cfg.max_length} of {cfg.init.from_}")
     assert found.tokenizer is not None  # `load` has refused a checkpoint without one
     if isinstance(found.module, SpanFinder):  # it has a trained head
         return Reader(found.module, found.tokenizer, found.params)
@@ -182,9 +182,11 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     questions = load(cfg.data, cfg.data_dir or workdir / "data")
     reader = open_reader(cfg, questions["train"], mesh)
     reader.words.save(workdir / "tokenizer")
-    windows = {split: squad.Windows(some, reader.words, cfg.data.cut, name=split) for split, some in questions.items()}
+    windows = {
+        split: squad.Windows(some, reader.words, cfg.data.window, name=split) for split, some in questions.items()
+    }
     watched = "validation" if "validation" in windows else "test"
-    inputs = (np.zeros((1, cfg.data.cut.length), np.int32), np.ones(1, np.int32))
+    inputs = (np.zeros((1, cfg.data.window.length), np.int32), np.ones(1, np.int32))
 
     def make_params() -> tuple[Params, Params]:
         fresh = state.init_params(reader.model, inputs, key, mesh)
@@ -216,7 +218,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         layout=state.layout(reader.model, inputs, mesh),
         validate=validate,
         split=watched,
-        work=loop.Work(cfg.batch_size * cfg.data.cut.length),
+        work=loop.Work(cfg.batch_size * cfg.data.window.length),
     )
 
     decoded = {split: decode(cfg, logits, done.params, windows[split], mesh) for split in windows if split != "train"}
@@ -247,8 +249,8 @@ def threshold(questions: Sequence[Question], decoded: Mapping[str, reading.Decod
 def judge(questions: Sequence[Question], given: Mapping[str, str], seed: int) -> dict[str, dict[str, reading.Score]]:
     """Score the model's answers and the baselines', by kind of question."""
     ways = {"this model": dict(given)}
-    if all(question.alike for question in questions if question.answers):
-        ways["first span of the type"] = spans.first_alike(questions)
+    if all(question.same_type for question in questions if question.answers):
+        ways["first span of the type"] = spans.first_same_type(questions)
     ways["random span of the length"] = spans.random_span(questions, seed=seed)
     ways["nearest sentence"] = spans.nearest_sentence(questions)
     return {way: reading.score(questions, answers) for way, answers in ways.items()}

@@ -101,7 +101,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     measured["trained_parameters"] = tree.count(trained)
     results.write(workdir / "results.json", measured)
     if cfg.export or cfg.method == "lora":
-        params, trained = jax.tree.map(runner.whole, (params, trained))  # every process takes part
+        params, trained = jax.tree.map(runner.gather, (params, trained))  # every process takes part
         if jax.process_index() == 0:
             write(cfg, workdir, setup, params, trained)
     return measured

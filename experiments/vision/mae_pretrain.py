@@ -165,7 +165,9 @@ def baselines(model: MAE, params: Params, train: Iterator[Batch], validation: It
 
     @jax.jit
     def parts(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        drawing = model.apply({"params": params}, batch["image"], rngs={"mask": jax.random.key(0)}, method="draw")
+        drawing = model.apply(
+            {"params": params}, batch["image"], rngs={"mask": jax.random.key(0)}, method="reconstruct"
+        )
         stays = ~drawing.removed[..., None, None]
         pixels = drawing.target.reshape(*drawing.target.shape[:2], -1, model.backbone.cfg.in_channels)
         colour = (pixels * stays).sum(axis=(1, 2)) / (stays.sum(axis=(1, 2)) * pixels.shape[2])
@@ -175,11 +177,11 @@ def baselines(model: MAE, params: Params, train: Iterator[Batch], validation: It
 
     total, count = np.zeros(()), 0.0
     for batch in train:
-        target, _, weights, _ = map(runner.whole, parts(batch))
+        target, _, weights, _ = map(runner.gather, parts(batch))
         total, count = total + np.einsum("bnp,b->np", target, weights, dtype=np.float64), count + weights.sum()
     sums, removed_patches = np.zeros(2), 0.0
     for batch in validation:
-        target, removed, weights, error = map(runner.whole, parts(batch))
+        target, removed, weights, error = map(runner.gather, parts(batch))
         kept = removed * weights[:, None]
         sums += [(kept * np.square(target - total / count).mean(axis=2)).sum(), (kept * error).sum()]
         removed_patches += kept.sum()
@@ -192,8 +194,8 @@ def draw(cfg: Config, model: MAE, params: Params, rows: Source, png: Path) -> No
     chosen = spread(rows, cfg.shown)
     image = np.stack([chosen[number]["image"] for number in range(len(chosen))])
     rngs, cut = {"mask": jax.random.key(0)}, cfg.backbone.patches
-    drawing = model.apply({"params": params}, image, rngs=rngs, method="draw")
-    drawn = model.apply({"params": params}, image, rngs=rngs, method="reconstruct")
+    drawing = model.apply({"params": params}, image, rngs=rngs, method="reconstruct")
+    drawn = model.apply({"params": params}, image, rngs=rngs, method="inpaint")
     left = jnp.where(drawing.removed[..., None], 0.0, patching.patchify(jnp.asarray(image), cut.patch_size))
     masked = patching.unpatchify(left, cut.patch_size, cut.grid)
     columns = {"original": image, "seen": masked, "drawn": drawn}

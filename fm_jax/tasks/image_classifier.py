@@ -145,11 +145,11 @@ class Setup:
             model=self.model,
             meta={"config": saved, "classes": list(self.classes)},
             layout=state.layout(self.model, self.inputs, self.mesh),
-            validate=lambda step, now: validate(step, whole(now)),
+            validate=lambda step, now: validate(step, evaluated(now)),
             metric="nll",
             work=loop.Work(cfg.batch_size, "images"),
         )
-        return whole(done)
+        return evaluated(done)
 
     def _loaded(self, fresh: Params) -> Params:
         """Return drawn parameters with the pretrained backbone's in their place; the head stays as drawn."""
@@ -167,7 +167,7 @@ class Setup:
         return surgery.load(fresh, given, fresh=("head/.*", *afresh), unused=afresh, reshape=reshape)
 
 
-def whole(now: state.TrainState) -> Params:
+def evaluated(now: state.TrainState) -> Params:
     """Return the parameters that are evaluated: the running mean of the trained leaves if there is one."""
     return tree.merge(now.params if now.ema is None else now.ema, now.frozen)
 
