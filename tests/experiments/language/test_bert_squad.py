@@ -67,7 +67,7 @@ def test_a_public_checkpoint_keeps_its_trained_head_and_another_gets_a_fresh_one
     bare = folder(tmp_path / "bert", backbone(), np.zeros((1, 8), np.int32))
     reader = bert_squad.open_reader(replace(cfg, init=Init(bare)), [], mesh)
     assert reader.given.keys() == {"backbone"}
-    assert reader.words.vocab_size == 420
+    assert reader.tokenizer.vocab_size == 420
 
 
 @pytest.mark.slow
@@ -100,8 +100,8 @@ CAUSAL = decoder.Decoder(replace(decoder.tiny(), vocab_size=420))
 @pytest.mark.parametrize(
     ("module", "said"),
     [
-        (CAUSAL, "is a Decoder; answers are found with an encoder"),
-        (SHORT, "data.window.length 64 is more than the 32 of"),
+        (CAUSAL, "is a Decoder; question answering needs an encoder"),
+        (SHORT, "data.window.length 64 is more than the max_length 32 of"),
     ],
 )
 def test_a_checkpoint_that_cannot_read_the_rows_is_refused(module: Any, said: str, tmp_path: Path) -> None:
