@@ -190,4 +190,4 @@ def test_a_run_that_goes_on_opens_nothing_that_is_pretrained(tmp_path: Path, mon
     with pytest.raises(CheckpointError, match="gone does not exist"):
         Setup(resnet.ResNet(resnet.tiny()), cfg, tmp_path / "run")
     monkeypatch.setattr(image_classifier.seal, "steps", lambda directory: [3] if directory.parent.name == "run" else [])
-    assert Setup(resnet.ResNet(resnet.tiny()), cfg, tmp_path / "run").found is None
+    assert Setup(resnet.ResNet(resnet.tiny()), cfg, tmp_path / "run").pretrained is None

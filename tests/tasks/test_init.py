@@ -69,5 +69,5 @@ def test_a_start_that_is_none_is_refused_where_one_is_needed() -> None:
     assert Init(Path("a"), "main").source == Path("a")
     with pytest.raises(ConfigError, match=r"init\.from names no model"):
         _ = Init().source
-    with pytest.raises(ConfigError, match="revision main is of nothing"):
+    with pytest.raises(ConfigError, match="revision main needs a public model"):
         Init(revision="main")

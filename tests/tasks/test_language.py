@@ -75,7 +75,7 @@ def test_an_encoders_run_gives_its_masked_language_model(pairs: bool, tmp_path: 
 
 def test_a_run_that_trained_something_else_is_refused(tmp_path: Path) -> None:
     leave_run(tmp_path / "other", ImageClassifier(resnet.ResNet(resnet.tiny()), 3), {"x": np.ones(2)})
-    with pytest.raises(CheckpointError, match="other trained a ImageClassifier, which reads images and no text"):
+    with pytest.raises(CheckpointError, match="other trained a ImageClassifier, which reads images, not text"):
         language.load(tmp_path / "other")
     leave_run(tmp_path / "small", Decoder(decoder.tiny()), drawn(Decoder(decoder.tiny())))
     with pytest.raises(CheckpointError, match="the tokenizer has 258 tokens, but the model's embedding has 96 rows"):
