@@ -174,7 +174,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
             measured |= {"next_nll": sums["next_nll"][0] / pairs, "next_accuracy": sums["next_accuracy"][0] / pairs}
         return measured
 
-    final = stage.train(
+    done = stage.train(
         cfg,
         workdir,
         stage.make_trainer(cfg, loss, stage.rates(cfg, "linear"), make_params),
@@ -189,7 +189,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         work=loop.Work(cfg.batch_size, "rows"),
     )
     with jax.set_mesh(mesh):
-        measured = validate(cfg.fit.num_steps, final)
+        measured = validate(cfg.fit.num_steps, done)
         measured |= baseline(text, choose, stage.once(cfg, validation, mesh))
     results.write(workdir / "results.json", measured)
     if jax.process_index() == 0:

@@ -210,7 +210,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         return {"exact": scores["all"].exact, "f1": scores["all"].f1}
 
     loss = span(reader.model.apply, reader.inputs)
-    final = stage.train(
+    done = stage.train(
         cfg,
         workdir,
         stage.make_trainer(cfg, loss, stage.rates(cfg, "linear"), make_params),
@@ -225,7 +225,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         work=loop.Work(cfg.batch_size * cfg.data.window.length),
     )
 
-    decoded = {split: decode(cfg, logits, final.params, windows[split], mesh) for split in windows if split != "train"}
+    decoded = {split: decode(cfg, logits, done.params, windows[split], mesh) for split in windows if split != "train"}
     chosen = threshold(questions[watched], decoded[watched])
     predictions = {split: reading.answers(spans_of, chosen) for split, spans_of in decoded.items()}
     last = list(predictions)[-1]
@@ -236,7 +236,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         }
         for split, by_method in scored.items()
     }
-    measured |= {"predictions_of": last, "steps": cfg.fit.num_steps, "parameters": tree.count(final.params)}
+    measured |= {"predictions_of": last, "steps": cfg.fit.num_steps, "parameters": tree.count(done.params)}
     measured |= {} if chosen is None else {"threshold": chosen, "threshold_chosen_on": watched}
     results.write(workdir / "results.json", measured)
     if jax.process_index() == 0:

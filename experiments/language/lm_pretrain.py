@@ -154,7 +154,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
             "accuracy": sums["accuracy"][0] / tokens,
         }
 
-    final = stage.train(
+    done = stage.train(
         cfg,
         workdir,
         stage.make_trainer(cfg, loss, rates, make_params, ema_decay=cfg.ema_decay),
@@ -169,7 +169,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         work=_work(cfg, jax.eval_shape(make_params)[0]),
     )
     with jax.set_mesh(mesh):
-        measured = validate(cfg.fit.num_steps, final)
+        measured = validate(cfg.fit.num_steps, done)
     results.write(workdir / "results.json", measured)
     return measured
 

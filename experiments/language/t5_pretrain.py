@@ -157,7 +157,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         }
 
     rates = stage.rates(cfg, cfg.schedule, start_ratio=1.0 if cfg.schedule == "rsqrt" else 0.0)
-    final = stage.train(
+    done = stage.train(
         cfg,
         workdir,
         stage.make_trainer(cfg, loss, rates, make_params),
@@ -172,9 +172,9 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         work=loop.Work(cfg.batch_size, "rows"),
     )
     with jax.set_mesh(mesh):
-        measured = validate(cfg.fit.num_steps, final)
+        measured = validate(cfg.fit.num_steps, done)
         read = partial(stage.once, cfg, validation, mesh)
-        text = runner.totals(evaluate, final.params, map(text_only, read()))
+        text = runner.totals(evaluate, done.params, map(text_only, read()))
         log_frequencies = frequencies(train, cfg.model.vocab_size)
         baseline = unigram.measure(log_frequencies, targets, read())
         # renormalised over text tokens: this baseline knows where the markers are

@@ -238,7 +238,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         )
         return {name: measured[name] for name in ("nll", "accuracy", "bleu", "exact")}
 
-    final = stage.train(
+    done = stage.train(
         cfg,
         workdir,
         stage.make_trainer(cfg, loss, stage.rates(cfg, cfg.schedule), make_params),
@@ -254,11 +254,11 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     with jax.set_mesh(mesh):
         sources = _texts(data.test.sources)
         written = {
-            "greedy": answer(final.params, texts=sources),
-            f"beams of {cfg.beams.num_beams}": answer(final.params, texts=sources, beams=cfg.beams),
+            "greedy": answer(done.params, texts=sources),
+            f"beams of {cfg.beams.num_beams}": answer(done.params, texts=sources, beams=cfg.beams),
         }
     measured = judge(cfg, data, written) | {
-        "parameters": tree.count(final.params),
+        "parameters": tree.count(done.params),
         "test_pairs_seen_in_training": seen(data.train, data.test),
         "test_pairs_cut": test.cut_share(len(test)),
         "seconds_this_start": time.perf_counter() - started,

@@ -153,7 +153,7 @@ class Setup:
     def _trained(self, method: Method, rows: np.ndarray, draw: int) -> float:
         """Train the full network on these rows; return its test accuracy."""
         cfg = stage.at_most(replace(self.cfg, seed=self.cfg.seed + draw), len(rows), self.mesh)
-        final = stage.train(
+        done = stage.train(
             cfg,
             self.workdir,
             self.trainer(),
@@ -165,7 +165,7 @@ class Setup:
             store=False,
             writer=log.Tee([]),
         )
-        params = tree.merge(final.params, final.frozen)
+        params = tree.merge(done.params, done.frozen)
         with jax.set_mesh(self.mesh):
             logits, truth = runner.predict(self.logits, params, self._once(self.splits["test"]))
         return accuracy(truth, logits.argmax(axis=1))

@@ -134,7 +134,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
         return runner.evaluate(evaluate, now.params, stage.once(cfg, seen["validation"], mesh))
 
-    final = stage.train(
+    done = stage.train(
         cfg,
         workdir,
         stage.make_trainer(cfg, loss, stage.rates(cfg), make_params),
@@ -149,16 +149,16 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         work=loop.Work(cfg.batch_size, "images"),
     )
     with jax.set_mesh(mesh):
-        measured = {"mse": validate(cfg.fit.num_steps, final)["mse"]}
+        measured = {"mse": validate(cfg.fit.num_steps, done)["mse"]}
         measured |= baselines(
             model,
-            final.params,
+            done.params,
             stage.once(cfg, spread(seen["train"], cfg.known), mesh),
             stage.once(cfg, seen["validation"], mesh),
         )
     results.write(workdir / "results.json", measured)
     if jax.process_count() == 1:
-        draw_reconstructions(cfg, model, final.params, seen["validation"], workdir / "reconstructions.png")
+        draw_reconstructions(cfg, model, done.params, seen["validation"], workdir / "reconstructions.png")
     return measured
 
 

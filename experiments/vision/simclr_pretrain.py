@@ -167,7 +167,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
         return runner.evaluate(evaluate, (now.params, now.frozen), stage.once(cfg, held_out, mesh))
 
-    final = stage.train(
+    done = stage.train(
         cfg,
         workdir,
         stage.make_trainer(cfg, loss, stage.rates(cfg, cfg.schedule), make_params),
@@ -181,8 +181,8 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         work=loop.Work(2 * cfg.batch_size, "views"),
     )
     with jax.set_mesh(mesh):
-        measured = validate(cfg.fit.num_steps, final)
-        backbone = tree.merge(final.params, final.frozen)["backbone"]
+        measured = validate(cfg.fit.num_steps, done)
+        backbone = tree.merge(done.params, done.frozen)["backbone"]
         measured["neighbours_accuracy"] = neighbours_picture(cfg, backbone, data_dir, workdir / "neighbours.png")
     results.write(workdir / "results.json", measured)
     return measured

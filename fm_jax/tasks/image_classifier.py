@@ -139,7 +139,7 @@ class Setup:
         """
         cfg = self.cfg
         batches = stage.batches(cfg, self.train, repeats=cfg.repeats)
-        final = stage.train(
+        done = stage.train(
             cfg,
             workdir,
             stage.make_trainer(cfg, self.loss, self.rates, self.start, ema_decay=cfg.ema_decay),
@@ -153,7 +153,7 @@ class Setup:
             metric="nll",
             work=loop.Work(cfg.batch_size, "images"),
         )
-        return evaluated(final)
+        return evaluated(done)
 
     def _loaded(self, fresh: Params) -> Params:
         """Return the parameters with the pretrained backbone's in their place; the head stays random."""

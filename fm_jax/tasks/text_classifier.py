@@ -141,7 +141,7 @@ class Setup:
             writer: see `stage.train`.
         """
         cfg = stage.at_most(replace(self.cfg, seed=seed), len(rows), self.mesh)
-        final = stage.train(
+        done = stage.train(
             cfg,
             workdir,
             self.trainer(method, learning_rate),
@@ -155,7 +155,7 @@ class Setup:
             store=store,
             writer=writer,
         )
-        return combine(method, self.cfg.lora)(final.params, final.frozen), final.params
+        return combine(method, self.cfg.lora)(done.params, done.frozen), done.params
 
     def probabilities(self, params: Params, rows: layout.Labelled) -> np.ndarray:
         """Return the class probabilities [N, C] of all rows."""
