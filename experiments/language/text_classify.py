@@ -11,15 +11,15 @@ parameters. `--method` chooses which of them are trained:
     frozen    all but the embeddings and the first `frozen_layers` layers
 
     python -m experiments.language.text_classify --init.from runs/gpt2 --method lora --data.path reviews
-    python -m experiments.language.text_classify --init.from bert --data.path mnli --data.second hypothesis --export
-    mine python -m experiments.language.text_classify --init.from runs/quickstart/pretrain    # the docstring task
+    python -m experiments.language.text_classify --init.from bert --data.path mnli --data.second hypothesis --export out
+    python -m experiments.language.text_classify --init.from runs/quickstart/pretrain    # the docstring task
 
 `--init.from` is the work directory of an `lm_pretrain` or `bert_pretrain` run, a checkpoint folder, or OWNER/NAME.
 `--data.path` is a folder of train.jsonl, validation.jsonl and test.jsonl; each line has a "text" and a "label".
 `--export` writes a folder that `transformers` opens, with LoRA's updates merged. The updates alone are in its folder
 `adapter`, for `peft`. A decoder can be exported with `--head last` only.
 Hardware and time: two cores and half a minute with the quickstart's model; one 24 GB GPU for BERT base or GPT-2 124M.
-Expected: the quickstart's table of accuracies is made with this module's code; see `experiments/README.md`.
+Expected: the quickstart compares the five methods; its tables are in `experiments/README.md`.
 """
 
 from dataclasses import dataclass

@@ -20,8 +20,8 @@ Hardware: these three need GPUs and were not run here. `--init.from RUN` starts 
 (`simclr_pretrain`), `--init.from OWNER/NAME` from a public one.
 
 Measured with `demo` (78 thousand parameters, 600 steps, 24 to 31 CPU-seconds, seeds 0 to 2): 447, 449 and 450 of the
-450 test images are right. Baselines: RBF-SVM on the pixels 99.6 %, logistic regression 97.1 % (its
-regularisation strength chosen on the validation images).
+450 test images are right. Baselines: RBF-SVM on the pixels 99.6 %, logistic regression 97.1 % (its regularisation
+strength chosen on the validation images).
 
 Measured with the four deep presets (generated scenes of six shapes, 640 steps, seeds 0 to 2; 110 to 130 CPU-seconds for
 20 layers, 190 to 250 for 44): loss on the training images, and accuracy on 1,024 test images.
