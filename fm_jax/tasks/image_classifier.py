@@ -165,9 +165,8 @@ class Setup:
             before, after = old.cfg.patches, new.cfg.patches
             if (before.grid, before.cls) != (after.grid, after.cls):
                 reshape["backbone/embed/positions"] = regrid(before, after)
-            if (new.cfg.pool == "mean_norm") != (
-                old.cfg.pool == "mean_norm"
-            ):  # it normalises tokens in one, their mean in the other
+            # the final norm is applied to tokens in one model and to their mean in the other
+            if (new.cfg.pool == "mean_norm") != (old.cfg.pool == "mean_norm"):
                 new_norm = ("backbone/norm_final/.*",)
         given = {"backbone": self.pretrained.params}
         return surgery.load(fresh, given, fresh=("head/.*", *new_norm), unused=new_norm, reshape=reshape)

@@ -93,9 +93,8 @@ def classifier(pretrained: Pretrained, classes: tuple[str, ...], head: Head = "d
         return own.clone(num_classes=count), given
     if isinstance(backbone, Decoder) and head != "first":
         pool: Pool = "mean" if head == "default" else head
-        return Classifier(
-            backbone, count, pool, bias=pool != "last"
-        ), given  # transformers has no bias in the last state's head
+        # transformers has no bias in the head of the last state
+        return Classifier(backbone, count, pool, bias=pool != "last"), given
     if isinstance(backbone, Encoder) and head == "mean":
         return Classifier(backbone, count, "mean", backbone.cfg.dropout), given
     if isinstance(backbone, Encoder) and head != "last":
