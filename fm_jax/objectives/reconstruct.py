@@ -20,7 +20,7 @@ def masked_patches(apply: Callable[..., Any]) -> LossFn:
     images themselves: an evaluation gives the same numbers in batches of any size.
 
     Args:
-        apply: `model.apply`, with the method "draw".
+        apply: `model.apply`, with the method "reconstruct".
 
     Returns:
         LossFn whose metric is "mse", per patch taken out.
@@ -31,7 +31,7 @@ def masked_patches(apply: Callable[..., Any]) -> LossFn:
             rngs = {"mask": jax.random.key(0)}
         else:
             rngs = dict(zip(("mask", "dropout"), jax.random.split(rng), strict=True))
-        drawing = apply({"params": params}, batch["image"], batch.get("noise"), rngs=rngs, method="draw")
+        drawing = apply({"params": params}, batch["image"], batch.get("noise"), rngs=rngs, method="reconstruct")
         error = jnp.square(drawing.prediction - drawing.target).mean(axis=-1)
         weights = drawing.removed * batch["weights"].astype(jnp.float32)[:, None]
         total, weight = (error * weights).sum(), weights.sum()

@@ -48,7 +48,7 @@ def ours(model: Any, rows: Mapping[str, np.ndarray], *, train: bool = False) -> 
         if train:
             logits, _ = model.apply({"params": params}, fields["image"], mutable=["statistics"])
             return {"logits": logits, "loss": loss, "gradients": gradients, "statistics": moved}
-        logits, sites = capture.run(model, params, fields["image"], tap=Tap(read=model.sites))
+        logits, sites = capture.apply(model, params, fields["image"], tap=Tap(read=model.sites))
         return {"logits": logits, "sites": sites, "loss": loss, "gradients": gradients}
 
     return compute

@@ -132,7 +132,7 @@ def ours(cfg: Any) -> Any:
     @jax.jit
     def compute(params: Any) -> dict[str, Any]:
         tap = Tap(read=("embed", "block.resid_post"))
-        logits, read = capture.run(model, params, rows["tokens"], tap=tap)
+        logits, read = capture.apply(model, params, rows["tokens"], tap=tap)
 
         def mean(params: Any) -> jax.Array:
             total, weight, *_ = loss_fn(params, rows, None)

@@ -153,7 +153,7 @@ def test_running_statistics_move_and_are_in_the_checkpoint_that_a_later_run_open
 def test_views_of_an_image_are_repeated_and_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
     monkeypatch.setattr(stage, "train", lambda *args, **options: asked.update(options) or asked["make_params"]())
-    monkeypatch.setattr(image_classifier, "whole", lambda done: done)
+    monkeypatch.setattr(image_classifier, "evaluated", lambda done: done)
     setup = Setup(vit.ViT(vit.tiny()), config(repeats=3, mix=Mix()), tmp_path)
     setup.fit(tmp_path, lambda step, params: {}, {})
     assert (asked["batches"].batches.repeats, asked["batches"].mix) == (3, Mix())
@@ -190,4 +190,4 @@ def test_a_run_that_goes_on_opens_nothing_that_is_pretrained(tmp_path: Path, mon
     with pytest.raises(CheckpointError, match="gone does not exist"):
         Setup(resnet.ResNet(resnet.tiny()), cfg, tmp_path / "run")
     monkeypatch.setattr(image_classifier.seal, "steps", lambda directory: [3] if directory.parent.name == "run" else [])
-    assert Setup(resnet.ResNet(resnet.tiny()), cfg, tmp_path / "run").found is None
+    assert Setup(resnet.ResNet(resnet.tiny()), cfg, tmp_path / "run").pretrained is None

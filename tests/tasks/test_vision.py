@@ -109,7 +109,7 @@ def test_images_that_are_shown_otherwise_than_they_were_are_told_of(
         "--data.stretch true"
     )
     assert text in caplog.text
-    options = text.partition("alike: ")[2].split()
+    options = text.partition("add: ")[2].split()
     alike = apply_overrides(Shown(pictures.Config(size=64)), options).data
     assert vision_models.remind(found, alike) == ""
     assert vision_models.as_trained(found, pictures.Config()) == replace(alike, size=28)
@@ -132,7 +132,7 @@ def test_what_is_not_there_or_reads_no_images_is_refused(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match="does not exist"):
         vision_models.load(tmp_path / "nothing")
     leave_run(tmp_path / "text", decoder.Decoder(decoder.tiny()), {"embed": np.ones((2, 2), np.float32)})
-    with pytest.raises(CheckpointError, match="text trained a Decoder, which has no features of an image"):
+    with pytest.raises(CheckpointError, match="text trained a Decoder, which does not read images"):
         vision_models.load(tmp_path / "text")
 
 
