@@ -11,7 +11,7 @@ Idea: a backbone that learnt without labels is judged by how few of them a logis
 
     python -m experiments.vision.linear_probe --models runs/simclr
     python -m experiments.vision.linear_probe --models runs/simclr0,runs/simclr1,runs/simclr2  # the table below
-    python -m experiments.vision.linear_probe --models facebook/dinov2-small --data.kind folder --data.path photos
+    python -m experiments.vision.linear_probe --models facebook/dinov2-base --data.source folder --data.source.path pets
 
 Draw d reads run d of `--models` (in turn), and untrained weights of seed d. Features are standardised by the moments of
 all training images, which needs no label; the strength of the penalty is chosen on the whole validation split.

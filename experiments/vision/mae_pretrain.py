@@ -4,8 +4,8 @@ Paper: He et al. 2022. Idea: three patches in four are taken out; the encoder se
 and a small decoder draws the missing ones. The decoder is thrown away, and the encoder is trained on by
 `experiments.vision.vit_finetune --init.from WORKDIR`.
 
-    ./launch.sh local experiments.vision.mae_pretrain --data.download true                        # ViT-B/16, 800 epochs
-    ./launch.sh local experiments.vision.mae_pretrain --config large --data.kind folder --data.path photos
+    ./launch.sh local experiments.vision.mae_pretrain --data.source.download true    # ViT-B/16, 800 epochs
+    ./launch.sh local experiments.vision.mae_pretrain --config large --data.source folder --data.source.path photos
     ./launch.sh local experiments.vision.mae_pretrain --config demo --workdir runs/mae_demo       # two cores, minutes
 
 The default is the paper's (table 8): AdamW 0.9/0.95, rate 1.5e-4 · batch / 256 = 2.4e-3 at batch 4096, decay 0.05, 40

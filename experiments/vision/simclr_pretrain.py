@@ -5,8 +5,8 @@ view's partner among all other views of the batch. What is left to tell them by 
 away, and a linear classifier on the features under it needs few labels (`experiments.vision.linear_probe`).
 
     ./launch.sh local experiments.vision.simclr_pretrain --config digits --workdir runs/simclr  # two cores, two minutes
-    ./launch.sh local experiments.vision.simclr_pretrain --config cifar10 --data.download true      # one GPU
-    ./launch.sh local experiments.vision.simclr_pretrain --data.kind folder --data.path photos      # the paper's recipe
+    ./launch.sh local experiments.vision.simclr_pretrain --config cifar10 --data.source.download true      # one GPU
+    ./launch.sh local experiments.vision.simclr_pretrain --data.source folder --data.source.path photos  # the paper's
 
 The default is the paper's: ResNet-50, 1000 epochs of 4096 images, LARS at 0.3 · batch / 256 = 4.8 and decay 1e-6, 10
 epochs of warm-up, a cosine, temperature 0.1, full jitter and blur (section 2.3); 69.3 % top-1 on ImageNet from a linear
@@ -150,7 +150,8 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     train = pictures.training(cfg.data, data_dir)
     batches = stage.batches(cfg, train)
     # the same two views of every image, whenever they are asked for
-    held_out = pictures.Training(pictures.pictures(cfg.data, "validation", data_dir), cfg.data)
+    images = pictures.pictures(cfg.data, "validation", data_dir)
+    held_out = pictures.Training(images, cfg.data, pictures.labels(images, cfg.data))
 
     model, key = SimCLR(models.of(cfg.backbone), cfg.out), jax.random.key(cfg.seed)
     loss = nt_xent(model.apply, temperature=cfg.temperature)

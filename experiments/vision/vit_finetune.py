@@ -3,7 +3,7 @@
 Papers: He et al. 2022, appendix A.2 (after masked pretraining), Dosovitskiy et al. 2021 (at a higher resolution: the
 table of positions is resized), Clark et al. 2020 (a smaller rate for every lower layer).
 
-    ./launch.sh local experiments.vision.vit_finetune --init.from runs/mae --data.kind folder --data.path photos
+    ./launch.sh local experiments.vision.vit_finetune --init.from runs/mae --data.source folder --data.source.path pets
     ./launch.sh local experiments.vision.vit_finetune --init.from google/vit-base-patch16-224 --pool cls --data.size 384
     ./launch.sh local experiments.vision.vit_finetune --config demo --init.from runs/mae_demo      # two cores, a minute
 

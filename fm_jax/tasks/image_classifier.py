@@ -93,8 +93,9 @@ class Setup:
         self.cfg, self.mesh, self.rates = cfg, stage.open_mesh(cfg), rates(cfg)
         data_dir = cfg.data_dir or workdir / "data"
         opened = {split: pictures.pictures(cfg.data, split, data_dir) for split in pictures.SPLITS}
-        self.splits = {split: pictures.Evaluation(shown, cfg.data) for split, shown in opened.items()}
-        self.train = pictures.Training(opened["train"], cfg.data)
+        labels = pictures.labels(opened["train"], cfg.data)
+        self.splits = {split: pictures.Evaluation(shown, cfg.data, labels) for split, shown in opened.items()}
+        self.train = pictures.Training(opened["train"], cfg.data, labels)
         count, names = self.train.limits["label"], opened["train"].classes
         if count < 2:  # of whatever image it would be right, at a loss of 0
             raise DataError(f"{self.train.name} has one class, {names[0]!r}: is it the folder of the classes' folders?")
