@@ -32,6 +32,7 @@ import numpy as np
 
 from fm_jax import cli
 from fm_jax.core.errors import ConfigError
+from fm_jax.data.images import folder as image_folder
 from fm_jax.data.images import photographs, pictures, views
 from fm_jax.data.stream.loader import Batches
 from fm_jax.data.stream.source import Source
@@ -99,11 +100,8 @@ def shape(cfg: Config, folder: Path, name: Name) -> pictures.Config:
     """Return the source's config for one recipe."""
     recipes = {"imagenet": views.imagenet(), "finetune": views.finetune(), "simclr": views.simclr()}
     recipe = recipes.get(name, views.Recipe())
-    splits = ("train", "train", "train")
     return pictures.Config(
-        kind="folder",
-        path=folder,
-        splits=splits,
+        image_folder.Config(folder, splits=("train", "train", "train")),
         size=cfg.size,
         mean=pictures.IMAGENET_MEAN,
         std=pictures.IMAGENET_STD,

@@ -3,10 +3,10 @@
 Paper: Tan & Le 2019. Idea: B0 was found by architecture search. The larger models scale its depth, width and image size
 together, each by a fixed power of one number. This gives more accuracy than scaling one of them alone.
 
-    ./launch.sh local experiments.vision.efficientnet_imagenet --data.download true                       # B0
-    ./launch.sh local experiments.vision.efficientnet_imagenet --config b3 --data.kind folder --data.path photos
+    ./launch.sh local experiments.vision.efficientnet_imagenet --data.source.download true                       # B0
+    ./launch.sh local experiments.vision.efficientnet_imagenet --config b3 --data.source folder --data.source.path pets
     ./launch.sh local experiments.vision.efficientnet_imagenet --config demo --workdir runs/digits  # two cores, minutes
-    ./launch.sh local experiments.vision.efficientnet_imagenet --init.from google/efficientnet-b0 --data.kind folder …
+    ./launch.sh local experiments.vision.efficientnet_imagenet --init.from google/efficientnet-b0 --data.source folder …
 
 The defaults are the paper's (section 5.2): RMSProp with decay 0.9 and momentum 0.9, weight decay 1e-5, learning rate
 0.256 multiplied by 0.97 every 2.4 epochs, dropout 0.2 (0.5 for B7), stochastic depth 0.2. The paper does not give the

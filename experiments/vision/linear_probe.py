@@ -11,7 +11,7 @@ Five methods get the same labelled images; the first three train only a logistic
 
     python -m experiments.vision.linear_probe --models runs/simclr
     python -m experiments.vision.linear_probe --models runs/simclr0,runs/simclr1,runs/simclr2  # the table below
-    python -m experiments.vision.linear_probe --models facebook/dinov2-small --data.kind folder --data.path photos
+    python -m experiments.vision.linear_probe --models facebook/dinov2-base --data.source folder --data.source.path pets
 
 Draw d of the labels uses model d of `--models` (in turn), or random weights of seed d. Features are standardised with
 the mean and variance of all training images, which need no labels. The regularisation strength is chosen on the full

@@ -4,8 +4,8 @@ Paper: He et al. 2022. Idea: 75 % of the patches are masked. The encoder reads o
 a small decoder reconstructs the masked ones. After pretraining the decoder is dropped, and the encoder is finetuned by
 `experiments.vision.vit_finetune --init.from WORKDIR`.
 
-    ./launch.sh local experiments.vision.mae_pretrain --data.download true                        # ViT-B/16, 800 epochs
-    ./launch.sh local experiments.vision.mae_pretrain --config large --data.kind folder --data.path photos
+    ./launch.sh local experiments.vision.mae_pretrain --data.source.download true    # ViT-B/16, 800 epochs
+    ./launch.sh local experiments.vision.mae_pretrain --config large --data.source folder --data.source.path photos
     ./launch.sh local experiments.vision.mae_pretrain --config demo --workdir runs/mae_demo       # two cores, minutes
 
 The default is the paper's recipe (table 8): AdamW 0.9/0.95, learning rate 1.5e-4 · batch size / 256 = 2.4e-3 at batch

@@ -3,9 +3,9 @@
 Paper: He et al. 2016. Idea: each block learns a residual that is added to its input, which makes deep networks easier
 to train. Without these shortcuts, a deeper network ends at a higher training loss than a shallower one.
 
-    ./launch.sh local experiments.vision.resnet_imagenet --data.download true                           # ResNet-50
-    ./launch.sh local experiments.vision.resnet_imagenet --config modern --data.kind folder --data.path photos
-    ./launch.sh local experiments.vision.resnet_imagenet --config cifar10 --data.download true      # ResNet-20, one GPU
+    ./launch.sh local experiments.vision.resnet_imagenet --data.source.download true      # ResNet-50
+    ./launch.sh local experiments.vision.resnet_imagenet --config modern --data.source folder --data.source.path photos
+    ./launch.sh local experiments.vision.resnet_imagenet --config cifar10 --data.source.download true  # ResNet-20, GPU
     ./launch.sh local experiments.vision.resnet_imagenet --config demo --workdir runs/digits       # two cores, a minute
     ./launch.sh local experiments.vision.resnet_imagenet --config plain44    # beside plain20, residual20 and residual44
 
@@ -123,7 +123,7 @@ def deep(layers: int, shortcut: Literal["pad", "none"]) -> Config:
     """Return a network of 8 channels, with or without shortcuts, on generated scenes of 24 × 24 pixels."""
     return Config(
         backbone=resnet.cifar(layers, 8, shortcut),
-        data=pictures.Config(kind="scenes", scene=scenes.Config(), size=24),
+        data=pictures.Config(scenes.Config(), size=24),
         fit=loop.FitConfig(640, log_every=20),
         learning_rate=0.05,
         batch_size=64,

@@ -6,8 +6,8 @@ has to use the content. The head is dropped after pretraining, and a linear clas
 (`experiments.vision.linear_probe`).
 
     ./launch.sh local experiments.vision.simclr_pretrain --config digits --workdir runs/simclr  # two cores, two minutes
-    ./launch.sh local experiments.vision.simclr_pretrain --config cifar10 --data.download true      # one GPU
-    ./launch.sh local experiments.vision.simclr_pretrain --data.kind folder --data.path photos      # the paper's recipe
+    ./launch.sh local experiments.vision.simclr_pretrain --config cifar10 --data.source.download true      # one GPU
+    ./launch.sh local experiments.vision.simclr_pretrain --data.source folder --data.source.path photos  # the paper's
 
 The default is the paper's recipe (section 2.3): ResNet-50, batch size 4096, 1000 epochs, LARS with learning rate 0.3 ·
 batch size / 256 = 4.8 and weight decay 1e-6, 10 epochs of warm-up, cosine schedule, temperature 0.1, full colour jitter
@@ -153,7 +153,8 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     train = pictures.training(cfg.data, data_dir)
     batches = stage.batches(cfg, train)
     # the same two views of every image, whenever they are asked for
-    held_out = pictures.Training(pictures.pictures(cfg.data, "validation", data_dir), cfg.data)
+    images = pictures.pictures(cfg.data, "validation", data_dir)
+    held_out = pictures.Training(images, cfg.data, pictures.labels(images, cfg.data))
 
     model, key = SimCLR(models.of(cfg.backbone), cfg.out), jax.random.key(cfg.seed)
     loss = nt_xent(model.apply, temperature=cfg.temperature)

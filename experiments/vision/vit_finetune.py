@@ -4,7 +4,7 @@ Papers: He et al. 2022, appendix A.2 (finetuning after masked pretraining), Doso
 resolution: position embeddings are interpolated), Clark et al. 2020 (layer-wise learning-rate decay). Idea: a
 pretrained encoder with a new head needs fewer labels and steps than a model trained from scratch.
 
-    ./launch.sh local experiments.vision.vit_finetune --init.from runs/mae --data.kind folder --data.path photos
+    ./launch.sh local experiments.vision.vit_finetune --init.from runs/mae --data.source folder --data.source.path pets
     ./launch.sh local experiments.vision.vit_finetune --init.from google/vit-base-patch16-224 --pool cls --data.size 384
     ./launch.sh local experiments.vision.vit_finetune --config demo --init.from runs/mae_demo      # two cores, a minute
 

@@ -4,8 +4,8 @@ Papers: Dosovitskiy et al. 2021 (the model), Touvron et al. 2021 (DeiT: the reci
 is a sequence of patches, and a Transformer reads it like a sentence. The model has no built-in locality, so it needs
 many images or strong augmentation.
 
-    ./launch.sh local experiments.vision.vit_imagenet --data.download true                           # ViT-B/16
-    ./launch.sh local experiments.vision.vit_imagenet --config small --data.kind folder --data.path photos
+    ./launch.sh local experiments.vision.vit_imagenet --data.source.download true                           # ViT-B/16
+    ./launch.sh local experiments.vision.vit_imagenet --config small --data.source folder --data.source.path photos
     ./launch.sh local experiments.vision.vit_imagenet --config demo --workdir runs/digits          # two cores, a minute
 
 The default is DeiT-B's recipe (table 9): AdamW, learning rate 5e-4 · batch size / 512 = 1e-3, weight decay 0.05, batch

@@ -50,37 +50,40 @@ class Preprocessing:
     size: int  # S: pixels of a side
     mean: Triple  # of values in 0 to 1
     std: Triple
-    middle: float = 1.0  # share of the scaled side that is seen
+    center_crop: float = 1.0  # share of the scaled side that is seen
     interpolation: Interpolation = "bilinear"
     stretch: bool = False  # scale both sides to the same length, whatever the form; else the shorter one
 
     def __post_init__(self) -> None:
         """Refuse what shows nothing."""
-        if not 0 < self.size < _LARGEST or not 0 < self.middle <= 1:
-            raise ConfigError(f"size {self.size} must be above 0 and below {_LARGEST}, middle {self.middle} in (0, 1]")
+        if not 0 < self.size < _LARGEST or not 0 < self.center_crop <= 1:
+            raise ConfigError(
+                f"size {self.size} must be above 0 and below {_LARGEST}, center_crop {self.center_crop} in (0, 1]"
+            )
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
             raise ConfigError(f"mean {self.mean} must be finite, and std {self.std} above 0")
 
     @property
     def scaled(self) -> int:
         """Return how long the shorter side (both, where they are stretched) is before the middle is cut out."""
-        return round(self.size / self.middle)
+        return round(self.size / self.center_crop)
 
     def view(self, image: np.ndarray) -> np.ndarray:
         """Return float32 [S, S, 3] of a uint8 image [H, W, 3], as transformers' processors do with Pillow."""
         how: dict[str, Any] = {"interpolation": self.interpolation, "stretch": self.stretch}
-        return normalise(augment.centre(image, self.size, self.middle, **how), self.mean, self.std)
+        crop, _ = augment.centre(image, self.size, self.center_crop, **how)
+        return normalise(crop, self.mean, self.std)
 
 
 def of(cfg: pictures.Config) -> Preprocessing:
     """Return what `pictures.Evaluation` shows of an image."""
-    return Preprocessing(cfg.size, cfg.mean, cfg.std, cfg.middle, cfg.recipe.interpolation, cfg.stretch)
+    return Preprocessing(cfg.size, cfg.mean, cfg.std, cfg.center_crop, cfg.recipe.interpolation, cfg.stretch)
 
 
 def onto(cfg: pictures.Config, found: Preprocessing) -> pictures.Config:
     """Return the config with which `pictures.Evaluation` shows what a checkpoint wants to see."""
     recipe = replace(cfg.recipe, interpolation=found.interpolation)
-    shown = {name: getattr(found, name) for name in ("size", "mean", "std", "middle", "stretch")}
+    shown = {name: getattr(found, name) for name in ("size", "mean", "std", "center_crop", "stretch")}
     return replace(cfg, recipe=recipe, **shown)
 
 

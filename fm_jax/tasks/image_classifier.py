@@ -95,8 +95,9 @@ class Setup:
         self.cfg, self.mesh, self.rates = cfg, stage.open_mesh(cfg), rates(cfg)
         data_dir = cfg.data_dir or workdir / "data"
         opened = {split: pictures.pictures(cfg.data, split, data_dir) for split in pictures.SPLITS}
-        self.splits = {split: pictures.Evaluation(shown, cfg.data) for split, shown in opened.items()}
-        self.train = pictures.Training(opened["train"], cfg.data)
+        labels = pictures.labels(opened["train"], cfg.data)
+        self.splits = {split: pictures.Evaluation(shown, cfg.data, labels) for split, shown in opened.items()}
+        self.train = pictures.Training(opened["train"], cfg.data, labels)
         count, names = self.train.limits["label"], opened["train"].classes
         if count < 2:  # every prediction would be right, with loss 0
             raise DataError(

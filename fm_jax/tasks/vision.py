@@ -80,7 +80,9 @@ def as_trained(found: Pretrained, data: pictures.Config) -> pictures.Config:
         return data
     wanted, plain = preprocessing.onto(data, found.preprocessing), pictures.Config()
     names = [
-        name for name in ("size", "mean", "std", "middle", "stretch") if getattr(data, name) == getattr(plain, name)
+        name
+        for name in ("size", "mean", "std", "center_crop", "stretch")
+        if getattr(data, name) == getattr(plain, name)
     ]
     recipe = wanted.recipe if data.recipe.interpolation == plain.recipe.interpolation else data.recipe
     return replace(data, recipe=recipe, **{name: getattr(wanted, name) for name in names})
@@ -92,8 +94,8 @@ def remind(found: Pretrained, data: pictures.Config) -> str:
         return ""
     seen, like = found.preprocessing, preprocessing.onto(data, found.preprocessing)
     same = {"size"}  # that is a matter of choice
-    if round(seen.size / data.middle) == seen.scaled:  # a folder has whole pixels: 274 of 240 / 0.875
-        same.add("middle")
+    if round(seen.size / data.center_crop) == seen.scaled:  # a folder has whole pixels: 274 of 240 / 0.875
+        same.add("center_crop")
     wanted = {name: words for name, words in changes(data, like).items() if name not in same}
     if not wanted:
         return ""

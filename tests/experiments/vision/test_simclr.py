@@ -31,7 +31,9 @@ def test_parts_of_a_batch_are_refused() -> None:
 
 def test_small_views_that_nothing_would_read_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"data\.recipe\.small must be 0, not 2"):
-        replace(simclr_pretrain.debug(), data=pictures.Config(recipe=replace(views.digits(2), small=2, place="crop")))
+        replace(
+            simclr_pretrain.debug(), data=pictures.Config(recipe=replace(views.digits(2), small=2, geometry="crop"))
+        )
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_before_anything_is_made(tmp_path: Path) -> None:
