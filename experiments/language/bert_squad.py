@@ -61,7 +61,7 @@ from fm_jax.models.language.span import SpanFinder
 from fm_jax.objectives.span import span
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.tasks import language
-from fm_jax.tasks.init import Init
+from fm_jax.tasks.init import Init, resumes
 from fm_jax.train import loop, stage, state
 from fm_jax.worlds.language import people
 
@@ -139,7 +139,7 @@ def debug() -> Config:
     return Config(model=model, data=data, fit=fit, batch_size=32, learning_rate=1e-3)
 
 
-def open_reader(cfg: Config, train: Sequence[Question], mesh: Mesh) -> Reader:
+def open_reader(cfg: Config, train: Sequence[Question], mesh: Mesh, *, resumed: bool = False) -> Reader:
     """Open a pretrained model; without one, train a tokenizer for a randomly initialised model."""
     length = cfg.data.window.length
     if cfg.init.from_ is None:
@@ -147,7 +147,7 @@ def open_reader(cfg: Config, train: Sequence[Question], mesh: Mesh) -> Reader:
         texts = [*contexts, *(question.text for question in train)]
         learnt = tokenizer.train_wordpiece(texts, cfg.model.vocab_size)
         return Reader(SpanFinder(encoder.Encoder(replace(cfg.model, max_length=length)), cfg.model.dropout), learnt, {})
-    pretrained = language.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh)
+    pretrained = language.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh, shapes=resumed)
     backbone, params = pretrained.backbone()
     if not isinstance(backbone, encoder.Encoder):
         raise ConfigError(
@@ -184,7 +184,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Train, answer the other splits' questions, and write predictions.json, results.json and a picture."""
     mesh, key = stage.open_mesh(cfg), jax.random.key(cfg.seed)
     questions = load(cfg.data, cfg.data_dir or workdir / "data")
-    reader = open_reader(cfg, questions["train"], mesh)
+    reader = open_reader(cfg, questions["train"], mesh, resumed=resumes(workdir))
     reader.tokenizer.save(workdir / "tokenizer")
     windows = {
         split: squad.Windows(some, reader.tokenizer, cfg.data.window, name=split) for split, some in questions.items()

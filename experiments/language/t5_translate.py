@@ -57,7 +57,7 @@ from fm_jax.objectives.seq2seq import seq2seq
 from fm_jax.ops.positions import Buckets
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.tasks import language
-from fm_jax.tasks.init import Init
+from fm_jax.tasks.init import Init, resumes
 from fm_jax.train import log, loop, stage, state
 from fm_jax.worlds.language import translation as world
 
@@ -175,7 +175,7 @@ class Opened(NamedTuple):
     params: Params | None
 
 
-def open_model(cfg: Config, train: Parallel, mesh: jax.sharding.Mesh) -> Opened:
+def open_model(cfg: Config, train: Parallel, mesh: jax.sharding.Mesh, *, resumed: bool = False) -> Opened:
     """Open a pretrained model; without one, train a tokenizer for a randomly initialised model."""
     room = cfg.target_length + 1
     if cfg.init.from_ is None:
@@ -184,13 +184,14 @@ def open_model(cfg: Config, train: Parallel, mesh: jax.sharding.Mesh) -> Opened:
         # one sentinel: T5's layout, with the padding token 0 and </s> 1
         learnt = tokenizer.train(texts, cfg.model.vocab_size, sentinels=1)
         return Opened(encoder_decoder.EncoderDecoder(replace(cfg.model, max_length=room)), learnt, None)
-    pretrained = language.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh)
+    pretrained = language.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh, shapes=resumed)
     if not isinstance(pretrained.module, encoder_decoder.EncoderDecoder) or pretrained.tokenizer is None:
         kind = type(pretrained.module).__name__
         raise ConfigError(f"{cfg.init.from_} is a {kind}, not an encoder-decoder; give a T5 or mT5")
     shape = encoder_decoder.with_dropout(pretrained.module.cfg, cfg.model.dropout)
     shape = replace(shape, dtype=cfg.model.dtype, remat=cfg.model.remat, max_length=room)
-    return Opened(encoder_decoder.EncoderDecoder(shape), pretrained.tokenizer, pretrained.params)
+    weights = None if resumed else pretrained.params  # a resumed run has its own
+    return Opened(encoder_decoder.EncoderDecoder(shape), pretrained.tokenizer, weights)
 
 
 def rows(cfg: Config, pairs: Parallel, tokenizer: tokenizer.Tokenizer) -> parallel.Pairs:
@@ -206,7 +207,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         raise ConfigError("translation runs in one process; start one process with all devices of its machine")
     mesh, key, started = stage.open_mesh(cfg), jax.random.key(cfg.seed), time.perf_counter()
     data = load(cfg.data)
-    model, learnt_tokenizer, pretrained = open_model(cfg, data.train, mesh)
+    model, learnt_tokenizer, pretrained = open_model(cfg, data.train, mesh, resumed=resumes(workdir))
     learnt_tokenizer.save(workdir / "tokenizer")
     train, validation, test = (rows(cfg, pairs, learnt_tokenizer) for pairs in (data.train, data.validation, data.test))
     watched = data.validation.head(cfg.watched)

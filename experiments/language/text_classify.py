@@ -41,7 +41,7 @@ from fm_jax.hub import adapter, families
 from fm_jax.hub import pretrained as public
 from fm_jax.peft import lora as adapters
 from fm_jax.tasks import language, text_classifier
-from fm_jax.tasks.init import Init
+from fm_jax.tasks.init import Init, resumes
 from fm_jax.tasks.text_classifier import Setup
 from fm_jax.train import loop, stage
 
@@ -83,7 +83,8 @@ def check_export(folder: Path, setup: Setup) -> None:
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Finetune, evaluate on validation and test, and write results.json (and the adapter for LoRA)."""
-    mesh, pretrained = stage.open_mesh(cfg), language.load(cfg.init.source, revision=cfg.init.revision)
+    mesh = stage.open_mesh(cfg)
+    pretrained = language.load(cfg.init.source, revision=cfg.init.revision, shapes=resumes(workdir))
     task = labelled.load(cfg.data, cfg.data_dir or workdir / "data")
     few = docstrings.few(task.train, cfg.labels, seed=cfg.seed) if cfg.labels else task.train
     setup = Setup(pretrained, task.classes, cfg, mesh)

@@ -53,7 +53,7 @@ from fm_jax.models.vision import vit
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.tasks import image_classifier
 from fm_jax.tasks import vision as vision_models
-from fm_jax.tasks.init import Init
+from fm_jax.tasks.init import Init, resumes
 from fm_jax.train import loop, stage
 
 
@@ -111,7 +111,7 @@ CONFIGS: dict[str, Callable[[], Config]] = {"default": config, "demo": demo, "de
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Finetune, evaluate, and return the metrics, also written to results.json."""
-    pretrained = vision_models.load(cfg.init.source, revision=cfg.init.revision)
+    pretrained = vision_models.load(cfg.init.source, revision=cfg.init.revision, shapes=resumes(workdir))
     backbone = vit.ViT(adapted(pretrained, cfg))
     saved = to_dict(cfg) | {"backbone": to_dict(backbone.cfg)}
     if cfg.method == "scratch":

@@ -60,6 +60,7 @@ def load(
     mesh: Mesh | None = None,
     revision: str | None = None,
     ignore: Iterable[str] = (),
+    shapes: bool = False,
 ) -> Pretrained:
     """Read a folder, or fetch a public checkpoint by name and read that.
 
@@ -70,6 +71,8 @@ def load(
         revision: of a checkpoint fetched by name: a commit, or a branch or tag, whose commit is printed.
         ignore: fields of config.json that are unknown here and change no number; or preprocessor_config.json, to do
             without it.
+
+        shapes: give the parameters' shapes and read no weights: enough for a run that is resumed.
 
     Raises:
         CheckpointError: anything missing, damaged, unsupported or unaccounted for, before memory is taken.
@@ -82,7 +85,8 @@ def load(
     names = family.table(module)
     wanted = families.abstract(module, dtype, mesh)
     found, seen = _tokenizer(folder, module), _preprocessing(folder, module, config.kind, ignore)
-    return Pretrained(module, table.read(names, wanted, weights), found, _labels(config), seen)
+    params = wanted if shapes else table.read(names, wanted, weights)
+    return Pretrained(module, params, found, _labels(config), seen)
 
 
 def save(

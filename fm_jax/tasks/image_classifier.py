@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from fm_jax.checkpoint import seal, surgery
+from fm_jax.checkpoint import surgery
 from fm_jax.core import statistics, tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError, DataError
@@ -26,7 +26,7 @@ from fm_jax.models.vision.vit import ViT
 from fm_jax.objectives.classify import softmax
 from fm_jax.optim import schedule
 from fm_jax.tasks import vision as vision_models
-from fm_jax.tasks.init import Init
+from fm_jax.tasks.init import Init, resumes
 from fm_jax.train import loop, stage, state
 
 
@@ -106,7 +106,7 @@ class Setup:
         self.classes = (*names, *(f"class {number}" for number in range(len(names), count)))
         self.model = ImageClassifier(backbone, count, cfg.dropout)
         # a resumed run reads its own checkpoint instead
-        if pretrained is None and cfg.init.from_ is not None and not seal.steps(workdir / "checkpoints"):
+        if pretrained is None and cfg.init.from_ is not None and not resumes(workdir):
             pretrained = vision_models.load(cfg.init.from_, revision=cfg.init.revision)
         if pretrained is not None:
             vision_models.remind(pretrained, cfg.data)

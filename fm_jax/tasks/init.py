@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from fm_jax.checkpoint import model as models
-from fm_jax.checkpoint import read
+from fm_jax.checkpoint import read, seal
 from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Params
@@ -67,6 +67,11 @@ class EarlierRun:
         """
         part = "params" if self.config.get("ema_decay") is None else "ema"
         return read.load_params(self.workdir / "checkpoints", self.step, part=part, combine=combine)
+
+
+def resumes(workdir: Path) -> bool:
+    """Return whether a run has a checkpoint of its own to go on from: it then needs no pretrained weights."""
+    return bool(seal.steps(workdir / "checkpoints"))
 
 
 def open_run(source: str | Path, revision: str | None = None, step: str = "best") -> EarlierRun | None:

@@ -11,6 +11,7 @@ from fm_jax.core import types
 from fm_jax.core.errors import CheckpointError, ConfigError, DataError
 from fm_jax.core.types import Params
 from fm_jax.data.text import tokenizer as tokenizers
+from fm_jax.hub import families
 from fm_jax.hub import pretrained as public
 from fm_jax.hub.pretrained import Dtype, Pretrained
 from fm_jax.layers.readout import Hidden, Pool
@@ -24,7 +25,12 @@ Head = Literal["default", "mean", "last", "first"]
 
 
 def load(
-    source: str | Path, *, revision: str | None = None, dtype: Dtype | None = None, mesh: Mesh | None = None
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: Dtype | None = None,
+    mesh: Mesh | None = None,
+    shapes: bool = False,
 ) -> Pretrained:
     """Read the best checkpoint of a run (the last, if none was evaluated), or a public checkpoint.
 
@@ -34,28 +40,29 @@ def load(
         revision: commit, branch or tag of OWNER/NAME.
         dtype: computation dtype, and the dtype of a folder's parameters. None: a run's own; float32 for a folder.
         mesh: shards a folder's parameters; those of a run go to the first local device.
+        shapes: give the parameters' shapes and read no weights: enough for a run that is resumed.
 
     Raises:
         CheckpointError: the source is missing or damaged, its run is not a language model, or it has no tokenizer.
     """
     if (run := open_run(source, revision)) is None:
-        loaded = public.load(source, dtype=dtype or "float32", mesh=mesh, revision=revision)
+        loaded = public.load(source, dtype=dtype or "float32", mesh=mesh, revision=revision, shapes=shapes)
         if loaded.tokenizer is None:
             raise CheckpointError(
                 f"{source} has no tokenizer.json, which is needed to read text; copy the model's file there"
             )
         return loaded
-    trained = of_run(run)
+    trained = of_run(run, shapes=shapes)
     return replace(trained, module=public.computing(trained.module, dtype)) if dtype else trained
 
 
-def of_run(run: EarlierRun) -> Pretrained:
-    """Return the language model that a run of lm_, bert_, t5_pretrain or t5_translate trained.
+def of_run(run: EarlierRun, *, shapes: bool = False) -> Pretrained:
+    """Return the language model that a run of lm_, bert_, t5_pretrain or t5_translate trained; `shapes` as in `load`.
 
     Raises:
         CheckpointError: the run is not a language model, or its tokenizer is missing or does not fit.
     """
-    module, params = run.model(), run.params()
+    module = run.model()
     if isinstance(types.backbone(module), types.Featured):
         raise CheckpointError(f"{run.workdir} trained a {type(module).__name__}, which reads images, not text")
     try:
@@ -63,7 +70,7 @@ def of_run(run: EarlierRun) -> Pretrained:
         tokenizers.check_vocabulary(tokenizer, types.backbone(module).cfg.vocab_size)
     except DataError as error:
         raise CheckpointError(str(error)) from error
-    return Pretrained(module, params, tokenizer)
+    return Pretrained(module, families.abstract(module) if shapes else run.params(), tokenizer)
 
 
 def classifier(pretrained: Pretrained, classes: tuple[str, ...], head: Head = "default") -> tuple[Classifier, Params]:

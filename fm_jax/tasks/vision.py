@@ -22,7 +22,12 @@ Backbone = resnet.Config | efficientnet.Config | vit.Config  # the backbones tha
 
 
 def load(
-    source: str | Path, *, revision: str | None = None, dtype: Dtype = "float32", mesh: Mesh | None = None
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: Dtype = "float32",
+    mesh: Mesh | None = None,
+    shapes: bool = False,
 ) -> Pretrained:
     """Read the backbone of a run's best checkpoint (the last, if none was evaluated), or of a public checkpoint.
 
@@ -33,6 +38,7 @@ def load(
         revision: commit, branch or tag of OWNER/NAME.
         dtype: computation dtype, and the dtype of a folder's parameters.
         mesh: shards a folder's parameters; those of a run go to the first local device.
+        shapes: give the parameters' shapes and read no weights: enough for a run that is resumed.
 
     Returns:
         A module with `features(image) -> [B, D]`, and its parameters.
@@ -41,15 +47,18 @@ def load(
         CheckpointError: the source is missing or damaged, or its model does not read images.
     """
     run = open_run(source, revision)
-    found = of_run(run) if run else public.load(source, dtype=dtype, mesh=mesh, revision=revision)
+    if run is None:
+        found = public.load(source, dtype=dtype, mesh=mesh, revision=revision, shapes=shapes)
+    else:
+        found = of_run(run, shapes=shapes)
     module, params = found.backbone()
     if not isinstance(module, Featured):
         raise CheckpointError(f"{source} has a model of class {type(module).__name__}, which does not read images")
     return Pretrained(public.computing(module, dtype), params, None, preprocessing=found.preprocessing)
 
 
-def of_run(run: EarlierRun) -> Pretrained:
-    """Return the trained model of a run, in the form that is exported.
+def of_run(run: EarlierRun, *, shapes: bool = False) -> Pretrained:
+    """Return the trained model of a run, in the form that is exported; `shapes` as in `load`.
 
     This is a classifier with its class names, a masked autoencoder, or, for a contrastive run, its backbone.
 
@@ -59,10 +68,11 @@ def of_run(run: EarlierRun) -> Pretrained:
     module, bare = run.model(), backbone(run.model())
     if not isinstance(bare, Featured):
         raise CheckpointError(f"{run.workdir} trained a {type(module).__name__}, which does not read images")
-    params, seen, names = run.params(), preprocessing.of(_data(run)), tuple(run.meta.get("classes", ()))
+    seen, names = preprocessing.of(_data(run)), tuple(run.meta.get("classes", ()))
     if module is bare or any(family.writes(module) for family in families.FAMILIES):
-        return Pretrained(module, params, None, names, seen)
-    return Pretrained(bare, params["backbone"], None, preprocessing=seen)
+        return Pretrained(module, families.abstract(module) if shapes else run.params(), None, names, seen)
+    params = families.abstract(bare) if shapes else run.params()["backbone"]
+    return Pretrained(bare, params, None, preprocessing=seen)
 
 
 def images(source: str | Path) -> pictures.Config | None:

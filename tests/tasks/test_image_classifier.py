@@ -190,5 +190,5 @@ def test_a_run_that_goes_on_opens_nothing_that_is_pretrained(tmp_path: Path, mon
     cfg = config(init=Init(tmp_path / "gone"))
     with pytest.raises(CheckpointError, match="gone does not exist"):
         Setup(resnet.ResNet(resnet.tiny()), cfg, tmp_path / "run")
-    monkeypatch.setattr(image_classifier.seal, "steps", lambda directory: [3] if directory.parent.name == "run" else [])
+    monkeypatch.setattr(image_classifier, "resumes", lambda workdir: workdir.name == "run")
     assert Setup(resnet.ResNet(resnet.tiny()), cfg, tmp_path / "run").pretrained is None

@@ -173,3 +173,28 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"experiment": "experiments.language.lm_pretrain"}))
     with pytest.raises(CheckpointError, match="no sealed checkpoint"):
         language.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["run", "folder"])
+def test_a_resumed_run_reads_no_weights_of_what_it_started_from(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = drawn(Decoder(TINY))
+    if kind == "run":
+        leave_run(tmp_path / "old", Decoder(TINY), params)
+    else:
+        public.save(tmp_path / "old", Decoder(TINY), params, tokenizers.train(TEXTS, 258))
+    whole = language.load(tmp_path / "old")
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(public.table, "read", read)
+    monkeypatch.setattr("fm_jax.checkpoint.read.load_params", read)
+    with pytest.raises(AssertionError, match="weights were read"):
+        language.load(tmp_path / "old")
+    bare = language.load(tmp_path / "old", shapes=True)
+    assert bare.module == whole.module and bare.tokenizer is not None
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), bare.params) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), whole.params
+    )

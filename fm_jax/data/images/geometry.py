@@ -119,7 +119,7 @@ def _floats(values: np.ndarray, width: int, what: str) -> np.ndarray:
 
 
 def _inside(places: np.ndarray, height: int, width: int) -> np.ndarray:
-    return ((places >= 0) & (places < (width, height))).all(axis=1)
+    return np.logical_and.reduce((places >= 0) & (places < (width, height)), axis=1)
 
 
 def _moved(polygon: _Polygon, matrix: np.ndarray) -> _Polygon:
