@@ -119,7 +119,9 @@ def _floats(values: np.ndarray, width: int, what: str) -> np.ndarray:
 
 
 def _inside(places: np.ndarray, height: int, width: int) -> np.ndarray:
-    return np.logical_and.reduce((places >= 0) & (places < (width, height)), axis=1)
+    x, y = places.T
+    inside: np.ndarray = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    return inside
 
 
 def _moved(polygon: _Polygon, matrix: np.ndarray) -> _Polygon:
