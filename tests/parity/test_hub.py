@@ -161,6 +161,14 @@ def test_a_conversion_is_proved_by_the_comparison(tmp_path):
     assert list(measured["differences"]) == ["embed", "layer 0", "layer 1", "layer 2", "final", "logits"]
 
 
+def test_a_bare_encoder_is_proved_layer_by_layer(tmp_path):
+    build("bert-labels").base_model.save_pretrained(tmp_path / "theirs")
+    measured = hub_verify.run(hub_verify.Config(folder=str(tmp_path / "theirs")), tmp_path / "verify")
+    assert measured["model"] == "BertModel" and measured["first_wrong"] == ""
+    assert list(measured["differences"]) == ["embed", "layer 0", "layer 1", "final"]
+    small(measured["largest"], TOLERANCE)
+
+
 def _swapped(params, layer):
     """Swap q and k in one layer."""
     flat = tree.flatten(params)
