@@ -144,7 +144,7 @@ def test_a_run_on_images_becomes_a_public_folder(kind, tmp_path):
 
 def test_what_cannot_be_converted_is_refused_before_anything_is_written(tmp_path):
     make(tmp_path / "theirs", "gpt2")
-    with pytest.raises(CheckpointError, match="already exists"):
+    with pytest.raises(CheckpointError, match="exists already"):
         convert(tmp_path / "theirs", tmp_path / "theirs", tmp_path / "work")
     with pytest.raises(CheckpointError, match="does not exist"):
         convert(tmp_path / "a" / "b" / "nowhere", tmp_path / "ours", tmp_path / "work")
