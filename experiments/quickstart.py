@@ -161,9 +161,8 @@ def compare_method(
     cfg: Config, setup: Setup, task: labelled.Task, method: Method, drawn: Drawn, workdir: Path
 ) -> dict[str, Any]:
     """Choose a learning rate by validation accuracy, then measure the test accuracy of every budget and seed."""
-    fit = partial(
-        setup.fit, method, workdir=workdir, meta={}, store=False, writer=log.Tee([])
-    )  # short runs: nothing is saved
+    # short runs, of which nothing is stored
+    fit = partial(setup.fit, method, workdir=workdir, meta={}, store=False, writer=log.Tee([]))
     validation, test = setup.rows(task.validation, "validation"), setup.rows(task.test, "test")
     tuning = setup.rows(docstrings.few(task.train, cfg.tuning_labels, seed=cfg.tuning_seed), "tuning")
     tried, started = {}, time.perf_counter()

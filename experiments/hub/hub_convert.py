@@ -72,7 +72,7 @@ def debug() -> Config:
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Read, write, read again and compare; return sizes and times, also written to results.json."""
     if cfg.target.exists():
-        raise CheckpointError(f"--target {cfg.target} already exists; give another folder, or move it away")
+        raise CheckpointError(f"--target {cfg.target} exists already; give another folder, or move it away")
     started = time.perf_counter()
     print(f"reading {cfg.source}", flush=True)
     model, dtype = read(cfg)

@@ -76,7 +76,7 @@ def debug() -> Config:
 def check_export(folder: Path, setup: Setup) -> None:
     """Raise before any computation if the classifier could not be exported."""
     if folder.exists():
-        raise CheckpointError(f"--export {folder} already exists; give another folder, or move it away")
+        raise CheckpointError(f"--export {folder} exists already; give another folder, or move it away")
     fields = families.writing(setup.model).fields(setup.model)
     public.check_form(setup.model, fields | {"pad_token_id": setup.tokenizer.special("pad")})
 

@@ -76,9 +76,7 @@ TRAINED: tuple[Method, ...] = ("finetuned", "scratch")  # the other methods use 
 class Config(stage.Plan):
     """The models, data and methods to compare; the plan is for the networks that are trained."""
 
-    models: tuple[Path, ...] = (
-        Path("runs/simclr_pretrain"),
-    )  # runs or folders with one architecture; several: different seeds
+    models: tuple[Path, ...] = (Path("runs/simclr_pretrain"),)  # runs or folders of one architecture; several: seeds
     data: pictures.Config | None = None  # none: the run's own; fields left at their defaults follow the model
     labels: tuple[int, ...] = (1, 5, 20)  # per class; 0: all
     draws: int = 6  # random choices of the labelled images

@@ -74,9 +74,8 @@ class Setup:
         self.classes, self.cfg, self.mesh = classes, cfg, mesh
         self.model, self.given = language.classifier(pretrained, classes, cfg.head)
         backbone = self.model.backbone
-        paired = (
-            isinstance(backbone, Encoder) and backbone.cfg.num_types > 1
-        )  # the model has types for the texts of a pair
+        # token types mark the two texts of a pair
+        paired = isinstance(backbone, Encoder) and backbone.cfg.num_types > 1
         self.fields = ("tokens", "length", *(("types",) if paired else ()))
         self.inputs = (np.zeros((1, cfg.length), np.int32), np.ones(1, np.int32))
         self.layout = state.layout(self.model, self.inputs, mesh)
