@@ -113,7 +113,7 @@ class Setup:
     def batches(self, split: str) -> Iterator[Batch]:
         """Yield a split once, on the devices; of the training split at most `measured` images."""
         rows = spread(self.splits[split], self.cfg.measured) if split == "train" else self.splits[split]
-        yield from stage.once(self.cfg, rows, self.mesh)
+        yield from stage.one_pass(self.cfg, rows, self.mesh)
 
     def logits(self, params: Params, batch: Batch) -> jax.Array:
         """Return a batch's logits [B, C] in evaluation."""
