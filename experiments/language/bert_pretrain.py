@@ -162,7 +162,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         return state.init_params(model, inputs, key, mesh), {}
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
-        sums = runner.totals(evaluate, now.params, stage.once(cfg, validation, mesh))
+        sums = runner.totals(evaluate, now.params, stage.one_pass(cfg, validation, mesh))
         nll, count = sums["nll"]
         measured = {
             "nll": nll / count,
@@ -190,7 +190,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     )
     with jax.set_mesh(mesh):
         measured = validate(cfg.fit.num_steps, done)
-        measured |= baseline(text, choose, stage.once(cfg, validation, mesh))
+        measured |= baseline(text, choose, stage.one_pass(cfg, validation, mesh))
     results.write(workdir / "results.json", measured)
     if jax.process_index() == 0:
         report.loss_curves(

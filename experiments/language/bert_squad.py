@@ -174,7 +174,7 @@ def load(cfg: Data, data_dir: Path) -> dict[str, tuple[Question, ...]]:
 def decode(cfg: Config, logits: Any, params: Params, windows: squad.Windows, mesh: Mesh) -> dict[str, reading.Decoded]:
     """Run the model on all windows and return each question's best spans."""
     with jax.set_mesh(mesh):
-        stream = stage.once(cfg, windows, mesh, rows=max(_ROWS, cfg.batch_size))
+        stream = stage.one_pass(cfg, windows, mesh, rows=max(_ROWS, cfg.batch_size))
         both, _ = runner.predict(logits, params, stream, label="start")
     starts, ends = np.split(both, 2, axis=1)
     return reading.decode(starts, ends, windows, best=cfg.best, longest=cfg.longest)

@@ -145,7 +145,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
         params = now.params if now.ema is None else now.ema
-        sums = runner.totals(evaluate, params, stage.once(cfg, validation, mesh))
+        sums = runner.totals(evaluate, params, stage.one_pass(cfg, validation, mesh))
         nll, tokens = sums["nll"]
         return {
             "nll": nll / tokens,

@@ -148,7 +148,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         return state.init_params(model, inputs, key, mesh), {}
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
-        sums = runner.totals(evaluate, now.params, stage.once(cfg, validation, mesh))
+        sums = runner.totals(evaluate, now.params, stage.one_pass(cfg, validation, mesh))
         nll, count = sums["nll"]
         return {
             "nll": nll / count,
@@ -173,7 +173,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     )
     with jax.set_mesh(mesh):
         measured = validate(cfg.fit.num_steps, done)
-        read = partial(stage.once, cfg, validation, mesh)
+        read = partial(stage.one_pass, cfg, validation, mesh)
         text = runner.totals(evaluate, done.params, map(text_only, read()))
         log_frequencies = frequencies(train, cfg.model.vocab_size)
         baseline = unigram.measure(log_frequencies, targets, read())

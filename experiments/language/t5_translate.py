@@ -233,7 +233,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         return state.init_params(model, inputs, key, mesh), {}
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
-        measured = runner.evaluate(evaluate, now.params, stage.once(cfg, validation, mesh))
+        measured = runner.evaluate(evaluate, now.params, stage.one_pass(cfg, validation, mesh))
         measured |= scores.score(
             answer(now.params, texts=_texts(watched.sources)), _texts(watched.targets), tokenize=cfg.tokenize
         )

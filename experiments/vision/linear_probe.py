@@ -207,7 +207,7 @@ class Setup:
         return self.features("pretrained", 0)[0].labels
 
     def _once(self, source: Source) -> Iterator[Batch]:
-        return stage.once(self.cfg, source, self.mesh, rows=min(self.cfg.embed_batch, len(source)))
+        return stage.one_pass(self.cfg, source, self.mesh, rows=min(self.cfg.embed_batch, len(source)))
 
 
 def pooled(pretrained: Pretrained, pool: vit.Pool | None) -> Pretrained:

@@ -132,7 +132,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         return state.init_params(model, inputs, key, mesh, rngs=rngs), {}
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
-        return runner.evaluate(evaluate, now.params, stage.once(cfg, seen["validation"], mesh))
+        return runner.evaluate(evaluate, now.params, stage.one_pass(cfg, seen["validation"], mesh))
 
     done = stage.train(
         cfg,
@@ -153,8 +153,8 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         measured |= baselines(
             model,
             done.params,
-            stage.once(cfg, spread(seen["train"], cfg.known), mesh),
-            stage.once(cfg, seen["validation"], mesh),
+            stage.one_pass(cfg, spread(seen["train"], cfg.known), mesh),
+            stage.one_pass(cfg, seen["validation"], mesh),
         )
     results.write(workdir / "results.json", measured)
     if jax.process_count() == 1:

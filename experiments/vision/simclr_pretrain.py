@@ -166,7 +166,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         return statistics.split(state.init_params(model, inputs, key, mesh))
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
-        return runner.evaluate(evaluate, (now.params, now.frozen), stage.once(cfg, held_out, mesh))
+        return runner.evaluate(evaluate, (now.params, now.frozen), stage.one_pass(cfg, held_out, mesh))
 
     done = stage.train(
         cfg,

@@ -21,12 +21,12 @@ _SECRET = re.compile(r"\b(hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[bp]-|AKIA)[A-
 
 
 def training(default: C) -> C:
-    """Return a field that training alone reads: two models that differ in it compute the same function."""
+    """Return a field that only training reads: two models that differ only in it compute the same function."""
     return dataclasses.field(default=default, metadata={"training": True})
 
 
 def precision(default: C) -> C:
-    """Return a field that names the numbers in which a function is computed."""
+    """Return a field that sets the precision of a computation, such as a dtype."""
     return dataclasses.field(default=default, metadata={"precision": True})
 
 

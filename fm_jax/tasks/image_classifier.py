@@ -118,7 +118,7 @@ class Setup:
     def batches(self, split: str) -> Iterator[Batch]:
         """Yield batches of one pass over a split (at most `measured` training images), on the devices."""
         rows = spread(self.splits[split], self.cfg.measured) if split == "train" else self.splits[split]
-        yield from stage.once(self.cfg, rows, self.mesh)
+        yield from stage.one_pass(self.cfg, rows, self.mesh)
 
     def logits(self, params: Params, batch: Batch) -> jax.Array:
         """Return a batch's logits [B, C] in evaluation mode."""

@@ -159,7 +159,7 @@ class Setup:
     def probabilities(self, params: Params, rows: layout.Labelled) -> np.ndarray:
         """Return the class probabilities [N, C] of all rows."""
         with jax.set_mesh(self.mesh):
-            logits, _ = runner.predict(self.logits, params, stage.once(self.cfg, rows, self.mesh, rows=_ROWS))
+            logits, _ = runner.predict(self.logits, params, stage.one_pass(self.cfg, rows, self.mesh, rows=_ROWS))
         return np.asarray(jax.nn.softmax(logits))
 
     def _trainer(self, method: Method, learning_rate: float) -> stage.Trainer:

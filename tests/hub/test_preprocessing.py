@@ -168,24 +168,24 @@ def test_what_is_written_is_read_again(center_crop, interpolation, stretch, tmp_
     ("kind", "changes", "message"),
     [
         ("vit", {"image_processor_type": "OwlViTImageProcessor"}, "OwlViTImageProcessor is not supported; supported"),
-        ("bert", {}, "it names no image_processor_type"),
-        ("vit", {"resample": 1}, "resample is 1, only 0 \\(nearest\\), 2"),
+        ("bert", {}, "image_processor_type is missing"),
+        ("vit", {"resample": 1}, "resample is 1; supported are 0 \\(nearest\\), 2"),
         ("vit", {"do_resize": False}, "do_resize is false"),
         ("vit", {"do_pad": True}, "do_pad is true"),
         ("vit", {"sharpen": 2}, "sharpen \\(2\\) is unknown"),
         ("vit", {"size": {"height": 8, "width": 12}}, "size {'height': 8, 'width': 12} is not supported"),
-        ("vit", {"size": {"shortest_edge": 8, "longest_edge": 9}}, "is not supported; height and width"),
-        ("vit", {"size": {"shortest_edge": 8}}, "without do_center_crop gives images of many sizes"),
+        ("vit", {"size": {"shortest_edge": 8, "longest_edge": 9}}, "is not supported; give an equal height and width"),
+        ("vit", {"size": {"shortest_edge": 8}}, "without do_center_crop gives images of different sizes"),
         ("vit", {"size": "224"}, "is not supported"),
         ("vit", {"size": {}}, "is not supported"),
         ("vit", {"size": True}, "is not supported"),
-        ("dinov2", {"crop_size": 9}, "crop_size 9 is no part of size 8"),
-        ("dinov2", {"crop_size": {"shortest_edge": 8}}, "is no part of size 8"),
-        ("dinov2", {"do_center_crop": False}, "images of many sizes"),
+        ("dinov2", {"crop_size": 9}, "crop_size 9 does not fit into size 8"),
+        ("dinov2", {"crop_size": {"shortest_edge": 8}}, "does not fit into size 8"),
+        ("dinov2", {"do_center_crop": False}, "images of different sizes"),
         ("resnet", {"crop_pct": 1.5}, "crop_pct 1.5"),
-        ("resnet", {"do_center_crop": True}, "do_center_crop True are no form"),
-        ("resnet", {"size": {"height": 8, "width": 8}}, "are no form of it"),
-        ("vit", {"image_mean": [0.5]}, "image_mean \\[0.5\\] are not three numbers"),
+        ("resnet", {"do_center_crop": True}, "do_center_crop True is not supported"),
+        ("resnet", {"size": {"height": 8, "width": 8}}, "is not supported"),
+        ("vit", {"image_mean": [0.5]}, "image_mean \\[0.5\\] must be three numbers"),
         ("vit", {"image_std": [1, 0, 1]}, "above 0"),
         ("vit", {"rescale_factor": 0.0}, "rescale_factor is 0.0"),
         ("vit", {"resample": "bicubic"}, "resample is 'bicubic', not int"),
@@ -235,14 +235,14 @@ def test_a_model_of_words_has_none(tmp_path):
     put(tmp_path / "folder", {"feature_extractor_type": "Of something else"})
     assert pretrained.load(tmp_path / "folder").preprocessing is None
     module, _ = forms.build(forms.FORMS["gpt2"])
-    with pytest.raises(CheckpointError, match="images of 3 channels, the Decoder reads 0"):
+    with pytest.raises(CheckpointError, match="images of 3 channels; the Decoder reads 0"):
         pretrained.save(tmp_path / "out", module, forms.draw(module), preprocessing=Preprocessing(8, HALF, HALF))
 
 
 def test_images_that_the_model_does_not_take_are_not_promised(tmp_path):
     found = Preprocessing(12, HALF, HALF)
     model = vit.ViT(replace(vit.tiny()))
-    with pytest.raises(CheckpointError, match="images of size 12, the model is for 8 × 8"):
+    with pytest.raises(CheckpointError, match="images of size 12, but the model reads 8 × 8"):
         pretrained.save(tmp_path / "out", model, forms.draw(model), preprocessing=found)
     grey, _ = forms.build(forms.FORMS["resnet-v1"])
     with pytest.raises(CheckpointError, match="the ResNet reads 1"):
