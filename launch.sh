@@ -9,7 +9,7 @@ use() {
   cat <<'E'
 use: ./launch.sh VERB [--dry-run] ...            --dry-run prints what would be done and does nothing
   local [-n N] experiments.NAME [--key value ...]        one process with every device, or N with one device each
-  list                                                   every experiment and the first line that it says of itself
+  list                                                   every experiment and the first line of its docstring
   test [pytest arguments]                                the default tests, at most four at a time
   check                                                  lint, format, types, and the default tests of what changed
   setup                                                  make .venv ready and stop
@@ -17,7 +17,7 @@ use: ./launch.sh VERB [--dry-run] ...            --dry-run prints what would be 
   tpu TPU_NAME [--gcloud-option=value ...] experiments.NAME [...]  copies this clone to every worker and runs there
   k8s [--name=fm --image=fm_jax --nodes=1 --gpus=0] experiments.NAME [...]    a manifest for kubectl apply -f -
 FM_PYTHON picks the Python (>= 3.11), FM_EXTRA the wheels (cpu, cuda12, cuda13 or tpu).
-.venv belongs to this script: it is made again whenever the lock, pyproject.toml, the Python or the wheels change.
+This script manages .venv: it recreates it whenever the lock, pyproject.toml, the Python or the wheels change.
 E
 }
 
@@ -36,17 +36,17 @@ print(os.path.realpath(sys._base_executable) if within else "")' "$here/.venv" 2
     echo "${parent:-$name}"
     return
   done
-  die "no Python >= 3.11 with venv and ensurepip in ${tried[*]}: install one (Debian: python3-venv) or set FM_PYTHON"
+  die "found no Python >= 3.11 with venv and ensurepip among ${tried[*]}; install one (Debian: python3-venv) or set FM_PYTHON"
 }
 
 find_extra() {  # CUDA 13 needs driver 580 and GPUs of compute capability 7.5 or more, CUDA 12 driver 525
   if [[ ${FM_EXTRA:-} ]]; then
-    [[ $FM_EXTRA =~ ^(cpu|cuda12|cuda13|tpu)$ ]] || die "FM_EXTRA=$FM_EXTRA: choose cpu, cuda12, cuda13 or tpu"
+    [[ $FM_EXTRA =~ ^(cpu|cuda12|cuda13|tpu)$ ]] || die "FM_EXTRA=$FM_EXTRA is unknown; use cpu, cuda12, cuda13 or tpu"
     echo "$FM_EXTRA"
   elif nvidia-smi >/dev/null 2>&1; then
     nvidia-smi --query-gpu=driver_version,compute_cap --format=csv,noheader | awk -F, '
       { driver = $1 + 0; if (NR == 1 || $2 + 0 < capability) capability = $2 + 0 }
-      END { if (driver < 525) print "launch: NVIDIA driver " driver " is older than 525: using the CPU" > "/dev/stderr"
+      END { if (driver < 525) print "launch: NVIDIA driver " driver " is older than 525; using the CPU" > "/dev/stderr"
             print (driver < 525 ? "cpu" : driver >= 580 && capability >= 7.5 ? "cuda13" : "cuda12") }'
   elif [[ -e /dev/accel0 || -e /dev/vfio/0 ]] &&  # other hardware has these too: ask for a sign of a TPU VM
     { compgen -e TPU_ || grep -s Google /sys/class/dmi/id/product_name; } >/dev/null; then
@@ -66,13 +66,13 @@ setup() {
   stamp="$here $extra $("$python" -c 'import sys; print(*sys.version.split())')"
   stamp+=" $(cat pyproject.toml .lock/build.txt "${locks[@]}" | cksum)"
   if [[ ! -x .venv/bin/python || $(cat .venv/launch.stamp 2>/dev/null) != "$stamp" ]]; then
-    echo "launch: making .venv ($extra) with $python: once, a minute or two" >&2
+    echo "launch: creating .venv ($extra) with $python; this takes a minute or two, once" >&2
     # No right stamp, no trust: begin anew. setuptools comes first, so that nothing built here fetches a build backend.
     { do_it rm -rf .venv && do_it "$python" -m venv .venv &&
       do_it "${pip[@]}" --require-hashes -r .lock/build.txt &&
       do_it "${pip[@]}" --require-hashes --no-build-isolation "${locks[@]/#/--requirement=}" &&
       do_it "${pip[@]}" --no-deps --no-build-isolation -e .; } ||
-      die "the setup failed, see above: mend the cause and run again (FM_PYTHON chooses another Python)" 5
+      die "the setup failed, see above; fix the cause and run again (FM_PYTHON chooses another Python)" 5
     [[ $dry ]] || printf '%s\n' "$stamp" >.venv/launch.stamp
   fi
   exec 9>&-
@@ -110,7 +110,7 @@ install_tools() {  # ruff and mypy at the locked versions, where .venv lacks the
 
 changed_files() {  # files that differ from the commit where this branch left main, and files that are not in git yet
   local start=HEAD main
-  git rev-parse -q --verify HEAD >/dev/null || die "check asks git what changed, and this is no git repository" 2
+  git rev-parse -q --verify HEAD >/dev/null || die "check asks git what changed, but this is not a git repository" 2
   for main in main origin/main; do
     if git rev-parse -q --verify "$main" >/dev/null; then start=$(git merge-base HEAD "$main"); break; fi
   done
@@ -158,8 +158,8 @@ check_module() {
   [[ ! -e $path ]] || return 0
   moved=$(experiments "${1##*.}")  # a name is used once, in whichever folder
   moved=${moved%.py}
-  [[ ! $moved ]] || die "$1 moved: use ${moved//\//.}"
-  die "no such experiment: $path; ./launch.sh list prints all"
+  [[ ! $moved ]] || die "$1 has moved; use ${moved//\//.}"
+  die "no such experiment: $path; run ./launch.sh list to see all"
 }
 
 wait_all() {  # wait_all PID...: the first failure ends the rest, TERM and after FM_GRACE seconds KILL, and is returned
@@ -185,7 +185,7 @@ wait_all() {  # wait_all PID...: the first failure ends the rest, TERM and after
 run_local() {
   local n='' i pids=() command port
   if [[ ${1:-} == -n ]]; then
-    [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || die "-n takes a number of processes, got '${2:-}'"
+    [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || die "-n needs a number of processes, got '${2:-}'"
     n=$2
     shift 2
   fi
@@ -250,15 +250,15 @@ run_tpu() {
 run_k8s() {
   local name=fm image=fm_jax nodes=1 gpus=0 json
   while [[ ${1:-} == --* ]]; do
-    [[ $1 =~ ^--(name|image|nodes|gpus)=(.+)$ ]] || die "k8s takes --name= --image= --nodes= --gpus=, got '$1'"
+    [[ $1 =~ ^--(name|image|nodes|gpus)=(.+)$ ]] || die "k8s accepts --name=, --image=, --nodes= and --gpus=, got '$1'"
     printf -v "${BASH_REMATCH[1]}" '%s' "${BASH_REMATCH[2]}"
     shift
   done
   check_module "$@"
-  [[ $nodes =~ ^[1-9][0-9]*$ && $gpus =~ ^[0-9]+$ ]] || die "--nodes and --gpus are numbers, got '$nodes' and '$gpus'"
-  [[ $name =~ ^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$ ]] || die "--name is lower-case letters, digits and dashes, got '$name'"
+  [[ $nodes =~ ^[1-9][0-9]*$ && $gpus =~ ^[0-9]+$ ]] || die "--nodes and --gpus must be numbers, got '$nodes' and '$gpus'"
+  [[ $name =~ ^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$ ]] || die "--name must be lower-case letters, digits and dashes, got '$name'"
   json=$("$(find_python)" -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$image" ./launch.sh local "$@")
-  [[ $json =~ ^\[(\"[^\"]*\"),\ (.*)\]$ ]] || die "--image is a name without quotes, got '$image'"
+  [[ $json =~ ^\[(\"[^\"]*\"),\ (.*)\]$ ]] || die "--image must be a name without quotes, got '$image'"
   cat <<E
 # The image's working directory is a clone in which ./launch.sh setup has run (with FM_EXTRA of its GPUs).
 apiVersion: v1

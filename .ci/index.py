@@ -1,7 +1,7 @@
 """Write the index in experiments/README.md: each experiment with its docstring's first line and first command.
 
-Run it after a docstring's first lines changed, or an experiment was added or moved: `python .ci/index.py`. A test
-compares.
+Run `python .ci/index.py` after the first lines of a docstring changed, or an experiment was added or moved. A test
+checks that the index is up to date.
 """
 
 import ast
@@ -15,14 +15,14 @@ BEGIN, END = "<!-- index: written by .ci/index.py -->", "<!-- end of index -->"
 
 
 def main() -> None:
-    """Replace what stands between the two marks."""
+    """Replace the text between the two marks."""
     before, rest = README.read_text(encoding="utf-8").split(BEGIN)
     after = rest.split(END)[1]
     README.write_text(before + BEGIN + "\n" + index() + END + after, encoding="utf-8")
 
 
 def index() -> str:
-    """Return a table for each folder of experiments, the top one first."""
+    """Return a table for each folder of experiments, starting with the top folder."""
     experiments = README.parent
     modules = [path for path in sorted(experiments.rglob("*.py")) if path.stem != "__init__"]
     folders = sorted({path.parent for path in modules})
@@ -34,7 +34,7 @@ def index() -> str:
 
 
 def title(folder: Path) -> str:
-    """Return a folder's heading with its docstring; the top folder needs none."""
+    """Return a folder's heading with its docstring; "" for the top folder."""
     if folder == README.parent:
         return ""
     text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
@@ -42,18 +42,18 @@ def title(folder: Path) -> str:
 
 
 def row(path: Path) -> str:
-    """Return a module's line of the table."""
+    """Return a module's row of the table."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     where = path.relative_to(README.parent).as_posix()
-    says = text.splitlines()[0].replace("|", "\\|")
-    return f"| [{path.stem}]({where}) | {says} | `{next(commands(text))}` |\n"
+    summary = text.splitlines()[0].replace("|", "\\|")
+    return f"| [{path.stem}]({where}) | {summary} | `{next(commands(text))}` |\n"
 
 
 def commands(text: str) -> Iterator[str]:
-    """Yield the commands that a docstring gives, without their comments."""
+    """Yield the commands in a docstring, without their comments."""
     for line in text.splitlines():
-        if found := re.match(r"\s+((?:\./launch\.sh local|python -m) experiments\.[^#]*)", line):
-            yield found[1].strip()
+        if match := re.match(r"\s+((?:\./launch\.sh local|python -m) experiments\.[^#]*)", line):
+            yield match[1].strip()
 
 
 if __name__ == "__main__":

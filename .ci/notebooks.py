@@ -1,7 +1,7 @@
-"""Run the notebooks and save them with their outputs: `python .ci/notebooks.py`. Needs no Jupyter.
+"""Run the notebooks and save them with their outputs: `python .ci/notebooks.py`. Jupyter is not needed.
 
-A notebook is JSON, and its code cells are run one after another in one namespace. What they print is kept, and every
-figure of matplotlib that they leave open.
+A notebook is JSON; its code cells are run in order in one namespace. Their printed output is saved, and every
+matplotlib figure that they leave open.
 """
 
 import base64
@@ -17,14 +17,14 @@ FOLDER = Path(__file__).parents[1] / "experiments" / "notebooks"
 
 
 def main() -> None:
-    """Run and save the notebooks that are named, or all."""
+    """Run and save the notebooks named on the command line, or all."""
     for path in [Path(name) for name in sys.argv[1:]] or sorted(FOLDER.glob("*.ipynb")):
         notebook = execute(json.loads(path.read_text(encoding="utf-8")))
         path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def execute(notebook: dict[str, Any]) -> dict[str, Any]:
-    """Return a notebook with the outputs that its code cells have now; the first exception ends it."""
+    """Return a notebook with new outputs of its code cells; the first exception stops it."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -44,7 +44,7 @@ def execute(notebook: dict[str, Any]) -> dict[str, Any]:
 
 
 def figures() -> Iterator[dict[str, Any]]:
-    """Yield every open figure as a notebook keeps it, and close it."""
+    """Yield every open figure as a notebook output, and close it."""
     from matplotlib import pyplot
 
     for number in pyplot.get_fignums():

@@ -1,1 +1,1 @@
-"""One paper or one stage a module; run with `python -m experiments.NAME --workdir DIR --KEY VALUE`."""
+"""One paper or one stage per module; run with `python -m experiments.AREA.NAME --workdir DIR --KEY VALUE`."""

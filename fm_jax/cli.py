@@ -118,9 +118,10 @@ def _resolve(argv: Sequence[str], configs: Mapping[str, Callable[[], Any]], name
 
 
 def _help(argv: Sequence[str], configs: Mapping[str, Callable[[], Any]], experiment: _Experiment) -> str:
-    """Return the help page of the preset that the command names; the rest of the command is ignored."""
+    """Return the help page of the preset and of the sections that the command names; the rest of it is ignored."""
     words = [part for word in argv for part in word.split("=", 1)]
-    named = dict(itertools.pairwise(words)).get("--config", "")
+    given = {word.removeprefix("--"): text for word, text in itertools.pairwise(words) if word.startswith("--")}
+    named = given.get("config", "")
     preset = named if named in configs else next(iter(configs))
     usage = [
         f"usage: python -m {experiment.module} [--workdir DIR] [--config PRESET] [--key VALUE …]",
@@ -129,7 +130,7 @@ def _help(argv: Sequence[str], configs: Mapping[str, Callable[[], Any]], experim
         f"  --config PRESET   {', '.join(configs)} [{next(iter(configs))}]; shown below: {preset}",
         "",
     ]
-    return "\n".join(usage) + help_text(configs[preset](), experiment.doc)
+    return "\n".join(usage) + help_text(configs[preset](), experiment.doc, chosen=given)
 
 
 def _experiment(run: Callable[..., Any]) -> _Experiment:

@@ -236,7 +236,7 @@ def test_an_edit_at_every_site_and_layer_changes_the_output(case):
     def edited(put, add):
         """Overwrite the sites where `put` is true; add noise where `add` is."""
         tap = Tap(put={site: (put[site], noise[site]) for site in noise}, add=jax.tree.map(jnp.multiply, add, noise))
-        return capture.run(case.model, case.params, *case.inputs, tap=tap)[0]
+        return capture.apply(case.model, case.params, *case.inputs, tap=tap)[0]
 
     plain = edited(nowhere, nowhere)
     close(plain, case.whole[0])

@@ -121,7 +121,7 @@ def test_an_old_name_says_the_new_one(launch: Launch, clone: Path, before: tuple
     new.touch()
     done = launch(*before, old, "--key", "value")
     assert done.returncode == 2
-    assert done.stderr == f"launch: {old} moved: use experiments.speech.asr.moved\n"
+    assert done.stderr == f"launch: {old} has moved; use experiments.speech.asr.moved\n"
     assert not done.stdout
     assert not (clone / "calls").exists()
 
@@ -378,7 +378,7 @@ def test_the_driver_and_the_oldest_gpu_pick_the_wheels(launch: Launch, clone: Pa
     stub.write_text(f"#!/bin/sh\necho '{gpus}'\n")
     stub.chmod(0o755)
     done = launch("setup", "--dry-run", FM_EXTRA="", PATH=f"{stub.parent}:{os.environ['PATH']}")
-    assert f"making .venv ({expected})" in done.stderr
+    assert f"creating .venv ({expected})" in done.stderr
     assert ("older than 525" in done.stderr) == (expected == "cpu")
 
 

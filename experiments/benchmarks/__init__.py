@@ -1,1 +1,1 @@
-"""What this project costs beside what others cost: time and memory, measured in one run."""
+"""Benchmarks: time and memory of this project and of its peers, measured in the same run."""

@@ -1,20 +1,21 @@
-"""Time and peak memory of opening a GPT-2 XL: this project beside `transformers`, from the same random file.
+"""Benchmark loading GPT-2 XL: time and peak memory of this project and of `transformers`, from the same random file.
 
-Each load is a process of its own, the two sides in turn; what a side imports is not counted. `warm` finds the file in
-the page cache, `cold` after the cache was told to forget it. `ready` is the call that opens the model, `read` until a
-number of every page has been looked at as well: a side may leave the file mapped and read it later. `cpu` is what all
-threads worked. Memory is the process's peak: `anonymous` is its own, `resident` counts what is mapped of the file, and
-the libraries, too. The third side, `plain`, only allocates as much memory and reads the file into it: no loader that
-owns its numbers can be faster.
+Each load runs in its own process, and the sides take turns. Imports are not counted. With `warm` the file is in the
+page cache; with `cold` the cache was told to drop it. `ready` is the time of the call that opens the model. `read` also
+includes reading one number of every page, because a side may map the file and read it later. `cpu` is the CPU time of
+all threads. Memory is the peak of the process: `anonymous` is its own memory, `resident` also counts mapped parts of
+the file and of libraries. The third side, `plain`, only allocates the memory and reads the file into it; no loader that
+copies the file can be faster.
 
     python -m experiments.benchmarks.hub_load --workdir runs/hub_load            # 6.2 GB of disk, removed at the end
     python -m experiments.benchmarks.hub_load --workdir runs/hub_load --layers 6 # a seventh of it
 
-The medians are appended to `history.jsonl` beside this file (`--history PATH`: to another; `--history none`: to none).
+The medians are appended to `history.jsonl` in this file's folder (`--history PATH`: to another file; `--history none`:
+to none).
 
-Measured with `--repetitions 2` (6.23 GB in float32, medians), on two cores that other processes kept busy (load average
-8 to 26), so that times tell little: `plain` alone took from 11 to 72 s, for memory that was free to be had. Memory is
-what can be relied on:
+Hardware: two cores, 10 GB of memory. Measured with `--repetitions 2` (6.23 GB in float32, medians) on two cores that
+other processes kept busy (load average 8 to 26). The times are therefore unreliable (`plain` alone took from 11 to 72
+s); the memory is reliable.
 
     dtype     cache  side    ready_s  read_s   cpu_s  anonymous_GB  resident_GB
     float32   warm   ours      70.2     71.3    15.0       6.24        6.46
@@ -30,14 +31,14 @@ what can be relied on:
                      plain     40.0     40.4    15.5       6.23        6.41
                      theirs    31.6     31.8    10.1       3.12        9.87
 
-In the file's own dtype theirs opens at once, for it leaves the file mapped: layers that are stacked must be copied, and
-cost their size in memory, no more: 2.1 CPU-seconds above `plain`. In another dtype both own their numbers; theirs was
-faster here, and has the whole file resident beside them (9.9 GB), where ours has the numbers alone (3.3 GB). Most of
-`plain` is memory, not reading: on that machine, a virtual one, the first touch of a new GB took 2.0 CPU-seconds in
-pages of 2 MB, as numpy asks for them (`np.empty(1 << 30, np.uint8)[::4096] = 1`), and 0.7 in pages of 4 kB (the same
-on `mmap.mmap(-1, 1 << 30)`).
+In the file's dtype, theirs opens at once because it maps the file. Ours stacks the layers, so it copies them; this
+costs the size of the model in memory, and 2.1 CPU-seconds more than `plain`. In another dtype both sides copy. Theirs
+was faster here but also has the full file resident (9.9 GB); ours has only the model (3.3 GB). Most of `plain`'s time
+is memory allocation, not reading: on this virtual machine, the first write to a new GB took 2.0 CPU-seconds in pages of
+2 MB, which numpy requests (`np.empty(1 << 30, np.uint8)[::4096] = 1`), and 0.7 in pages of 4 kB (the same on
+`mmap.mmap(-1, 1 << 30)`).
 
-Needs torch and transformers, which nothing else here does.
+It needs torch and transformers.
 """
 
 import itertools
@@ -66,27 +67,27 @@ from fm_jax.models.language import decoder
 
 Side = Literal["ours", "theirs", "plain"]
 Cache = Literal["warm", "cold"]
-_EVERY = 0.005  # seconds between two looks at the memory
+_EVERY = 0.005  # seconds between two memory measurements
 _CHILD = "import sys; from experiments.benchmarks.hub_load import measure; measure(*sys.argv[1:])"
 
 
 @dataclass(frozen=True)
 class Config:
-    """What is loaded, by whom, and how often."""
+    """The model, the sides and the number of loads."""
 
     layers: int = 48
     width: int = 1600
     heads: int = 25
     vocabulary: int = 50257
-    repetitions: int = 3  # of each side and state of the cache
+    repetitions: int = 3  # loads per side, cache state and dtype
     sides: tuple[Side, ...] = ("ours", "theirs", "plain")
     caches: tuple[Cache, ...] = ("warm", "cold")
-    dtypes: tuple[pretrained.Dtype, ...] = ("float32", "bfloat16")  # to load in; the file holds float32
-    keep: bool = False  # the file
-    history: Path | None = Path("experiments/benchmarks/history.jsonl")  # gets a line with the figures; none: no file
+    dtypes: tuple[pretrained.Dtype, ...] = ("float32", "bfloat16")  # dtypes to load in; the file has float32
+    keep: bool = False  # keep the file at the end
+    history: Path | None = Path("experiments/benchmarks/history.jsonl")  # file to append the figures to; none: no file
 
     def __post_init__(self) -> None:
-        """Refuse a model or a comparison of nothing."""
+        """Refuse an empty model or comparison."""
         if min(self.layers, self.width, self.heads, self.vocabulary, self.repetitions) < 1 or not self.sides:
             raise ConfigError("layers, width, heads, vocabulary, repetitions and sides must be above 0")
 
@@ -112,7 +113,7 @@ def debug() -> Config:
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
-    """Write the file, load it again and again, print the table; return (and write to results.json) the medians."""
+    """Write the file, load it repeatedly, print the table; return the medians, also written to results.json."""
     history.check(cfg.history)
     folder = workdir / "model"
     size = write(cfg, folder)
@@ -133,7 +134,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         | {name: median(row[name] for row in rows if _case(row) == case) for name in names}
         for case in cases
     ]
-    print(f"{size / 1e9:.3g} GB, {cfg.repetitions} loads each, medians; load average {os.getloadavg()[0]:.1f}")
+    print(f"{size / 1e9:.3g} GB, medians of {cfg.repetitions} loads; load average {os.getloadavg()[0]:.1f}")
     print(report.table(medians, list(medians[0])))
     measured = {"bytes": size, "loads": rows, "medians": medians}
     results.write(workdir / "results.json", measured)
@@ -148,7 +149,7 @@ def _case(row: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def write(cfg: Config, folder: Path) -> int:
-    """Write a folder of random weights, one tensor at a time; return the bytes of its weights."""
+    """Write a checkpoint folder of random weights, one tensor at a time; return the size of the weights in bytes."""
     shape = decoder.gpt(cfg.layers, cfg.width, cfg.heads, cfg.vocabulary)
     module = decoder.Decoder(shape)
     family = families.writing(module)
@@ -157,7 +158,9 @@ def write(cfg: Config, folder: Path) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if (free := shutil.disk_usage(folder).free) < 1.1 * size:
-        raise ResourceError(f"{folder} needs {size / 1e9:.1f} GB and has {free / 1e9:.1f}; lower --layers")
+        raise ResourceError(
+            f"{folder} needs {size / 1e9:.1f} GB of disk, but only {free / 1e9:.1f} GB are free; lower --layers"
+        )
     noise = np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32)
 
     def draw() -> Iterator[tuple[str, np.ndarray]]:
@@ -170,11 +173,11 @@ def write(cfg: Config, folder: Path) -> int:
 
 
 def load(side: Side, folder: Path, dtype: pretrained.Dtype, cache: Cache) -> dict[str, float]:
-    """Load in a process of its own and return what it measured.
+    """Load in a separate process and return its measurements.
 
     Raises:
-        ConfigError: the other side is not installed.
-        ResourceError: the process did not come to its end.
+        ConfigError: a side's library is not installed.
+        ResourceError: the process failed.
     """
     for file in folder.glob("*.safetensors"):
         with file.open("rb") as opened:
@@ -191,13 +194,13 @@ def load(side: Side, folder: Path, dtype: pretrained.Dtype, cache: Cache) -> dic
             f"{side} cannot be measured, {done.stderr.strip().splitlines()[-1]}; --sides ours leaves it out"
         )
     if done.returncode:
-        raise ResourceError(f"{side} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        raise ResourceError(f"{side} failed with exit status {done.returncode}: {done.stderr.strip()[-300:]}")
+    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 def measure(side: Side, folder: str, dtype: pretrained.Dtype) -> None:
-    """Load in this process and print what it took, in seconds and GB, as JSON."""
+    """Load in this process and print time in seconds and memory in GB, as JSON."""
     open_model = {"ours": _ours, "theirs": _theirs, "plain": lambda: _plain}[side]()
     peak, stop = [_anonymous()], threading.Event()
     before = peak[0]
@@ -216,7 +219,7 @@ def measure(side: Side, folder: str, dtype: pretrained.Dtype) -> None:
     stop.set()
     watcher.join()
     if not np.isfinite(total):
-        raise SystemExit("a number was lost")
+        raise SystemExit("the loaded weights are not finite")
     print(
         json.dumps(
             {
@@ -235,7 +238,7 @@ def _ours() -> Any:
 
     def load_ours(folder: str, dtype: pretrained.Dtype) -> list[Any]:
         leaves = jax.tree.leaves(jax.block_until_ready(pretrained.load(folder, dtype=dtype).params))
-        return [np.asarray(leaf) for leaf in leaves]  # a view: the device is this machine's memory
+        return [np.asarray(leaf) for leaf in leaves]  # a view: on a CPU the device's memory is the host's
 
     jax.devices()
     return load_ours
@@ -260,7 +263,7 @@ def _plain(folder: str, dtype: pretrained.Dtype) -> list[Any]:
 
 
 def _anonymous() -> int:
-    """Return the bytes that only this process holds in memory."""
+    """Return the size of the process's anonymous memory in bytes."""
     with open("/proc/self/status", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) * 1024
 

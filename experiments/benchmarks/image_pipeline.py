@@ -1,16 +1,17 @@
-"""Images a second from JPEG files to batches, by recipe and number of reading processes.
+"""Benchmark the image pipeline: images per second from JPEG files to batches, by recipe and number of worker processes.
 
-Random parts of two photographs are written as JPEG files of ImageNet's usual size (500 × 375), then read by
-`images/pictures.py` as a training run reads them: decode, draw a view, normalise, stack. With 0 workers two threads of
-this process read; each worker is a process with two threads of its own. Starting the readers is not counted. `cpu` is
-what one image costs a core, measured without threads: on a busy machine it is the number to compare.
+Random crops of two photographs are written as JPEG files of ImageNet's usual size (500 × 375). Then
+`fm_jax/data/images/pictures.py` reads them as in training: decode, augment, normalise, stack. With 0 workers, two
+threads of this process read; each worker is a process with two threads. The start of the workers is not counted. `cpu`
+is the CPU time of one image, measured without threads; on a busy machine it is the number to compare.
 
     python -m experiments.benchmarks.image_pipeline --workdir runs/image_pipeline
 
-The figures are appended to `history.jsonl` beside this file (`--history PATH`: to another; `--history none`: to none).
+The figures are appended to `history.jsonl` in this file's folder (`--history PATH`: to another file; `--history none`:
+to none).
 
-Measured on two cores that other programs kept busy (load average 9), Python 3.11, Pillow 13.0, at 224 × 224; a row of
-simclr is two views:
+Measured at 224 × 224 on two cores that other programs kept busy (load average 9), with Python 3.11 and Pillow 13.0. A
+row of simclr has two views.
 
     | recipe   | cpu (ms) | 0 workers | 1 workers | 2 workers |
     |----------|---------:|----------:|----------:|----------:|
@@ -31,6 +32,7 @@ import numpy as np
 
 from fm_jax import cli
 from fm_jax.core.errors import ConfigError
+from fm_jax.data.images import folder as image_folder
 from fm_jax.data.images import photographs, pictures, views
 from fm_jax.data.stream.loader import Batches
 from fm_jax.data.stream.source import Source
@@ -41,18 +43,18 @@ Name = Literal["decode", "imagenet", "finetune", "simclr"]
 
 @dataclass(frozen=True)
 class Config:
-    """What is read, how, and how much of it."""
+    """The images, recipes and worker counts."""
 
     images: int = 128
     batch_size: int = 32
-    batches: int = 6  # measured, after the first
+    batches: int = 6  # measured batches, after one that is not
     size: int = 224
     recipes: tuple[Name, ...] = ("decode", "imagenet", "finetune", "simclr")
     workers: tuple[int, ...] = (0, 1, 2)
-    history: Path | None = Path("experiments/benchmarks/history.jsonl")  # gets a line with the figures; none: no file
+    history: Path | None = Path("experiments/benchmarks/history.jsonl")  # file to append the figures to; none: no file
 
     def __post_init__(self) -> None:
-        """Refuse to measure nothing."""
+        """Refuse an empty measurement."""
         if min(self.images, self.batch_size, self.batches, self.size) < 1 or not self.recipes or not self.workers:
             raise ConfigError("images, batch_size, batches, size, recipes and workers must be above 0")
         if self.images < self.batch_size:
@@ -60,7 +62,7 @@ class Config:
 
 
 def config() -> Config:
-    """Return ImageNet's size."""
+    """Return the benchmark at ImageNet's image size."""
     return Config()
 
 
@@ -70,7 +72,7 @@ def debug() -> Config:
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
-    """Write the files, read them every way, print the table; return (and write to results.json) the rates."""
+    """Write the files, measure every recipe and worker count, and return the rates, also written to results.json."""
     history.check(cfg.history)
     folder = workdir / "images"
     write(folder, cfg.images)
@@ -83,7 +85,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
             print(rows[-1], flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(f"images a second; load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")
+    print(f"images per second; load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")
     heads = {"recipe": "recipe", "cpu_ms": "cpu (ms)"} | {str(n): f"{n} workers" for n in cfg.workers}
     print(report.table(rows, heads))
     measured = {"load": os.getloadavg()[0], "rows": rows}
@@ -98,11 +100,8 @@ def shape(cfg: Config, folder: Path, name: Name) -> pictures.Config:
     """Return the source's config for one recipe."""
     recipes = {"imagenet": views.imagenet(), "finetune": views.finetune(), "simclr": views.simclr()}
     recipe = recipes.get(name, views.Recipe())
-    splits = ("train", "train", "train")
     return pictures.Config(
-        kind="folder",
-        path=folder,
-        splits=splits,
+        image_folder.Config(folder, splits=("train", "train", "train")),
         size=cfg.size,
         mean=pictures.IMAGENET_MEAN,
         std=pictures.IMAGENET_STD,
@@ -111,7 +110,7 @@ def shape(cfg: Config, folder: Path, name: Name) -> pictures.Config:
 
 
 def images_per_second(source: Source, batch_size: int, batches: int, *, workers: int = 0, threads: int = 2) -> float:
-    """Return how many rows a second a loader gives, after its first batch."""
+    """Return the rows per second of a loader, after its first batch."""
     reader = Batches(source, batch_size, workers=workers, threads=threads).iterate()
     try:
         next(reader)
@@ -120,11 +119,11 @@ def images_per_second(source: Source, batch_size: int, batches: int, *, workers:
             next(reader)
         return round(batches * batch_size / (time.perf_counter() - started), 1)
     finally:
-        reader.close()  # type: ignore[attr-defined]  # a generator: its readers end here
+        reader.close()  # type: ignore[attr-defined]  # a generator: this ends its workers
 
 
 def cpu_milliseconds(source: Source, rows: int) -> float:
-    """Return what drawing one row costs a core."""
+    """Return the CPU time per row in milliseconds."""
     reader = Batches(source, rows, threads=0).iterate()
     next(reader)
     started = time.process_time()
@@ -133,7 +132,7 @@ def cpu_milliseconds(source: Source, rows: int) -> float:
 
 
 def write(folder: Path, count: int) -> None:
-    """Write `count` JPEG files of 500 × 375 in one class."""
+    """Write `count` JPEG files of 500 × 375 pixels, all in one class."""
     from PIL import Image
 
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,1 +1,1 @@
-"""Public checkpoints: converted, and proved equal."""
+"""Public checkpoints: conversion, and comparison with `transformers`."""

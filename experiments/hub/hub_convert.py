@@ -1,15 +1,17 @@
-"""Hand a model over: any checkpoint that opens here, as a folder that `transformers` opens with equal results.
+"""Convert a run or a public checkpoint to a folder that `transformers` opens with equal results.
 
-Sources are folders as `transformers` writes them, of old Flax files too (flax_model.msgpack), or OWNER/NAME; and work
-directories of this project's runs: lm_pretrain, bert_pretrain, t5_pretrain, t5_translate, text_classify (LoRA merged
-in), and those of images: the classifiers, mae_pretrain, and of simclr_pretrain the backbone.
+The source is a checkpoint folder (also with the older flax_model.msgpack), OWNER/NAME, or the work directory of a run:
+lm_pretrain, bert_pretrain, t5_pretrain, t5_translate, text_classify (with LoRA merged), an image classifier,
+mae_pretrain, or simclr_pretrain (its backbone only).
 
     ./launch.sh local experiments.hub.hub_convert --source runs/quickstart/pretrain --target public/mine
     ./launch.sh local experiments.hub.hub_convert --source old/flax-gpt2 --target new/gpt2 --dtype bfloat16
 
-What is written is read again and compared, number by number, before the command says that it is done; what a class of
-`transformers` would compute otherwise is refused by name. `experiments.hub.hub_verify` then proves the two sides equal.
-Hardware: memory for the model once; it is written and read again one tensor at a time.
+Every written number is read again and compared before the command ends. A model that no class of `transformers`
+computes is refused, and the message names the difference. `experiments.hub.hub_verify` then compares the outputs of all
+layers.
+Hardware: memory for one copy of the model; tensors are written and read again one at a time. Time: limited by
+the disk.
 """
 
 import math
@@ -37,22 +39,22 @@ from fm_jax.tasks import language, text_classifier
 from fm_jax.tasks import vision as vision_models
 from fm_jax.tasks.init import EarlierRun, open_run
 
-_SHOWN = 0.5  # seconds between two lines of progress
+_SHOWN = 0.5  # seconds between progress lines
 
 
 @dataclass(frozen=True)
 class Config:
-    """What to convert into what."""
+    """The source, the target and the format."""
 
-    source: Path = Path("runs/lm_pretrain")  # work directory of a run, a folder, or OWNER/NAME
-    target: Path = Path("converted")  # folder to write; must not exist yet
-    dtype: Dtype | None = None  # to store in; None: as the source has it
-    revision: str | None = None  # of a checkpoint fetched by name
-    step: str = "best"  # of a run: "best", "last" or a number
-    shard_bytes: int = 5_000_000_000  # most that a file holds
+    source: Path = Path("runs/lm_pretrain")  # a run's work directory, a checkpoint folder, or OWNER/NAME
+    target: Path = Path("converted")  # folder to write; it must not exist yet
+    dtype: Dtype | None = None  # stored dtype; none: the source's
+    revision: str | None = None  # commit, branch or tag of OWNER/NAME
+    step: str = "best"  # checkpoint of a run: "best", "last" or a step number
+    shard_bytes: int = 5_000_000_000  # maximum size of one file
 
     def __post_init__(self) -> None:
-        """Refuse files that cannot hold a thing."""
+        """Refuse an impossible file size."""
         if self.shard_bytes < 1:
             raise ConfigError(f"shard_bytes must be above 0, not {self.shard_bytes}")
 
@@ -63,30 +65,30 @@ def config() -> Config:
 
 
 def debug() -> Config:
-    """Return the conversion of what `lm_pretrain --config debug --workdir runs/lm_pretrain_debug` leaves."""
+    """Return the conversion of the run `lm_pretrain --config debug --workdir runs/lm_pretrain_debug`."""
     return Config(Path("runs/lm_pretrain_debug"), Path("runs/lm_pretrain_debug_public"))
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
-    """Read, write, read again and compare; return (and write to results.json) what it was and took."""
+    """Read, write, read again and compare; return sizes and times, also written to results.json."""
     if cfg.target.exists():
         raise CheckpointError(f"--target {cfg.target} exists already; give another folder, or move it away")
     started = time.perf_counter()
     print(f"reading {cfg.source}", flush=True)
-    found, dtype = read(cfg)
+    model, dtype = read(cfg)
     read_at = time.perf_counter()
-    print(f"writing {cfg.target}: {tree.count(found.params):,} parameters as {dtype}", flush=True)
+    print(f"writing {cfg.target}: {tree.count(model.params):,} parameters as {dtype}", flush=True)
     pretrained.save(
-        cfg.target, found.module, found.params, found.tokenizer, labels=found.labels,
-        preprocessing=found.preprocessing, dtype=dtype, shard_bytes=cfg.shard_bytes,
+        cfg.target, model.module, model.params, model.tokenizer, labels=model.labels,
+        preprocessing=model.preprocessing, dtype=dtype, shard_bytes=cfg.shard_bytes,
     )  # fmt: skip
     written_at = time.perf_counter()
-    tensors, count = check(cfg.target, found.module, found.params, dtype)
-    data = families.writing(found.module).fields(found.module)
+    tensors, count = check(cfg.target, model.module, model.params, dtype)
+    data = families.writing(model.module).fields(model.module)
     measured = {
         "model": data["architectures"][0],
         "family": data["model_type"],
-        "parameters": tree.count(found.params),
+        "parameters": tree.count(model.params),
         "tensors": tensors,
         "bytes": count,
         "dtype": dtype,
@@ -100,23 +102,23 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
 
 
 def read(cfg: Config) -> tuple[Pretrained, Dtype]:
-    """Open the source; return what it holds and the dtype to store it in."""
+    """Open the source; return the model and the dtype to store it in."""
     if (run := open_run(cfg.source, cfg.revision, cfg.step)) is not None:
         return of_run(run), cfg.dtype or "float32"
     folder = pretrained.find(cfg.source, cfg.revision)
-    # of the matrices: running statistics and counters of batch normalisation have dtypes of their own
+    # of matrices only: running statistics and counters of batch normalisation have their own dtypes
     specs = stored.open_weights(folder).specs.values()
-    kinds = {spec.dtype for spec in specs if len(spec.shape) > 1 and "float" in spec.dtype}
-    same: Dtype | None = next((kind for kind in ("float32", "bfloat16", "float16") if kinds == {kind}), None)
-    found = pretrained.load(folder, dtype=same or "float32")
-    return replace(found, module=pretrained.computing(found.module, "float32")), cfg.dtype or same or "float32"
+    dtypes = {spec.dtype for spec in specs if len(spec.shape) > 1 and "float" in spec.dtype}
+    same: Dtype | None = next((name for name in ("float32", "bfloat16", "float16") if dtypes == {name}), None)
+    model = pretrained.load(folder, dtype=same or "float32")
+    return replace(model, module=pretrained.computing(model.module, "float32")), cfg.dtype or same or "float32"
 
 
 def of_run(run: EarlierRun) -> Pretrained:
-    """Return what a run of this project trained.
+    """Return the trained model of a run.
 
     Raises:
-        CheckpointError: a run of a model that cannot be made here.
+        CheckpointError: this version cannot build the run's model.
     """
     module = run.model()
     if isinstance(backbone(module), Featured):
@@ -125,7 +127,7 @@ def of_run(run: EarlierRun) -> Pretrained:
 
 
 def _classifier(run: EarlierRun) -> Pretrained:
-    """Read what text_classify trained, together with what it left frozen."""
+    """Read the classifier of a text_classify run, trained and frozen parameters together."""
     config = run.config
     base = language.load(config["init"]["from"], revision=config["init"]["revision"])
     classes = labelled.load(from_dict(labelled.Config, config["data"]), run.workdir / "data").classes
@@ -135,24 +137,25 @@ def _classifier(run: EarlierRun) -> Pretrained:
 
 
 def check(folder: Path, module: nn.Module, params: Params, dtype: Dtype) -> tuple[int, int]:
-    """Read every parameter's tensor of a folder again and compare it; return how many there are, and their bytes.
+    """Read all parameters of a folder again and compare them; return the number of tensors and bytes.
 
     Raises:
-        CheckpointError: a number that is not what it should be: a disk that does not keep what it is given.
+        CheckpointError: a stored number differs from the written one, as on a faulty disk.
     """
-    weights, said = stored.open_weights(folder), time.perf_counter()
+    weights, reported = stored.open_weights(folder), time.perf_counter()
     names = families.writing(module).table(module)
     wanted = table.specs(names, families.abstract(module, dtype))
     total = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in wanted.values())
     done = number = 0
     for number, (name, array) in enumerate(table.write(names, params), 1):
-        whole = tuple(slice(0, size) for size in array.shape)
-        found = weights.read(name, whole)
-        if found.dtype != np.dtype(wanted[name].dtype) or not np.array_equal(found, array.astype(found.dtype)):
-            raise CheckpointError(f"{folder}: {name} does not hold what was written; try another disk")
-        done += found.nbytes
-        if time.perf_counter() - said > _SHOWN or done == total:
-            said = time.perf_counter()
+        full = tuple(slice(0, size) for size in array.shape)
+        stored_array = weights.read(name, full)
+        right_dtype = stored_array.dtype == np.dtype(wanted[name].dtype)
+        if not right_dtype or not np.array_equal(stored_array, array.astype(stored_array.dtype)):
+            raise CheckpointError(f"{folder}: {name} differs from what was written; try another disk")
+        done += stored_array.nbytes
+        if time.perf_counter() - reported > _SHOWN or done == total:
+            reported = time.perf_counter()
             print(f"checking {number} tensors, {done / 1e6:,.1f} of {total / 1e6:,.1f} MB", flush=True)
     return number, done
 

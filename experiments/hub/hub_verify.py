@@ -1,17 +1,17 @@
-"""Prove that a public checkpoint computes here what it computes in `transformers`, at every layer.
+"""Compare a public checkpoint with `transformers`, layer by layer.
 
-Idea: a wrong activation moves the logits of a model by less than a loose tolerance forgives, so both sides run on the
-same random tokens, some rows padded, or on the same images of noise, and every layer's output (of a convolutional
-network every stage's) is compared, in units of its standard deviation. The first line that is too far off names the
-layer where to look: all lines below it are wrong because it is.
+Idea: a small error, such as a wrong activation function, changes the logits too little for a loose tolerance to detect.
+So both sides run on the same random tokens (some rows padded) or on the same noise images, and the output of every
+layer (of every stage in a convolutional network) is compared, in units of its standard deviation. The first layer that
+differs has the error; all layers after it differ because of it.
 
     ./launch.sh local experiments.hub.hub_verify --folder models/gpt2
     ./launch.sh local experiments.hub.hub_verify --folder openai-community/gpt2
 
-Needs what nothing else here does: `pip install torch transformers` (a CPU build of torch is enough).
-Hardware: memory for the model twice, in float32; no accelerator is needed.
-Expected: the largest difference of a sound conversion is 1e-6 to 1e-5, and below 5e-5 at every layer. Exit status 6
-otherwise; the table is kept in results.json either way.
+It needs torch and transformers: `pip install torch transformers` (a CPU build of torch is enough).
+Hardware: memory for two copies of the model in float32; no accelerator is needed.
+Expected: for a correct conversion the largest difference is 1e-6 to 1e-5. Above 5e-5 (`--tolerance`) at any layer, the
+exit status is 6. The differences are written to results.json in both cases.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -37,8 +37,8 @@ from fm_jax.models.language.encoder import Encoder
 from fm_jax.models.language.masked_lm import MaskedLM
 from fm_jax.models.language.tagger import Tagger
 
-Outputs = dict[str, np.ndarray]  # what is compared: "embed", "layer 0", …, "final", and the outputs by name
-_FINAL = ("ln_f", "norm", "final_layer_norm")  # their names of the norm behind the last layer
+Outputs = dict[str, np.ndarray]  # "embed", "layer 0", …, "final", and the named outputs
+_FINAL = ("ln_f", "norm", "final_layer_norm")  # names in transformers of the norm after the last layer
 _OUTPUTS = {
     "logits": "logits", "prediction_logits": "logits", "start_logits": "start", "end_logits": "end",
     "seq_relationship_logits": "pair", "sop_logits": "pair", "last_hidden_state": "final",
@@ -47,49 +47,49 @@ _OUTPUTS = {
 
 @dataclass(frozen=True)
 class Config:
-    """What to compare, on what, and how closely."""
+    """The checkpoint, the inputs and the tolerance."""
 
-    folder: str = "model"  # a folder that transformers opens, or OWNER/NAME
-    rows: int = 3
-    length: int = 24  # tokens of the longest row; the others are padded (of text)
+    folder: str = "model"  # checkpoint folder, or OWNER/NAME
+    rows: int = 3  # texts or images
+    length: int = 24  # tokens of the longest row; the other rows are padded
     seed: int = 0
-    tolerance: float = 5e-5  # largest difference, in standard deviations of the layer
+    tolerance: float = 5e-5  # maximum difference, in standard deviations of the layer's output
 
     def __post_init__(self) -> None:
-        """Refuse a comparison of nothing."""
+        """Refuse an empty comparison."""
         if min(self.rows, self.length) < 1 or not self.tolerance > 0:
             raise ConfigError("rows, length and tolerance must be above 0")
 
 
 def draw(module: nn.Module, cfg: Config, pad: int = 0) -> Example:
-    """Draw what the model reads: rows of text of falling length, or images."""
+    """Return random inputs: rows of tokens with decreasing lengths, or images."""
     size = Size(cfg.rows, cfg.length, pad)
     return families.writing(module).example(module, np.random.default_rng(cfg.seed), size)
 
 
 def ours(module: nn.Module, params: Params, given: Example) -> Outputs:
-    """Run our model and return what `theirs` returns."""
+    """Run our model; return every layer's output and the model's outputs."""
     sites = families.writing(module).sites(module)
     tap = Tap(read=tuple(sites.values()))
 
     @jax.jit
     def compute(params: Params, inputs: dict[str, jax.Array]) -> Any:
-        out, read = capture.run(module, params, tap=tap, **inputs)
+        out, read = capture.apply(module, params, tap=tap, **inputs)
         if isinstance(module, MaskedLM) and module.next_sentence:
             hidden = module.apply({"params": params}, **inputs, method="hidden")
             out = {"logits": out, "pair": module.apply({"params": params}, hidden, method="pair")}
         return out, read
 
     out, read = compute(params, jax.tree.map(jnp.asarray, given.inputs))
-    found: Outputs = {}
+    outputs: Outputs = {}
     for name, site in sites.items():
         layers = [(f"{name} {i}", x) for i, x in enumerate(read[site])] if is_stacked(site) else [(name, read[site])]
-        found |= {name: np.asarray(x) for name, x in layers}
-    return found | {name: np.asarray(x) for name, x in _named(module, out).items()}
+        outputs |= {name: np.asarray(x) for name, x in layers}
+    return outputs | {name: np.asarray(x) for name, x in _named(module, out).items()}
 
 
 def _named(module: nn.Module, out: Any) -> dict[str, Any]:
-    """Return the outputs of a head by their names; those of a model without one are its last activation."""
+    """Return the head's outputs by name; {} for a model without a head, whose output is its last activation."""
     if isinstance(out, tuple):
         return {"start": out[0], "end": out[1]}
     if isinstance(module, Encoder | Featured):
@@ -100,11 +100,11 @@ def _named(module: nn.Module, out: Any) -> dict[str, Any]:
 
 
 def peer(folder: Path) -> Any:
-    """Open a folder with transformers, as the class that its config names, in float32 and evaluation mode.
+    """Open a folder with transformers, as the class named in its config, in float32 and evaluation mode.
 
     Raises:
         ConfigError: transformers or torch is not installed.
-        CheckpointError: transformers misses a weight, or has one too many.
+        CheckpointError: transformers reports missing or unexpected weights.
     """
     try:
         import transformers
@@ -119,48 +119,46 @@ def peer(folder: Path) -> Any:
         folder, dtype="float32", attn_implementation="eager", output_loading_info=True, use_safetensors=None
     )
     if odd := [f"{word} {sorted(map(str, notes[word]))[:5]}" for word in notes if notes[word]]:
-        raise CheckpointError(
-            f"transformers does not read {folder} as {kind.__name__} without a loss: {'; '.join(odd)}"
-        )
+        raise CheckpointError(f"transformers cannot read all of {folder} as {kind.__name__}: {'; '.join(odd)}")
     return model.eval().requires_grad_(False)
 
 
 def theirs(model: Any, given: Example, names: Collection[str] = ()) -> Outputs:
-    """Run a model of transformers and return every layer's output and the model's.
+    """Run the transformers model; return every layer's output and the model's outputs.
 
     Args:
-        model: of transformers.
-        given: what ours was called with.
-        names: what to keep, where their model has more layers than ours has places (EfficientNet's blocks).
+        model: the transformers model.
+        given: the inputs of our model.
+        names: outputs to keep, if their model has more layers than ours has sites (EfficientNet's blocks).
     """
     inputs, config = given.inputs, model.config
     if given.inside is None:
-        asked = {"pixel_values": inputs["image"].transpose(0, 3, 1, 2).copy()}
-        found = _watched(model, asked | ({"noise": inputs["noise"]} if "noise" in inputs else {}), {})
-        found = {name: x for name, x in found.items() if name in names} if names else found
-        return {name: x.transpose(0, 2, 3, 1) if x.ndim == 4 else x for name, x in found.items()}
-    asked = {"input_ids": inputs.get("source", inputs["tokens"]), "attention_mask": given.inside}
+        arguments = {"pixel_values": inputs["image"].transpose(0, 3, 1, 2).copy()}
+        outputs = _outputs(model, arguments | ({"noise": inputs["noise"]} if "noise" in inputs else {}), {})
+        outputs = {name: x for name, x in outputs.items() if name in names} if names else outputs
+        return {name: x.transpose(0, 2, 3, 1) if x.ndim == 4 else x for name, x in outputs.items()}
+    arguments = {"input_ids": inputs.get("source", inputs["tokens"]), "attention_mask": given.inside}
     if "source" in inputs:
-        asked["decoder_input_ids"] = inputs["tokens"]
+        arguments["decoder_input_ids"] = inputs["tokens"]
     if "types" in inputs:
-        asked["token_type_ids"] = inputs["types"]
+        arguments["token_type_ids"] = inputs["types"]
     cache = {"use_cache": False} if hasattr(config, "use_cache") else {}
-    return _watched(model, {name: x.astype(np.int64) for name, x in asked.items()}, cache)
+    return _outputs(model, {name: x.astype(np.int64) for name, x in arguments.items()}, cache)
 
 
-def _watched(model: Any, given: dict[str, Any], options: dict[str, Any]) -> Outputs:
+def _outputs(model: Any, given: dict[str, Any], options: dict[str, Any]) -> Outputs:
     import transformers
 
-    # what its tokenizers return makes torch's tensors, and nothing here has to name torch
+    # a BatchEncoding converts arrays to torch tensors, so torch is not imported here
     tensors = transformers.BatchEncoding(given, tensor_type="pt")
-    found: dict[str, list[np.ndarray]] = {}
+    kept: dict[str, list[np.ndarray]] = {}
 
     def keep(name: str) -> Callable[..., None]:
         def hook(_: Any, given: Any, options: Any, out: Any = None) -> None:
             value = given[0] if given else options["hidden_states"]
             value = value if out is None else out[0] if isinstance(out, tuple) else out
-            if name not in found or not name.endswith("embed"):  # a shared layer is entered again at every depth
-                found.setdefault(name, []).append(value.numpy())
+            if name not in kept or not name.endswith("embed"):  # a shared layer runs again at every depth
+                kept.setdefault(name, []).append(value.numpy())
 
         return hook
 
@@ -173,12 +171,12 @@ def _watched(model: Any, given: dict[str, Any], options: dict[str, Any]) -> Outp
     out = model(**tensors, **options)
     for hook in hooks:
         hook.remove()
-    flat = {f"{name} {i}" if name.endswith("layer") else name: x for name in found for i, x in enumerate(found[name])}
+    flat = {f"{name} {i}" if name.endswith("layer") else name: x for name in kept for i, x in enumerate(kept[name])}
     return flat | {_OUTPUTS[name]: x.numpy() for name, x in out.items() if name in _OUTPUTS}
 
 
 def _stacks(model: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (name of the side, layers, norm behind them or None) of a model of transformers."""
+    """Yield (name of the side, layers, norm after them or None) of a transformers model."""
     modules = dict(model.named_modules())
     lists = [name for name, module in modules.items() if type(module).__name__ == "ModuleList"]
     outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
@@ -191,14 +189,16 @@ def _stacks(model: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def compare(mine: Outputs, other: Outputs, given: Example, tolerance: float) -> list[dict[str, Any]]:
-    """Return one line a layer and output: the largest difference at real tokens, in standard deviations of theirs.
+    """Return one row per layer and output: the largest difference outside padding, in standard deviations of theirs.
 
     Raises:
-        CheckpointError: the two sides have other layers, or outputs of other shapes.
+        CheckpointError: the two sides differ in layers or shapes.
     """
     if mine.keys() != other.keys() or any(mine[name].shape != other[name].shape for name in mine):
         shapes = [{name: list(x.shape) for name, x in side.items()} for side in (mine, other)]
-        raise CheckpointError(f"not the same layers: here {shapes[0]}, in transformers {shapes[1]}")
+        raise CheckpointError(
+            f"the two models have different layers or shapes: {shapes[0]} here, {shapes[1]} in transformers"
+        )
     lines = []
     for name, want in sorted(other.items(), key=lambda pair: list(mine).index(pair[0])):
         got, decoder = mine[name], "encoder embed" in mine and not name.startswith("encoder ")
@@ -213,24 +213,24 @@ def compare(mine: Outputs, other: Outputs, given: Example, tolerance: float) -> 
 
 
 def config() -> Config:
-    """Return the defaults, which want a folder."""
+    """Return the defaults; `folder` must be set."""
     return Config()
 
 
 def debug() -> Config:
-    """Return the same on short rows."""
+    """Return the same with short rows."""
     return Config(rows=2, length=8)
 
 
 def run(cfg: Config, workdir: Path) -> Mapping[str, Any]:
-    """Compare, print the table, write results.json; raise NumericError where the two sides differ."""
+    """Compare, print the table and write results.json; raise NumericError if the two sides differ."""
     folder = pretrained.find(cfg.folder)
     model = peer(folder)
     with jax.default_matmul_precision("highest"):
-        found = pretrained.load(folder)
-        given = draw(found.module, cfg, _padding(model.config, found.tokenizer))
-        mine = ours(found.module, found.params, given)
-        fewer = mine if model.config.model_type == "efficientnet" else ()  # theirs has blocks inside a stage
+        loaded = pretrained.load(folder)
+        given = draw(loaded.module, cfg, _padding(model.config, loaded.tokenizer))
+        mine = ours(loaded.module, loaded.params, given)
+        fewer = mine if model.config.model_type == "efficientnet" else ()  # theirs also has the blocks of a stage
         lines = compare(mine, theirs(model, given, fewer), given, cfg.tolerance)
     print(report.table(lines, {"what": "layer", "std": "std", "difference": "difference / std", "": ""}))
     wrong = [line for line in lines if line[""] != "ok"]
@@ -244,15 +244,16 @@ def run(cfg: Config, workdir: Path) -> Mapping[str, Any]:
     results.write(workdir / "results.json", measured)
     if wrong:
         raise NumericError(
-            f"{folder} computes something else here than in transformers: {wrong[0]['what']} is the first to differ, "
+            f"{folder} gives other results here than in transformers: {wrong[0]['what']} is the first to differ, "
             f"by {wrong[0]['difference']:.2g} standard deviations (tolerance {cfg.tolerance:g})"
         )
-    print(f"{type(model).__name__}: equal within {measured['largest']:.2g} standard deviations at {len(lines)} places")
+    largest = f"{measured['largest']:.2g} standard deviations"
+    print(f"{type(model).__name__}: equal within {largest} in all {len(lines)} layers and outputs")
     return measured
 
 
 def _padding(theirs: Any, tokenizer: tokenizers.Tokenizer | None) -> int:
-    """Return the id to pad with: that of the config, or else of the tokenizer, or 0."""
+    """Return the padding id: the config's, else the tokenizer's, else 0."""
     if isinstance(getattr(theirs, "pad_token_id", None), int):
         return theirs.pad_token_id
     return tokenizer.pad_id if tokenizer is not None else 0

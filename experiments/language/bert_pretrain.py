@@ -1,20 +1,20 @@
-"""BERT's pretraining: naming masked words, and telling whether one text follows another, on any corpus.
+"""BERT pretraining on any corpus: masked language modelling and next-sentence prediction.
 
-Papers: Devlin et al. 2019 (BERT), Liu et al. 2019 (RoBERTa: masks drawn anew, full sentences instead of pairs).
-Idea: of a text read both ways, 15 % of the tokens are taken out and named from what stands around them; every later
-task starts from the encoder that learnt it. Masks and pairs are drawn anew at every visit; `--whole_word true` takes
-out whole words, `--next_sentence false` reads full sentences without pairs.
+Papers: Devlin et al. 2019 (BERT), Liu et al. 2019 (RoBERTa: new masks at every epoch, full sentences without pairs).
+Idea: the encoder reads a text in both directions. 15 % of the tokens are masked, and the model predicts them from their
+context. Every later task starts from this encoder. Masks and pairs are drawn again at every epoch. `--whole_word true`
+masks all pieces of a word together; `--next_sentence false` reads full sentences without pairs.
 
     ./launch.sh local experiments.language.bert_pretrain --config demo      # Python's own documentation, on any machine
     ./launch.sh local experiments.language.bert_pretrain --data.kind tfds --data.name wiki40b/en
     ./launch.sh local experiments.language.bert_pretrain --config roberta --data.kind jsonl --data.path corpus/
 
-`experiments.language.text_classify --init.from WORKDIR` and every other finetuning open what this leaves.
+`experiments.language.text_classify --init.from WORKDIR` finetunes the result, and so does `bert_squad`.
 Presets: `default` (BERT base), `bert_large`, `roberta` (RoBERTa's objective on BERT base), `demo`, `debug`.
-Hardware: demo needs two cores; BERT base one 80 GB GPU for days (`--accumulate`), or a pod.
-Expected: of demo, on the validation split, 14.4 % of the masked tokens named right (by the commonest token: 5.0 %), a
-perplexity of 269 (by frequencies alone: 556), and 69 % of the pairs told (chance: 50 %), after 447 CPU-seconds (14
-minutes, on two cores that were shared with others). The paper-scale presets were not run here.
+Hardware: `demo` needs two cores. BERT base needs one 80 GB GPU for days (`--accumulate`), or a pod.
+Expected with `demo`, on the validation split: masked-token accuracy 14.4 % (most frequent token: 5.0 %), perplexity 269
+(unigram: 556) and next-sentence accuracy 69 % (chance: 50 %), after 447 CPU-seconds (14 minutes on two cores shared
+with other programs). The paper-scale presets were not run here.
 """
 
 from collections.abc import Callable, Iterable
@@ -49,30 +49,32 @@ class Config(stage.Plan):
 
     model: encoder.Config
     data: documents.Config = documents.Config()
-    next_sentence: bool = True  # pairs of texts, and whether the second follows; else full sentences
-    whole_word: bool = False  # mask all pieces of a word or none
+    next_sentence: bool = True  # train on pairs and predict whether the second follows; false: full sentences
+    whole_word: bool = False  # mask all pieces of a word together
     mask_rate: float = 0.15
-    short_length: int = 128  # tokens of a row at first; `model.max_length` after that
-    short_share: float = 0.9  # of the steps
-    warmup: float = 0.01  # share of the steps; a straight line down to 0 follows
+    short_length: int = 128  # tokens per row in the first steps; `model.max_length` after that
+    short_share: float = 0.9  # share of the steps with short rows
+    warmup: float = 0.01  # share of the steps; then linear decay to 0
     optimizer: optimizers.Config = optimizers.Config(eps=1e-6)
-    batch_size: int = 256  # rows a step, over all devices
+    batch_size: int = 256  # rows per step, over all devices
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not fit together."""
+        """Check that the fields fit together."""
         super().__post_init__()
         if not 0 <= self.short_share < 1:
-            raise ConfigError(f"short_share is a share of the steps, at least 0 and below 1, not {self.short_share}")
+            raise ConfigError(f"short_share must be at least 0 and below 1, not {self.short_share}")
         if self.short_share and not 5 <= self.short_length <= self.model.max_length:
             raise ConfigError(f"short_length {self.short_length} must be within 5 and {self.model.max_length}")
         if self.next_sentence and self.model.num_types < 2:
-            raise ConfigError("pairs need a model of 2 token types; set model.num_types or next_sentence to false")
+            raise ConfigError(
+                "next_sentence needs a model with 2 token types; set model.num_types 2 or next_sentence false"
+            )
 
 
 def config() -> Config:
     """Return BERT base: a million steps of 256 rows, AdamW (0.9, 0.999, 1e-6) at 1e-4, decay 0.01, clip 1.
 
-    Devlin et al. 2019, appendix A.2; epsilon and clipping are those of optimization.py of google-research/bert.
+    Devlin et al. 2019, appendix A.2; epsilon and clipping follow optimization.py of google-research/bert.
     """
     model = replace(encoder.bert_base(), dtype="bfloat16", remat="dots")
     fit = loop.FitConfig(1_000_000, log_every=100, eval_every=10_000, save_every=5_000)
@@ -80,12 +82,12 @@ def config() -> Config:
 
 
 def bert_large() -> Config:
-    """Return BERT large by the same recipe."""
+    """Return BERT large with the same recipe."""
     return replace(config(), model=replace(encoder.bert_large(), dtype="bfloat16", remat="dots"), accumulate=4)
 
 
 def roberta() -> Config:
-    """Return RoBERTa's objective and batch on BERT base's model and WordPieces (Liu et al. 2019, table 9)."""
+    """Return RoBERTa's objective and batch size with BERT base's model and WordPieces (Liu et al. 2019, table 9)."""
     fit = loop.FitConfig(500_000, log_every=100, eval_every=10_000, save_every=5_000)
     adam = optimizers.Config(b1=0.9, b2=0.98, eps=1e-6, clip_norm=None)
     changed = {"next_sentence": False, "short_share": 0.0, "warmup": 24_000 / 500_000, "batch_size": 8_192}
@@ -93,7 +95,7 @@ def roberta() -> Config:
 
 
 def demo() -> Config:
-    """Return the preset for two cores and eight minutes, on Python's own documentation."""
+    """Return the preset for two cores and eight minutes, on Python's documentation."""
     model = replace(encoder.bert(3, 128, 4, vocab_size=4096, dropout=0.0), max_length=64, init_std=0.0)
     return Config(
         model=model,
@@ -107,7 +109,7 @@ def demo() -> Config:
 
 
 def debug() -> Config:
-    """Return two steps of a tiny model, one of each length, on three packages' documentation."""
+    """Return two steps of a tiny model, one with each row length, on the documentation of three packages."""
     model = replace(encoder.tiny(), vocab_size=400)
     fit = loop.FitConfig(2, log_every=1, save_every=1)
     data = documents.Config(only=("json", "wsgiref", "email"))
@@ -125,9 +127,9 @@ CONFIGS: dict[str, Callable[[], Config]] = {
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, float]:
-    """Pretrain, evaluate on the whole validation split, and return (and write to results.json) what was measured."""
+    """Pretrain, evaluate on the full validation split, and return the metrics, also written to results.json."""
     mesh = stage.open_mesh(cfg)
-    found = corpus.prepare(
+    text = corpus.prepare(
         cfg.data,
         cfg.data_dir or workdir / "data",
         vocab_size=cfg.model.vocab_size,
@@ -135,20 +137,22 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         scheme="wordpiece",
         by_sentence=True,
     )
-    found.tokenizer.save(workdir / "tokenizer")
+    text.tokenizer.save(workdir / "tokenizer")
 
     def stream(length: int) -> loader.Batches:
-        return stage.batches(cfg, rows(cfg, found, "train", length))
+        return stage.batches(cfg, rows(cfg, text, "train", length))
 
     short = round(cfg.short_share * cfg.fit.num_steps)
-    whole = stream(cfg.model.max_length)
-    batches = Phases((stream(cfg.short_length), whole), (0, short)) if short else whole
-    validation = rows(cfg, found, "validation", cfg.model.max_length)
+    full = stream(cfg.model.max_length)
+    batches = Phases((stream(cfg.short_length), full), (0, short)) if short else full
+    validation = rows(cfg, text, "validation", cfg.model.max_length)
 
     model, key = MaskedLM(encoder.Encoder(cfg.model), next_sentence=cfg.next_sentence), jax.random.key(cfg.seed)
-    words = found.tokenizer
-    special = (words.special("cls"), words.special("sep"), words.pad_id)
-    choose = masking(words.special("mask"), words.vocab_size, special, rate=cfg.mask_rate, whole_word=cfg.whole_word)
+    tokenizer = text.tokenizer
+    special = (tokenizer.special("cls"), tokenizer.special("sep"), tokenizer.pad_id)
+    choose = masking(
+        tokenizer.special("mask"), tokenizer.vocab_size, special, rate=cfg.mask_rate, whole_word=cfg.whole_word
+    )
     loss = masked_lm(model.apply, choose)
     evaluate = runner.make_eval_step(loss)
 
@@ -158,7 +162,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         return state.init_params(model, inputs, key, mesh), {}
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
-        sums = runner.totals(evaluate, now.params, stage.once(cfg, validation, mesh))
+        sums = runner.totals(evaluate, now.params, stage.one_pass(cfg, validation, mesh))
         nll, count = sums["nll"]
         measured = {
             "nll": nll / count,
@@ -186,36 +190,36 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     )
     with jax.set_mesh(mesh):
         measured = validate(cfg.fit.num_steps, done)
-        measured |= baseline(found, choose, stage.once(cfg, validation, mesh))
+        measured |= baseline(text, choose, stage.one_pass(cfg, validation, mesh))
     results.write(workdir / "results.json", measured)
     if jax.process_index() == 0:
         report.loss_curves(
             workdir / "loss.png",
             log.curves(workdir / "metrics.jsonl", {"training": "train/nll", "validation": "validation/nll"}),
-            title="Masked words",
+            title="Masked language modelling",
             ylabel="nats per masked token",
             lines={"unigram": float(np.log(measured["unigram_perplexity"]))},
         )
     return measured
 
 
-def rows(cfg: Config, found: Corpus, split: str, length: int) -> SentencePairs | FullSentences:
-    """Return one split as pairs or as full sentences."""
+def rows(cfg: Config, text: Corpus, split: str, length: int) -> SentencePairs | FullSentences:
+    """Return the rows of one split: sentence pairs or full sentences."""
     make = SentencePairs if cfg.next_sentence else FullSentences
-    return make(found.tokens(split), found.tokenizer, length, name=f"{split} of {found.folder.name}")
+    return make(text.tokens(split), text.tokenizer, length, name=f"{split} of {text.folder.name}")
 
 
-def baseline(found: Corpus, choose: Choose, batches: Iterable[Batch]) -> dict[str, float]:
-    """Return what the training split's frequencies alone reach on the very tokens that the model was asked for."""
-    stream = found.tokens("train")
+def baseline(text: Corpus, choose: Choose, batches: Iterable[Batch]) -> dict[str, float]:
+    """Return the metrics of the unigram baseline (training frequencies) on the same masked tokens."""
+    stream = text.tokens("train")
     pieces = (stream[start : start + (1 << 20)] for start in range(0, len(stream), 1 << 20))
-    known = unigram.count((piece[piece != stream.index.end_id] for piece in pieces), stream.vocab_size)
+    log_frequencies = unigram.count((piece[piece != stream.index.end_id] for piece in pieces), stream.vocab_size)
 
-    def asked(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def masked_tokens(batch: Batch) -> tuple[jax.Array, jax.Array]:
         masked = choose(jax.random.key(0), batch)
         return masked.targets, masked.weights
 
-    return unigram.measure(known, asked, batches)
+    return unigram.measure(log_frequencies, masked_tokens, batches)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
-"""EleutherAI's lm-evaluation-harness on a decoder of ours: any of its tasks, or yours, with its own numbers.
+"""Evaluate a decoder with EleutherAI's lm-evaluation-harness: its tasks or your own, with its own metrics.
 
 Source: Gao et al., "A framework for few-shot language model evaluation", lm_eval 0.4.13 (the extra `harness`).
-Idea: a number that is compared with others' must be made as theirs was. The harness asks, we answer: how likely a
-continuation is, how likely a whole text, and what comes next (`fm_jax/evals/scores/harness.py`; a test holds it against
-the harness's own torch backend on the same weights).
+Idea: published scores can be compared only if they are computed in the same way. The harness defines the tasks and
+metrics; the model returns log-likelihoods of continuations and of full texts, and generated text
+(`fm_jax/evals/scores/harness.py`). A test compares this with the harness's own torch backend on the same weights.
 
     python -m experiments.language.harness --model runs/quickstart/pretrain    # two tasks made of Python itself
     python -m experiments.language.harness --model models/gpt2 --include_path mine --tasks quiz,stories --num_fewshot 5
     python -m experiments.language.harness --model openai-community/gpt2 --shipped true --tasks lambada_openai,hellaswag
 
-`--model` is a pretraining run's work directory, a folder as `transformers` writes it, or OWNER/NAME. `--include_path`
-is a folder of the harness's task files (a task file may name code, which runs: take them from whom you trust); without
-it there are two tasks made of the running Python: `docstrings` (which package is this docstring of?) and `documents`
-(how likely are whole documents?). `--shipped true` adds the thousands of tasks that lm_eval brings, whose data it
-fetches; otherwise nothing is fetched.
-Hardware and time: two cores and a minute or two for the quickstart's model and both own tasks.
+`--model` is a pretraining run's work directory, a checkpoint folder, or OWNER/NAME. `--include_path` is a folder of
+task files for the harness. A task file can run code, so use only files that you trust. Without it there are two
+built-in tasks, made from the Python that runs this: `docstrings` (which package does a docstring belong to?) and
+`documents` (likelihood of documents). `--shipped true` adds the thousands of tasks of lm_eval, which downloads their
+data; without it nothing is downloaded.
+Hardware and time: two cores and one or two minutes for the quickstart's model and both built-in tasks.
 """
 
 import json
@@ -38,48 +38,48 @@ from fm_jax.hub.pretrained import Dtype, Pretrained
 from fm_jax.models.language.decoder import Decoder
 from fm_jax.tasks import language
 
-OWN = ("docstrings", "documents")
+BUILT_IN = ("docstrings", "documents")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which model answers which tasks."""
+    """The model and its tasks."""
 
     model: Path = Path("runs/lm_pretrain")  # work directory of a run, a folder, or OWNER/NAME
-    tasks: tuple[str, ...] = OWN
-    include_path: Path | None = None  # folder of task files; None: the two own tasks
-    shipped: bool = False  # also the tasks that lm_eval brings; finding them takes most of a minute
-    num_fewshot: int | None = None  # examples before each question; None: what the task says
-    limit: int = 0  # documents of each task; 0 for all
+    tasks: tuple[str, ...] = BUILT_IN
+    include_path: Path | None = None  # folder of task files; none: the two built-in tasks
+    shipped: bool = False  # also the tasks of lm_eval; finding them takes most of a minute
+    num_fewshot: int | None = None  # examples before each question; none: the task's number
+    limit: int = 0  # documents per task; 0: all
     batch_size: int = 16
-    dtype: Dtype | None = None  # of the computation; None: the run's own, float32 for a folder
-    data: documents.Config = documents.Config()  # what `documents` is made of
-    seed: int = 0  # of what is drawn where a task draws
+    dtype: Dtype | None = None  # computation dtype; none: the run's own, float32 for a folder
+    data: documents.Config = documents.Config()  # data of the task `documents`
+    seed: int = 0  # of sampling, for tasks that sample
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no run can have."""
+        """Refuse impossible numbers."""
         if not self.tasks:
-            raise ConfigError("tasks is empty; name some, separated by commas")
+            raise ConfigError("tasks is empty; give task names separated by commas")
         for name, least in (("limit", 0), ("batch_size", 1), ("num_fewshot", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}, not {value}")
 
 
 def config() -> Config:
-    """Return the two own tasks, whole."""
+    """Return the two built-in tasks with all documents."""
     return Config()
 
 
 def debug() -> Config:
-    """Return a few documents of the own tasks."""
+    """Return a few documents of the built-in tasks."""
     data = documents.Config(only=("json", "wsgiref", "email"))
     return Config(Path("runs/lm_pretrain_debug"), limit=4, batch_size=4, data=data)
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
-    """Answer all tasks, print the table, and return (and write to results.json) {task: {metric: value}}."""
+    """Evaluate all tasks, print the table, and return {task: {metric: value}}, also written to results.json."""
     os.environ["DISABLE_MULTIPROC"] = "1"  # lm_eval's bootstrap would fork a process that has threads
-    if not cfg.shipped:  # read by the libraries when they are imported
+    if not cfg.shipped:  # the libraries read this on import
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     try:
         import lm_eval
@@ -87,19 +87,23 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     except ImportError as error:
         raise ConfigError(f"the harness is not installed ({error}); install fm_jax[harness]") from error
 
-    folder = cfg.include_path or own_tasks(cfg, workdir)
+    folder = cfg.include_path or built_in_tasks(cfg, workdir)
     if not folder.is_dir():
-        raise DataError(f"--include_path {folder} is no folder; give the one that holds the task files")
+        raise DataError(f"--include_path {folder} is not a folder; give the folder that contains the task files")
     manager = TaskManager(include_path=str(folder), include_defaults=cfg.shipped)
     if unknown := sorted(set(cfg.tasks) - set(manager.all_tasks)):
-        there = ", ".join(manager.all_tasks[:8]) or "none"
-        raise DataError(f"no task is named {unknown[0]!r} under {folder}; there are {there}")
-    found = language.load(cfg.model, dtype=cfg.dtype)
-    if not isinstance(found.module, Decoder) or found.tokenizer is None:
-        raise ConfigError(f"--model {cfg.model} is a {type(found.module).__name__}; the harness asks decoders")
+        available = ", ".join(manager.all_tasks[:8]) or "none"
+        raise DataError(f"there is no task {unknown[0]!r} in {folder}; available: {available}")
+    pretrained = language.load(cfg.model, dtype=cfg.dtype)
+    if not isinstance(pretrained.module, Decoder) or pretrained.tokenizer is None:
+        raise ConfigError(f"--model {cfg.model} is a {type(pretrained.module).__name__}; the harness needs a decoder")
 
     answerer = harness.language_model(
-        found.module, found.params, found.tokenizer, writer(found, cfg.seed), batch_size=cfg.batch_size
+        pretrained.module,
+        pretrained.params,
+        pretrained.tokenizer,
+        writer(pretrained, cfg.seed),
+        batch_size=cfg.batch_size,
     )
     answers = lm_eval.simple_evaluate(
         answerer,
@@ -116,20 +120,22 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     return measured
 
 
-def writer(found: Pretrained, seed: int) -> harness.Write:
-    """Return what continues the harness's prompts."""
-    tokenizer, key = found.tokenizer, jax.random.key(seed)
+def writer(pretrained: Pretrained, seed: int) -> harness.Write:
+    """Return the function that generates continuations for the harness."""
+    tokenizer, key = pretrained.tokenizer, jax.random.key(seed)
     assert tokenizer is not None
 
     def write(prompts: harness.Prompts) -> tuple[Any, Any]:
-        how = prompts.options
-        cfg = sample.Config(how.temperature, how.top_k, how.top_p, repetition_penalty=how.repetition_penalty)
+        options = prompts.options
+        cfg = sample.Config(
+            options.temperature, options.top_k, options.top_p, repetition_penalty=options.repetition_penalty
+        )
         out = generate(
-            found.module,
-            found.params,
+            pretrained.module,
+            pretrained.params,
             prompts.tokens,
             prompts.lengths,
-            max_new_tokens=how.max_new_tokens,
+            max_new_tokens=options.max_new_tokens,
             cfg=cfg,
             key=key,
             seeds=prompts.seeds,
@@ -141,14 +147,14 @@ def writer(found: Pretrained, seed: int) -> harness.Write:
     return write
 
 
-def own_tasks(cfg: Config, workdir: Path) -> Path:
-    """Write the own tasks that are asked for, data and task files, and return their folder."""
+def built_in_tasks(cfg: Config, workdir: Path) -> Path:
+    """Write data and task files of the configured built-in tasks, and return their folder."""
     folder, data_dir = (workdir / "tasks").absolute(), workdir / "data"
-    asked = [name for name in OWN if name in cfg.tasks]
+    chosen = [name for name in BUILT_IN if name in cfg.tasks]
     rows: list[dict[str, Any]] = []
-    if "docstrings" in asked:
+    if "docstrings" in chosen:
         test = docstrings.load("test", data_dir)
-        order = np.random.default_rng(0).permutation(len(test))  # so that a limit sees all classes
+        order = np.random.default_rng(0).permutation(len(test))  # so that `limit` keeps all classes
         rows = [{"text": test.texts[i], "label": int(test.labels[i])} for i in order]
         form: dict[str, Any] = {
             "output_type": "multiple_choice",
@@ -158,7 +164,7 @@ def own_tasks(cfg: Config, workdir: Path) -> Path:
             "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
         }
         _write_task(folder, "docstrings", rows, form)
-    if "documents" in asked:
+    if "documents" in chosen:
         texts = documents.documents(cfg.data, "validation", data_dir)
         rows = [{"text": texts[i]} for i in range(len(texts))]
         measures = [{"metric": name} for name in ("bits_per_byte", "byte_perplexity", "word_perplexity")]
@@ -169,7 +175,7 @@ def own_tasks(cfg: Config, workdir: Path) -> Path:
 
 
 def table(measured: dict[str, dict[str, float]], shots: dict[str, int]) -> str:
-    """Return one row a task and metric: value, standard error, examples before each question."""
+    """Return one row per task and metric: value, standard error, examples before each question."""
     rows = [
         {
             "task": task,
@@ -192,7 +198,7 @@ def _error(metric: str) -> str:
 
 
 def _plain(entry: dict[str, Any]) -> dict[str, float]:
-    """Return the numbers of a task's results; of the names (metric,filter) the filter goes where it is "none"."""
+    """Return the numeric results of a task; names are "metric,filter", and the filter "none" is dropped."""
     return {
         name.removesuffix(",none"): float(value)
         for name, value in entry.items()
@@ -201,7 +207,7 @@ def _plain(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def _write_task(folder: Path, name: str, rows: list[dict[str, Any]], form: dict[str, Any]) -> None:
-    """Write a task's documents and its file; JSON is YAML."""
+    """Write a task's documents and its task file, as JSON (which is valid YAML)."""
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / f"{name}.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")

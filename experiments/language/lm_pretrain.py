@@ -1,19 +1,20 @@
-"""Language-model pretraining: next-token prediction on any corpus, from a two-core laptop to a cluster.
+"""Language-model pretraining on any corpus: next-token prediction with a decoder, on a laptop or a cluster.
 
 Papers: Radford et al. 2019 (GPT-2), Brown et al. 2020 (GPT-3), Touvron et al. 2023 (LLaMA).
-Idea: one decoder, trained to predict the next token of unlabelled text, is the start of every later task. Documents are
-joined with an end-of-text token and cut into blocks of the context's length, as GPT-3 did; with `--apart true` no
-position sees another document.
+Idea: a decoder learns to predict the next token of unlabelled text; every later task starts from it. As for GPT-3,
+documents are joined with an end-of-text token and split into blocks of the context length. With `--apart true`,
+attention does not cross from one document to another.
 
     ./launch.sh local experiments.language.lm_pretrain                      # Python's own documentation, on any machine
     ./launch.sh local experiments.language.lm_pretrain --config gpt2_small --data.kind tfds --data.name wiki40b/en
     ./launch.sh local experiments.language.lm_pretrain --config gpt2_small --data.kind jsonl --data.path corpus/
 
 Presets: `default` (6 layers, width 512, 8 heads, vocabulary 10,000, Adam at 1e-3), `gpt2_*`, `gpt3_*`, `llama2_*`,
-`llama3_8b`; a folder of tokens made before (`--data.kind tokens`) brings its own tokenizer.
-Hardware: the default runs anywhere; gpt2_small wants one 80 GB GPU (half a million tokens a step, by `--accumulate`);
-gpt3_6_7b and larger a pod (`--mesh.fsdp`, `--mesh.tensor`).
-Expected: the quickstart's table is this module's measured result; the paper-scale presets were not run here.
+`llama3_8b`. A folder of ready-made tokens (`--data.kind tokens`) has its own tokenizer.
+Hardware: the default runs anywhere. `gpt2_small` needs one 80 GB GPU (half a million tokens per step, with
+`--accumulate`); `gpt3_6_7b` and larger need a pod (`--mesh.fsdp`, `--mesh.tensor`).
+Expected: the quickstart's language model is trained by this module; its results are in `experiments/README.md`. The
+paper-scale presets were not run here.
 """
 
 from collections.abc import Callable
@@ -42,26 +43,27 @@ class Config(stage.Plan):
 
     model: decoder.Config
     data: documents.Config = documents.Config()
-    apart: bool = False  # documents in a block do not see each other
+    apart: bool = False  # no attention between the documents of a block
     schedule: Literal["cosine", "linear", "rsqrt", "wsd", "constant"] = "cosine"
     warmup: float = 0.01  # share of the steps
-    batch_size: int = 512  # sequences of `model.max_length` a step, over all devices
-    z_loss: float = 0.0
-    chunk: int = 0  # tokens whose logits exist at once; 0 for all
-    ema_decay: float | None = None  # keep a running mean of the parameters, and evaluate that
+    batch_size: int = 512  # sequences of `model.max_length` per step, over all devices
+    z_loss: float = 0.0  # weight of the squared log partition function
+    chunk: int = 0  # tokens whose logits are in memory at once; 0: all
+    ema_decay: float | None = None  # keep an EMA of the parameters and evaluate it; none: no EMA
 
 
 def paper(model: decoder.Config, learning_rate: float, batch_size: int, accumulate: int) -> Config:
     """Return the recipe of Brown et al. 2020, appendix B: 300 B tokens, AdamW (0.9, 0.95), clip 1, decay 0.1.
 
-    The cosine falls to a tenth over the whole run, there over the first 260 B tokens, with smaller batches at first.
+    Two differences: the cosine decays to a tenth over the whole run (theirs over the first 260 B tokens), and the batch
+    size is constant (theirs grows at first).
     """
     tokens = batch_size * model.max_length
     fit = loop.FitConfig(int(3e11) // tokens, log_every=10, eval_every=2000, save_every=1000)
     adam = optimizers.Config(weight_decay=0.1, b1=0.9, b2=0.95, eps=1e-8)
-    big = replace(model, dtype="bfloat16", remat="dots")
+    full_size = replace(model, dtype="bfloat16", remat="dots")
     return Config(
-        model=big,
+        model=full_size,
         fit=fit,
         learning_rate=learning_rate,
         optimizer=adam,
@@ -72,7 +74,7 @@ def paper(model: decoder.Config, learning_rate: float, batch_size: int, accumula
 
 
 def config() -> Config:
-    """Return the 29 M parameter Transformer with Adam at 1e-3, sized to Python's own documentation."""
+    """Return a Transformer of 29 M parameters with Adam at 1e-3, sized for Python's documentation."""
     fit = loop.FitConfig(2000, eval_every=200, save_every=200)
     adam = optimizers.Config(name="adam")
     return Config(
@@ -80,9 +82,8 @@ def config() -> Config:
     )
 
 
-# batch in sequences: half a million tokens for GPT-2 (1024 each), table 2.1's for GPT-3 (2048 each), four million for
-# LLaMA (4096 and 8192 each; LLaMA 2, table 1); rates: table 2.1's, also for GPT-2's sizes, table 1's of LLaMA 2 and
-# table 3's of LLaMA 3
+# Batch sizes: half a million tokens for GPT-2, table 2.1 of the paper for GPT-3, four million tokens for LLaMA (LLaMA
+# 2, table 1). Learning rates: GPT-3's table 2.1 (also for GPT-2's sizes), LLaMA 2's table 1, LLaMA 3's table 3.
 CONFIGS: dict[str, Callable[[], Config]] = {
     "default": config,
     "gpt2_small": lambda: paper(decoder.gpt2_small(), 6e-4, 512, 16),
@@ -105,7 +106,7 @@ CONFIGS: dict[str, Callable[[], Config]] = {
 
 
 def debug() -> Config:
-    """Return two steps of a tiny model on two small packages' documentation."""
+    """Return two steps of a tiny model on the documentation of three small packages."""
     model = replace(decoder.tiny(), vocab_size=320)
     fit = loop.FitConfig(2, log_every=1, save_every=1)
     data = documents.Config(only=("json", "wsgiref", "email"))
@@ -116,15 +117,15 @@ CONFIGS["debug"] = debug
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, float]:
-    """Pretrain, evaluate on the whole validation split, and return (and write to results.json) what was measured."""
+    """Pretrain, evaluate on the full validation split, and return the metrics, also written to results.json."""
     mesh = stage.open_mesh(cfg)
-    found = corpus.prepare(
+    text = corpus.prepare(
         cfg.data, cfg.data_dir or workdir / "data", vocab_size=cfg.model.vocab_size, splits=("train", "validation")
     )
-    found.tokenizer.save(workdir / "tokenizer")
-    train = found.blocks("train", cfg.model.max_length, apart=cfg.apart)
+    text.tokenizer.save(workdir / "tokenizer")
+    train = text.blocks("train", cfg.model.max_length, apart=cfg.apart)
     batches = stage.batches(cfg, train)
-    validation = found.blocks("validation", cfg.model.max_length, apart=cfg.apart)
+    validation = text.blocks("validation", cfg.model.max_length, apart=cfg.apart)
 
     model, key = decoder.Decoder(cfg.model), jax.random.key(cfg.seed)
     loss = next_token(model.apply, z_loss=cfg.z_loss, chunk=cfg.chunk)
@@ -144,12 +145,12 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
         params = now.params if now.ema is None else now.ema
-        sums = runner.totals(evaluate, params, stage.once(cfg, validation, mesh))
+        sums = runner.totals(evaluate, params, stage.one_pass(cfg, validation, mesh))
         nll, tokens = sums["nll"]
         return {
             "nll": nll / tokens,
             "perplexity": metrics.perplexity(nll, tokens),
-            "bits_per_byte": metrics.bits_per_byte(nll, found.num_bytes("validation")),
+            "bits_per_byte": metrics.bits_per_byte(nll, text.num_bytes("validation")),
             "accuracy": sums["accuracy"][0] / tokens,
         }
 
@@ -174,7 +175,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
 
 
 def _work(cfg: Config, params: Params) -> loop.Work:
-    """Say what a step does: 6 N + 12 L H K T FLOPs a token (PaLM, appendix B; attention not halved)."""
+    """Return tokens and FLOPs per step: 6 N + 12 L H K T FLOPs per token (PaLM, appendix B; attention not halved)."""
     heads, tokens = cfg.model.attention, cfg.batch_size * cfg.model.max_length
     flops = profile.decoder_flops_per_token(
         profile.multiplied_params(params), cfg.model.num_layers, heads.num_heads * heads.head_dim, cfg.model.max_length

@@ -1,21 +1,22 @@
-"""T5's pretraining: an encoder-decoder writes the spans that were left out of a text, on any corpus.
+"""T5 pretraining on any corpus: span corruption with an encoder-decoder.
 
-Paper: Raffel et al. 2020 (T5). Idea: 15 % of the tokens are left out in spans of three on average, each leaving one
-sentinel; the decoder writes the spans between their sentinels. Targets are short, so a step costs less than one that
-writes the whole text, and what is learnt serves every task that turns a text into a text. Spans are drawn anew at
-every visit.
+Paper: Raffel et al. 2020 (T5). Idea: 15 % of the tokens are removed, in spans of three tokens on average. One sentinel
+token replaces each span in the encoder's input; the decoder writes the removed spans, each after its sentinel. The
+targets are short, so a step is cheap. The model can then be finetuned on any text-to-text task. Spans are drawn again
+at every epoch.
 
     ./launch.sh local experiments.language.t5_pretrain --config demo        # Python's own documentation, on any machine
     ./launch.sh local experiments.language.t5_pretrain --config t5_small --data.kind tfds --data.name wiki40b/en
     ./launch.sh local experiments.language.t5_pretrain --data.kind jsonl --data.path corpus/
 
-`experiments.language.t5_translate --init.from WORKDIR` opens what this leaves.
-Presets: `default` (T5 base, trained as the baseline of section 3.1 but on the spans of section 3.7), `t5_small`,
+`experiments.language.t5_translate --init.from WORKDIR` finetunes the result.
+Presets: `default` (T5 base, trained like the baseline of section 3.1 but with the spans of section 3.7), `t5_small`,
 `t5_v1_1_base`, `demo`, `debug`.
-Hardware: demo needs two cores; T5 base one 80 GB GPU for days (`--accumulate`), or a pod.
-Expected: of demo, on the validation split, a perplexity of 59.9 on the targets (by frequencies alone: 287); without the
-sentinels and ends, a quarter of the targets, 210 (544), and 8.4 % of that text right (by the commonest token: 7.5 %),
-after 577 CPU-seconds (15 minutes, on two cores shared with others). The paper-scale presets were not run here.
+Hardware: `demo` needs two cores. T5 base needs one 80 GB GPU for days (`--accumulate`), or a pod.
+Expected with `demo`, on the validation split: perplexity 59.9 on the targets (unigram: 287). A quarter of the targets
+are sentinels and end tokens; without them the perplexity is 210 (unigram: 544) and the accuracy 8.4 % (most frequent
+token: 7.5 %). This took 577 CPU-seconds (15 minutes on two cores shared with other programs). The paper-scale presets
+were not run here.
 """
 
 from collections.abc import Callable
@@ -40,7 +41,7 @@ from fm_jax.objectives.seq2seq import seq2seq
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.train import log, loop, stage, state
 
-_COUNTED = 2_000  # rows of the training split whose targets the baseline counts
+_COUNTED = 2_000  # training rows whose targets the baseline counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +50,20 @@ class Config(stage.Plan):
 
     model: encoder_decoder.Config
     data: documents.Config = documents.Config()
-    length: int = 512  # tokens of the corrupted text; targets follow from it (114 of 512)
-    density: float = 0.15  # share of the tokens that are left out
-    mean_span: float = 3.0  # tokens that are left out at once, on average
-    schedule: Literal["rsqrt", "linear", "cosine", "constant"] = "rsqrt"  # rsqrt holds the rate while it warms up
+    length: int = 512  # tokens of the corrupted text; it sets the target length (114 for 512)
+    density: float = 0.15  # share of the tokens that are removed
+    mean_span: float = 3.0  # mean tokens per removed span
+    schedule: Literal["rsqrt", "linear", "cosine", "constant"] = "rsqrt"  # rsqrt: constant during warm-up
     warmup: float = 10_000 / 2**19  # share of the steps
     optimizer: optimizers.Config = optimizers.Config(name="adafactor", clip_norm=None)
-    batch_size: int = 128  # rows a step, over all devices
+    batch_size: int = 128  # rows per step, over all devices
     z_loss: float = 1e-4
 
 
 def config() -> Config:
     """Return the baseline of T5 base: 2^19 steps of 128 rows, Adafactor at 1/sqrt(max(step, 10^4)), dropout 0.1.
 
-    Raffel et al. 2020, sections 3.1.1 and 3.1.2. 0.01 is the rate of the first 10^4 steps.
+    Raffel et al. 2020, sections 3.1.1 and 3.1.2. 0.01 is the learning rate of the first 10^4 steps.
     """
     model = replace(encoder_decoder.with_dropout(encoder_decoder.t5_base(), 0.1), dtype="bfloat16", remat="dots")
     fit = loop.FitConfig(2**19, log_every=100, eval_every=10_000, save_every=5_000)
@@ -70,7 +71,7 @@ def config() -> Config:
 
 
 def t5_small() -> Config:
-    """Return the same recipe for T5 small."""
+    """Return T5 small with the same recipe."""
     model = replace(encoder_decoder.with_dropout(encoder_decoder.t5_small(), 0.1), dtype="bfloat16", remat="dots")
     return replace(config(), model=model)
 
@@ -83,7 +84,7 @@ def t5_v1_1_base() -> Config:
 
 
 def demo() -> Config:
-    """Return the preset for two cores and eight minutes, on Python's own documentation."""
+    """Return the preset for two cores and eight minutes, on Python's documentation."""
     return Config(
         model=replace(encoder_decoder.t5(2, 128, 4, 512, 32, vocab_size=2048), max_length=64),
         fit=loop.FitConfig(1_500, log_every=20, eval_every=300, save_every=500),
@@ -97,7 +98,7 @@ def demo() -> Config:
 
 
 def debug() -> Config:
-    """Return two steps of a tiny model on three packages' documentation."""
+    """Return two steps of a tiny model on the documentation of three packages."""
     model = replace(encoder_decoder.tiny(), vocab_size=480)
     fit = loop.FitConfig(2, log_every=1, save_every=1)
     data = documents.Config(only=("json", "wsgiref", "email"))
@@ -114,20 +115,20 @@ CONFIGS: dict[str, Callable[[], Config]] = {
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, float]:
-    """Pretrain, evaluate on the whole validation split, and return (and write to results.json) what was measured."""
+    """Pretrain, evaluate on the full validation split, and return the metrics, also written to results.json."""
     mesh = stage.open_mesh(cfg)
-    found = corpus.prepare(
+    prepared = corpus.prepare(
         cfg.data,
         cfg.data_dir or workdir / "data",
         vocab_size=cfg.model.vocab_size,
         splits=("train", "validation"),
         scheme="t5",
     )
-    found.tokenizer.save(workdir / "tokenizer")
+    prepared.tokenizer.save(workdir / "tokenizer")
 
     def rows(split: str) -> SpanCorruption:
         return SpanCorruption(
-            found.tokens(split), found.tokenizer, cfg.length, density=cfg.density, mean_span=cfg.mean_span
+            prepared.tokens(split), prepared.tokenizer, cfg.length, density=cfg.density, mean_span=cfg.mean_span
         )
 
     train, validation = rows("train"), rows("validation")
@@ -136,10 +137,10 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     model, key = encoder_decoder.EncoderDecoder(cfg.model), jax.random.key(cfg.seed)
     loss = seq2seq(model.apply, z_loss=cfg.z_loss)
     evaluate = runner.make_eval_step(loss)
-    marks = np.array([found.tokenizer.end_id, *found.tokenizer.sentinels])
+    markers = np.array([prepared.tokenizer.end_id, *prepared.tokenizer.sentinels])
 
     def text_only(batch: Batch) -> Batch:
-        return {**batch, "weights": batch["weights"] * ~jax.numpy.isin(batch["targets"], marks)}
+        return {**batch, "weights": batch["weights"] * ~jax.numpy.isin(batch["targets"], markers)}
 
     inputs = tuple(np.zeros((cfg.batch_size, length), np.int32) for length in (train.target_length, cfg.length))
 
@@ -147,7 +148,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         return state.init_params(model, inputs, key, mesh), {}
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
-        sums = runner.totals(evaluate, now.params, stage.once(cfg, validation, mesh))
+        sums = runner.totals(evaluate, now.params, stage.one_pass(cfg, validation, mesh))
         nll, count = sums["nll"]
         return {
             "nll": nll / count,
@@ -172,37 +173,38 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     )
     with jax.set_mesh(mesh):
         measured = validate(cfg.fit.num_steps, done)
-        read = partial(stage.once, cfg, validation, mesh)
+        read = partial(stage.one_pass, cfg, validation, mesh)
         text = runner.totals(evaluate, done.params, map(text_only, read()))
-        known = frequencies(train, cfg.model.vocab_size)
-        trivial = unigram.measure(known, asked, read())
-        known -= np.log(1 - np.exp(known[marks]).sum())  # as one that knows where the text is
-        trivial_text = unigram.measure(known, asked, map(text_only, read()))
-    measured |= trivial
+        log_frequencies = frequencies(train, cfg.model.vocab_size)
+        baseline = unigram.measure(log_frequencies, targets, read())
+        # renormalised over text tokens: this baseline knows where the markers are
+        log_frequencies -= np.log(1 - np.exp(log_frequencies[markers]).sum())
+        baseline_text = unigram.measure(log_frequencies, targets, map(text_only, read()))
+    measured |= baseline
     measured["text_perplexity"] = metrics.perplexity(*text["nll"])
     measured["text_accuracy"] = text["accuracy"][0] / text["accuracy"][1]
-    measured |= {f"text_{name}": value for name, value in trivial_text.items()}
+    measured |= {f"text_{name}": value for name, value in baseline_text.items()}
     results.write(workdir / "results.json", measured)
     if jax.process_index() == 0:
         report.loss_curves(
             workdir / "loss.png",
             log.curves(workdir / "metrics.jsonl", {"training": "train/nll", "validation": "validation/nll"}),
-            title="Left-out spans",
+            title="Span corruption",
             ylabel="nats per target token",
             lines={"unigram": float(np.log(measured["unigram_perplexity"]))},
         )
     return measured
 
 
-def asked(batch: Batch) -> tuple[jax.Array, jax.Array]:
+def targets(batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Return the targets [B, T] of a batch and their weights."""
     return batch["targets"], batch["weights"]
 
 
 def frequencies(train: SpanCorruption, vocab_size: int) -> np.ndarray:
-    """Return the log frequencies [V] of the training split's targets, sentinels included."""
-    spread = range(0, len(train), max(1, len(train) // _COUNTED))
-    picked = (train[index] for index in spread)
+    """Return the log frequencies [V] of the tokens in the training split's targets, sentinels included."""
+    indices = range(0, len(train), max(1, len(train) // _COUNTED))
+    picked = (train[index] for index in indices)
     return unigram.count((row["targets"][row["weights"] > 0] for row in picked), vocab_size)
 
 

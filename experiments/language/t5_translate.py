@@ -1,23 +1,23 @@
-"""Translation with an encoder-decoder: from scratch or from pretrained T5, data to BLEU.
+"""Translation with an encoder-decoder: train it from scratch or from a pretrained T5, and measure BLEU.
 
-Paper: Raffel et al. 2020 (T5). Idea: every task is text to text; to translate is to write the target given the source,
-preceded by the task's name. The decoder learns by likelihood, its input the target shifted right, and searches with
-beams.
+Paper: Raffel et al. 2020 (T5). Idea: translation is a text-to-text task. The encoder reads the source, with the task's
+name as a prefix, and the decoder writes the target. Training uses teacher forcing and cross-entropy; evaluation uses
+greedy decoding and beam search.
 
     python -m experiments.language.t5_translate --config demo   # a generated English–German world, on two cores
     python -m experiments.language.t5_translate --config demo --init.from runs/t5_pretrain
     python -m experiments.language.t5_translate --init.from google-t5/t5-base --prefix "translate English to German: " …
 
-`--init.from` is a public checkpoint's folder or name, or the work directory of `experiments.language.t5_pretrain`;
-without it the model is drawn anew and its tokenizer learnt from the training pairs. `--data.path` is a folder of
-aligned files (train.en, train.de, validation.en, …) or of JSON lines with a source and a target each; without it
-sentences are generated (`fm_jax/worlds/language/translation.py`), and the test's are none that were trained on.
+`--init.from` is the work directory of a `t5_pretrain` run, a checkpoint folder, or OWNER/NAME. Without it the model is
+randomly initialised and its tokenizer is trained on the training pairs. `--data.path` is a folder of aligned files
+(train.en, train.de, validation.en, …) or of JSON lines with a source and a target each. Without it sentences are
+generated (`fm_jax/worlds/language/translation.py`); no test sentence occurs in training.
 
-Reported are BLEU and chrF of sacrebleu with their signatures and exact matches, greedy and by beams, beside two
-baselines: the source copied, and a dictionary (IBM model 1) applied word by word.
+The results are sacrebleu's BLEU and chrF with their signatures, and exact matches, for greedy decoding and beam search.
+Two baselines are measured with them: copying the source, and a word-by-word dictionary (IBM model 1).
 
-Measured with `--config demo` (1.1 M parameters, 3,000 steps of 64 pairs), on 1,000 sentences none of which was trained
-on; BLEU is nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0:
+Measured with `--config demo` (1.1 M parameters, 3,000 steps of 64 pairs) on 1,000 sentences that do not occur in
+training. The BLEU signature is nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0.
 
     test split       BLEU   chrF   exact matches
     copied source    0.03   13.2   0.000
@@ -25,9 +25,9 @@ on; BLEU is nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0:
     greedy          99.97  100.0   0.999
     beams of 4      99.97  100.0   0.999
 
-The one error is a dropped object. Validation BLEU, greedy, is 39 after 300 steps, 74 after 600, 91 after 900, 95 after
-1,200. It took 16 CPU minutes; by the clock 11 and a half, on two cores that other work shared.
-Hardware: demo needs two cores; the paper's finetuning one 80 GB GPU for days (`--accumulate`), or a pod's host.
+The one error is a missing object. Greedy validation BLEU is 39 after 300 steps, 74 after 600, 91 after 900 and 95 after
+1,200. The run took 16 CPU-minutes (11.5 minutes on two cores shared with other programs).
+Hardware: `demo` needs two cores. The paper's finetuning needs one 80 GB GPU for days (`--accumulate`), or a pod's host.
 """
 
 import time
@@ -57,18 +57,18 @@ from fm_jax.objectives.seq2seq import seq2seq
 from fm_jax.ops.positions import Buckets
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.tasks import language
-from fm_jax.tasks.init import Init
+from fm_jax.tasks.init import Init, resumes
 from fm_jax.train import log, loop, stage, state
 from fm_jax.worlds.language import translation as world
 
 
 @dataclass(frozen=True)
 class Data:
-    """Where sentences come from; the counts, the largest numeral and the seed are of the generated ones."""
+    """The sentences' source. Counts, largest numeral and seed are settings of generated sentences."""
 
-    path: Path | None = None  # a folder; None: the generated world
-    fields: tuple[str, str] = ("source", "target")  # of JSON lines
-    languages: tuple[str, str] = ("en", "de")  # the ends of aligned files' names
+    path: Path | None = None  # folder of sentence pairs; none: generated sentences
+    fields: tuple[str, str] = ("source", "target")  # field names in JSON lines
+    languages: tuple[str, str] = ("en", "de")  # suffixes of the aligned files
     train: int = 100_000
     validation: int = 500
     test: int = 1_000
@@ -80,33 +80,33 @@ class Data:
 class Config(stage.Plan):
     """Everything that decides the numbers of a run."""
 
-    model: encoder_decoder.Config  # of a pretrained model only dtype, remat and dropout are read
+    model: encoder_decoder.Config  # with init.from, only dtype, remat and dropout are used
     data: Data = Data()
     init: Init = Init()
-    prefix: str = ""  # before every source
-    source_length: int = 512  # tokens, the end token among them
+    prefix: str = ""  # text before every source
+    source_length: int = 512  # in tokens, with the end token
     target_length: int = 512
     schedule: Literal["constant", "linear", "cosine", "rsqrt"] = "constant"
-    batch_size: int = 128  # pairs a step, over all devices
+    batch_size: int = 128  # pairs per step, over all devices
     label_smoothing: float = 0.0
     beams: beam.Config = beam.Config(4, length_penalty=0.6)
-    tokenize: str = "13a"  # sacrebleu's, for BLEU
-    watched: int = 200  # validation sentences that are translated at every evaluation
-    decode_batch: int = 64  # sentences that are translated at once
+    tokenize: str = "13a"  # sacrebleu's tokenizer for BLEU
+    watched: int = 200  # validation sentences to translate at every evaluation
+    decode_batch: int = 64  # sentences per decoding batch
 
     def __post_init__(self) -> None:
-        """Refuse what this stage has no use for."""
+        """Refuse an option that has no effect here."""
         super().__post_init__()
         if self.data_dir is not None:
-            raise ConfigError("data_dir must be none: sentences are read from data.path, or generated each time")
+            raise ConfigError("data_dir must be none: sentences are read from data.path or generated at each start")
 
 
 def config() -> Config:
     """Return the paper's finetuning of T5-base: 2^18 steps of 128 pairs, Adafactor at a constant 1e-3, dropout 0.1.
 
-    Raffel et al. 2020, sections 3.1.2 and 3.7. From English to German they report 30.9 BLEU on newstest2014 for
-    T5-base, with beams of 4 and a length penalty of 0.6 (table 14); for the baseline of the ablations 26.98 on the
-    validation set, greedy (table 1). Their BLEU is sacrebleu's with `--tokenize intl`. Not run here.
+    Raffel et al. 2020, sections 3.1.2 and 3.7. For English to German they report 30.9 BLEU on newstest2014 (T5-base,
+    beam size 4, length penalty 0.6; table 14), and 26.98 on the validation set (baseline of the ablations, greedy;
+    table 1). Their BLEU is sacrebleu's with `--tokenize intl`. Not run here.
     """
     model = replace(encoder_decoder.with_dropout(encoder_decoder.t5_base(), 0.1), dtype="bfloat16", remat="dots")
     fit = loop.FitConfig(2**18, log_every=100, eval_every=5_000, save_every=5_000)
@@ -115,7 +115,7 @@ def config() -> Config:
 
 
 def demo() -> Config:
-    """Return the preset for two cores and a quarter of an hour, on the generated world."""
+    """Return the preset for two cores and a quarter of an hour, on generated sentences."""
     model = encoder_decoder.t5(2, 128, 4, 512, 32, vocab_size=1536)
     return Config(
         model=replace(model, max_length=25, buckets=Buckets(32, 32)),
@@ -141,42 +141,42 @@ def debug() -> Config:
 
 
 class Splits(NamedTuple):
-    """Parallel text, and what is hard about each test sentence where that is known."""
+    """Parallel text, and the linguistic phenomena of each test sentence if they are known."""
 
     train: Parallel
     validation: Parallel
     test: Parallel
-    labels: list[tuple[str, ...]]  # of the test sentences; [] for a folder
+    labels: list[tuple[str, ...]]  # phenomena of each test sentence; [] for a folder
 
 
 def load(cfg: Data) -> Splits:
-    """Open a folder's three splits, or generate them."""
+    """Open the three splits of a folder, or generate them."""
     if cfg.path is not None:
         options: dict[str, Any] = {"fields": cfg.fields, "languages": cfg.languages}
         train, validation, test = (
             parallel.load(cfg.path, split, **options) for split in ("train", "validation", "test")
         )
         return Splits(train, validation, test.head(len(test)), [])
-    found, drawn = {}, []
+    splits, drawn = {}, []
     counts: dict[world.Split, int] = {"train": cfg.train, "validation": cfg.validation, "test": cfg.test}
     for split, count in counts.items():
         drawn = list(world.sentences(split, count, seed=cfg.seed, largest=cfg.largest))
-        found[split] = Parallel(
+        splits[split] = Parallel(
             [one.source for one in drawn], [one.target for one in drawn], f"generated {split} pairs"
         )
-    return Splits(found["train"], found["validation"], found["test"], [one.phenomena for one in drawn])
+    return Splits(splits["train"], splits["validation"], splits["test"], [one.phenomena for one in drawn])
 
 
 class Opened(NamedTuple):
-    """A model with its tokenizer, and its parameters where it was pretrained."""
+    """A model with its tokenizer, and its parameters if it is pretrained."""
 
     module: encoder_decoder.EncoderDecoder
     tokenizer: tokenizer.Tokenizer
     params: Params | None
 
 
-def open_model(cfg: Config, train: Parallel, mesh: jax.sharding.Mesh) -> Opened:
-    """Open what is pretrained, or learn a tokenizer for a model that is drawn anew."""
+def open_model(cfg: Config, train: Parallel, mesh: jax.sharding.Mesh, *, resumed: bool = False) -> Opened:
+    """Open a pretrained model; without one, train a tokenizer for a randomly initialised model."""
     room = cfg.target_length + 1
     if cfg.init.from_ is None:
         some = train.head(50_000)
@@ -184,30 +184,32 @@ def open_model(cfg: Config, train: Parallel, mesh: jax.sharding.Mesh) -> Opened:
         # one sentinel: T5's layout, with the padding token 0 and </s> 1
         learnt = tokenizer.train(texts, cfg.model.vocab_size, sentinels=1)
         return Opened(encoder_decoder.EncoderDecoder(replace(cfg.model, max_length=room)), learnt, None)
-    found = language.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh)
-    if not isinstance(found.module, encoder_decoder.EncoderDecoder) or found.tokenizer is None:
-        raise ConfigError(f"{cfg.init.from_} is a {type(found.module).__name__}, no encoder-decoder; give a T5 or mT5")
-    shape = encoder_decoder.with_dropout(found.module.cfg, cfg.model.dropout)
+    pretrained = language.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh, shapes=resumed)
+    if not isinstance(pretrained.module, encoder_decoder.EncoderDecoder) or pretrained.tokenizer is None:
+        kind = type(pretrained.module).__name__
+        raise ConfigError(f"{cfg.init.from_} is a {kind}, not an encoder-decoder; give a T5 or mT5")
+    shape = encoder_decoder.with_dropout(pretrained.module.cfg, cfg.model.dropout)
     shape = replace(shape, dtype=cfg.model.dtype, remat=cfg.model.remat, max_length=room)
-    return Opened(encoder_decoder.EncoderDecoder(shape), found.tokenizer, found.params)
+    weights = None if resumed else pretrained.params  # a resumed run has its own
+    return Opened(encoder_decoder.EncoderDecoder(shape), pretrained.tokenizer, weights)
 
 
-def rows(cfg: Config, side: Parallel, words: tokenizer.Tokenizer) -> parallel.Pairs:
-    """Return one split as the model takes it."""
+def rows(cfg: Config, pairs: Parallel, tokenizer: tokenizer.Tokenizer) -> parallel.Pairs:
+    """Return the tokenized rows of one split."""
     lengths = {"source_length": cfg.source_length, "target_length": cfg.target_length}
-    return parallel.Pairs(side, words, **lengths, prefix=cfg.prefix)
+    return parallel.Pairs(pairs, tokenizer, **lengths, prefix=cfg.prefix)
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
-    """Train, translate the test split in every way, and write results.json, results.md and two pictures."""
+    """Train, translate the test split by greedy decoding and beam search, and write results and two pictures."""
     scores.require()
     if jax.process_count() > 1:
-        raise ConfigError("sentences are translated in one process: start one with all devices of its machine")
+        raise ConfigError("translation runs in one process; start one process with all devices of its machine")
     mesh, key, started = stage.open_mesh(cfg), jax.random.key(cfg.seed), time.perf_counter()
     data = load(cfg.data)
-    model, words, given = open_model(cfg, data.train, mesh)
-    words.save(workdir / "tokenizer")
-    train, validation, test = (rows(cfg, side, words) for side in (data.train, data.validation, data.test))
+    model, learnt_tokenizer, pretrained = open_model(cfg, data.train, mesh, resumed=resumes(workdir))
+    learnt_tokenizer.save(workdir / "tokenizer")
+    train, validation, test = (rows(cfg, pairs, learnt_tokenizer) for pairs in (data.train, data.validation, data.test))
     watched = data.validation.head(cfg.watched)
 
     loss = seq2seq(model.apply, label_smoothing=cfg.label_smoothing)
@@ -215,7 +217,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     answer = partial(
         translate,
         model,
-        tokenizer=words,
+        tokenizer=learnt_tokenizer,
         source_length=cfg.source_length,
         max_new_tokens=cfg.target_length,
         prefix=cfg.prefix,
@@ -226,16 +228,16 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     layout = state.layout(model, inputs, mesh)
 
     def make_params() -> tuple[Params, Params]:
-        if given is not None:
-            return jax.device_put(given, jax.tree.map(lambda leaf: leaf.sharding, layout)), {}
+        if pretrained is not None:
+            return jax.device_put(pretrained, jax.tree.map(lambda leaf: leaf.sharding, layout)), {}
         return state.init_params(model, inputs, key, mesh), {}
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
-        found = runner.evaluate(evaluate, now.params, stage.once(cfg, validation, mesh))
-        found |= scores.score(
+        measured = runner.evaluate(evaluate, now.params, stage.one_pass(cfg, validation, mesh))
+        measured |= scores.score(
             answer(now.params, texts=_texts(watched.sources)), _texts(watched.targets), tokenize=cfg.tokenize
         )
-        return {name: found[name] for name in ("nll", "accuracy", "bleu", "exact")}
+        return {name: measured[name] for name in ("nll", "accuracy", "bleu", "exact")}
 
     done = stage.train(
         cfg,
@@ -268,7 +270,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
 
 
 def judge(cfg: Config, data: Splits, written: dict[str, list[str]]) -> dict[str, Any]:
-    """Score the model's translations and the baselines' on the test split; pick samples."""
+    """Score the translations of the model and of the baselines on the test split; choose samples."""
     some = data.train.head(50_000)
     dictionary = scores.learn_dictionary(_texts(some.sources), _texts(some.targets))
     sources, references = _texts(data.test.sources), _texts(data.test.targets)
@@ -282,12 +284,12 @@ def judge(cfg: Config, data: Splits, written: dict[str, list[str]]) -> dict[str,
         {"source": sources[row], "reference": references[row]} | {name: texts[row] for name, texts in written.items()}
         for row in _sampled(written[best], references)
     ]
-    found: dict[str, Any] = {"test": measured, "samples": samples}
+    judged: dict[str, Any] = {"test": measured, "samples": samples}
     if data.labels:
-        found["exact_by_phenomenon"] = {
+        judged["exact_by_phenomenon"] = {
             name: scores.exact_by(everything[name], references, data.labels) for name in (best, "greedy", "dictionary")
         }
-    return found
+    return judged
 
 
 def seen(train: Parallel, test: Parallel) -> int:
@@ -302,26 +304,28 @@ def seen(train: Parallel, test: Parallel) -> int:
 
 
 def draw(measured: dict[str, Any], workdir: Path) -> None:
-    """Write the pictures and the table, results.md."""
+    """Write two pictures, and the tables in results.md; print the tables."""
     rows = [row for row in log.read(workdir / "metrics.jsonl") if "validation/bleu" in row]
     report.loss_curves(
         workdir / "bleu.png",
         {"greedy, validation": ([row["step"] for row in rows], [row["validation/bleu"] for row in rows])},
-        title="Translation over training",
+        title="Validation BLEU during training",
         ylabel="BLEU",
         lines={name: measured["test"][name]["bleu"] for name in ("copied source", "dictionary")},
     )
-    columns = {"way": "test split", "bleu": "BLEU", "chrf": "chrF", "exact": "exact matches"}
-    lines = [report.table([{"way": name} | found for name, found in measured["test"].items()], columns)]
+    columns = {"method": "test split", "bleu": "BLEU", "chrf": "chrF", "exact": "exact matches"}
+    lines = [report.table([{"method": name} | figures for name, figures in measured["test"].items()], columns)]
     first = next(iter(measured["test"].values()))
     lines += [f"BLEU {first['bleu_signature']}; chrF {first['chrf_signature']}\n"]
-    if by_way := measured.get("exact_by_phenomenon"):
-        best = next(iter(by_way))
-        bars = {name: by_way[name] for name in (best, "dictionary")}
-        scores.phenomenon_bars(workdir / "phenomena.png", bars, title="Unseen sentences translated exactly")
+    if by_method := measured.get("exact_by_phenomenon"):
+        best = next(iter(by_method))
+        bars = {name: by_method[name] for name in (best, "dictionary")}
+        scores.phenomenon_bars(
+            workdir / "phenomena.png", bars, title="Exact matches on unseen sentences, by phenomenon"
+        )
         table = [
-            {"phenomenon": name, "sentences": number} | {way: found[name][0] for way, found in by_way.items()}
-            for name, (_, number) in by_way[best].items()
+            {"phenomenon": name, "sentences": number} | {method: exact[name][0] for method, exact in by_method.items()}
+            for name, (_, number) in by_method[best].items()
         ]
         lines += [report.table(table, list(table[0]))]
     lines += [report.table(measured["samples"], list(measured["samples"][0]))]
@@ -330,7 +334,7 @@ def draw(measured: dict[str, Any], workdir: Path) -> None:
 
 
 def _sampled(texts: Sequence[str], references: Sequence[str], count: int = 8) -> list[int]:
-    """Return rows spread over the split, and the first few that are wrong."""
+    """Return evenly spaced rows of the split and the first few wrong ones."""
     wrong = [row for row, (one, other) in enumerate(zip(texts, references, strict=True)) if one != other]
     spread = np.linspace(0, len(references) - 1, min(count, len(references))).astype(int).tolist()
     return list(dict.fromkeys([*spread, *wrong[: count // 2]]))

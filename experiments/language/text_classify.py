@@ -1,25 +1,25 @@
-"""Finetuning a pretrained encoder or decoder to classify texts, or pairs of texts, by five methods.
+"""Text classification: finetune a pretrained encoder or decoder on texts or pairs of texts, by one of five methods.
 
-Papers: Radford et al. 2018 (pretrain, then train all of it with a new head), Devlin et al. 2019 (BERT's head), Hu et
-al. 2022 (LoRA), Howard & Ruder 2018 (frozen lower layers). Idea: what pretraining learnt is reused; how much of the
-model has to move is a choice, `--method`:
+Papers: Radford et al. 2018 (pretrain, then finetune the full model with a new head), Devlin et al. 2019 (BERT's head),
+Hu et al. 2022 (LoRA), Howard & Ruder 2018 (frozen lower layers). Idea: the classifier starts from the pretrained
+parameters. `--method` chooses which of them are trained:
 
-    scratch   nothing is reused: the same model, randomly initialised, all of it trained
-    probe     only the new head is trained
-    lora      the head, and low-rank updates of the matrices that `lora.targets` names
-    full      everything is trained
-    frozen    the embeddings and the first `frozen_layers` layers stay, the rest is trained
+    scratch   all of them, randomly initialised: the baseline without pretraining
+    probe     only the new head
+    lora      the head and low-rank updates of the matrices named by `lora.targets`
+    full      all parameters
+    frozen    all but the embeddings and the first `frozen_layers` layers
 
     python -m experiments.language.text_classify --init.from runs/gpt2 --method lora --data.path reviews
-    python -m experiments.language.text_classify --init.from bert --data.path mnli --data.second hypothesis --export
-    mine python -m experiments.language.text_classify --init.from runs/quickstart/pretrain    # the docstring task
+    python -m experiments.language.text_classify --init.from bert --data.path mnli --data.second hypothesis --export out
+    python -m experiments.language.text_classify --init.from runs/quickstart/pretrain    # the docstring task
 
-`--init.from` is the work directory of an `lm_pretrain` or `bert_pretrain` run, a folder as `transformers` writes it, or
-OWNER/NAME. `--data.path` is a folder of train.jsonl, validation.jsonl and test.jsonl with a "text" and a "label" a
-line. `--export` writes a folder that `transformers` opens, LoRA's updates merged in (and alone, for `peft`, in its
-folder `adapter`); of a decoder that has `--head last` only.
+`--init.from` is the work directory of an `lm_pretrain` or `bert_pretrain` run, a checkpoint folder, or OWNER/NAME.
+`--data.path` is a folder of train.jsonl, validation.jsonl and test.jsonl; each line has a "text" and a "label".
+`--export` writes a folder that `transformers` opens, with LoRA's updates merged. The updates alone are in its folder
+`adapter`, for `peft`. A decoder can be exported with `--head last` only.
 Hardware and time: two cores and half a minute with the quickstart's model; one 24 GB GPU for BERT base or GPT-2 124M.
-Expected: the quickstart's table is this module's measured result.
+Expected: the quickstart compares the five methods; its tables are in `experiments/README.md`.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ from fm_jax.hub import adapter, families
 from fm_jax.hub import pretrained as public
 from fm_jax.peft import lora as adapters
 from fm_jax.tasks import language, text_classifier
-from fm_jax.tasks.init import Init
+from fm_jax.tasks.init import Init, resumes
 from fm_jax.tasks.text_classifier import Setup
 from fm_jax.train import loop, stage
 
@@ -52,41 +52,42 @@ class Config(text_classifier.Config):
 
     init: Init = Init(Path("runs/lm_pretrain"))
     data: labelled.Config = labelled.Config()
-    labels: int = 0  # training examples a class; 0 for all there are
-    export: Path | None = None  # folder to write for transformers; must not exist yet
+    labels: int = 0  # training examples per class; 0: all
+    export: Path | None = None  # folder to write for transformers; it must not exist yet
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no run can have."""
+        """Refuse impossible numbers."""
         super().__post_init__()
         if self.labels < 0:
-            raise ConfigError(f"labels must be at least 0 (all there are), not {self.labels}")
+            raise ConfigError(f"labels must be at least 0 (0 means all), not {self.labels}")
 
 
 def config() -> Config:
-    """Return the defaults: everything trained, on all labels of the built-in task."""
+    """Return full finetuning on all labels of the built-in task."""
     return Config()
 
 
 def debug() -> Config:
-    """Return two steps on the tiny model that `lm_pretrain --config debug --workdir runs/lm_pretrain_debug` leaves."""
+    """Return two steps on the model of `lm_pretrain --config debug --workdir runs/lm_pretrain_debug`."""
     init = Init(Path("runs/lm_pretrain_debug"))
     return Config(init=init, labels=2, fit=loop.FitConfig(2), length=16, batch_size=8)
 
 
 def check_export(folder: Path, setup: Setup) -> None:
-    """Raise, before anything is computed, what would keep the classifier from being written for transformers."""
+    """Raise before any computation if the classifier could not be exported."""
     if folder.exists():
         raise CheckpointError(f"--export {folder} exists already; give another folder, or move it away")
-    words = families.writing(setup.model).fields(setup.model)
-    public.check_form(setup.model, words | {"pad_token_id": setup.tokenizer.special("pad")})
+    fields = families.writing(setup.model).fields(setup.model)
+    public.check_form(setup.model, fields | {"pad_token_id": setup.tokenizer.special("pad")})
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
-    """Finetune once, evaluate on validation and test, and write results.json (and, for LoRA, the adapter alone)."""
-    mesh, found = stage.open_mesh(cfg), language.load(cfg.init.source, revision=cfg.init.revision)
+    """Finetune, evaluate on validation and test, and write results.json (and the adapter for LoRA)."""
+    mesh = stage.open_mesh(cfg)
+    pretrained = language.load(cfg.init.source, revision=cfg.init.revision, shapes=resumes(workdir))
     task = labelled.load(cfg.data, cfg.data_dir or workdir / "data")
     few = docstrings.few(task.train, cfg.labels, seed=cfg.seed) if cfg.labels else task.train
-    setup = Setup(found, task.classes, cfg, mesh)
+    setup = Setup(pretrained, task.classes, cfg, mesh)
     setup.check(cfg.method)
     if cfg.export:
         check_export(cfg.export, setup)
@@ -101,14 +102,14 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     measured["trained_parameters"] = tree.count(trained)
     results.write(workdir / "results.json", measured)
     if cfg.export or cfg.method == "lora":
-        params, trained = jax.tree.map(runner.whole, (params, trained))  # every process takes part
+        params, trained = jax.tree.map(runner.gather, (params, trained))  # every process takes part
         if jax.process_index() == 0:
             write(cfg, workdir, setup, params, trained)
     return measured
 
 
 def write(cfg: Config, workdir: Path, setup: Setup, params: Params, trained: Params) -> None:
-    """Write the adapter alone, and the folder for transformers, as far as they are asked for."""
+    """Write the LoRA adapter and the folder for transformers, as configured."""
     if cfg.method == "lora":
         adapters.save(workdir / "adapter.safetensors", trained, cfg.lora)
     if cfg.export:

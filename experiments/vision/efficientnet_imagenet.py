@@ -1,27 +1,26 @@
-"""EfficientNets on ImageNet: depth, width and image size grown together.
+"""Train EfficientNet B0 to B7 on ImageNet: depth, width and image size scaled together.
 
-Paper: Tan & Le 2019. Idea: of a network that was searched for once, all three sizes are scaled by fixed powers of one
-number, which buys more accuracy than scaling any of them alone.
+Paper: Tan & Le 2019. Idea: B0 was found by architecture search. The larger models scale its depth, width and image size
+together, each by a fixed power of one number. This gives more accuracy than scaling one of them alone.
 
-    ./launch.sh local experiments.vision.efficientnet_imagenet --data.download true                       # B0
-    ./launch.sh local experiments.vision.efficientnet_imagenet --config b3 --data.kind folder --data.path photos
+    ./launch.sh local experiments.vision.efficientnet_imagenet --data.source.download true                       # B0
+    ./launch.sh local experiments.vision.efficientnet_imagenet --config b3 --data.source folder --data.source.path pets
     ./launch.sh local experiments.vision.efficientnet_imagenet --config demo --workdir runs/digits  # two cores, minutes
-    ./launch.sh local experiments.vision.efficientnet_imagenet --init.from google/efficientnet-b0 --data.kind folder …
+    ./launch.sh local experiments.vision.efficientnet_imagenet --init.from google/efficientnet-b0 --data.source folder …
 
-The defaults are the paper's (section 5.2): RMSProp with decay 0.9 and momentum 0.9, weight decay 1e-5, rate 0.256 times
-0.97 every 2.4 epochs, dropout 0.2 (0.5 for B7), whole updates dropped at 0.2. What it does not say is taken from the
-authors' code (tensorflow/tpu, main.py and utils.py): a rate of 0.016 for 256 images, which makes a batch of 4096, 350
-epochs, five of warm-up, labels smoothed by 0.1, a running mean of the weights at 0.9999. The paper's AutoAugment policy
-was searched for; RandAugment (2 operations at magnitude 9), which needs no search, stands in its place. The running
-mean is of the trained leaves; the running moments of batch normalisation (0.99) are their own, where the authors' are
-averaged too.
-Paper, top-1: B0 77.1 %, B1 79.1, B2 80.1, B3 81.6, B4 82.9, B5 83.6, B6 84.0, B7 84.3 (table 2, last version on arXiv).
-These want a pod and were not run here.
+The defaults are the paper's (section 5.2): RMSProp with decay 0.9 and momentum 0.9, weight decay 1e-5, learning rate
+0.256 multiplied by 0.97 every 2.4 epochs, dropout 0.2 (0.5 for B7), stochastic depth 0.2. The paper does not give the
+rest, which follows the authors' code (tensorflow/tpu, main.py and utils.py): learning rate 0.016 per 256 images, so a
+batch size of 4096; 350 epochs, five of them warm-up; label smoothing 0.1; EMA 0.9999. Two differences: RandAugment (2
+operations at magnitude 9) replaces the AutoAugment policy, which needs a search; and the EMA averages only the trained
+parameters, not the running statistics of batch normalisation (momentum 0.99), which the authors average too.
+Hardware: a pod; not run here. Expected top-1 (table 2, last version on arXiv): B0 77.1 %, B1 79.1, B2 80.1, B3 81.6, B4
+82.9, B5 83.6, B6 84.0, B7 84.3.
 
-Measured with `demo` (400 steps, 36 CPU-seconds and up to as many again to compile, seeds 0 to 2): 98.7 ± 1.1 % of the
-450 test images right, beside 99.6 % by an RBF-SVM on the pixels and 97.1 % by logistic regression.
-Of a small width everything hangs on the first weights: drawn by fan-out, as here, it learns at once, where a normal of
-0.02 learnt nothing in 200 steps.
+Measured with `demo` (400 steps, 36 CPU-seconds and at most as many for compilation, seeds 0 to 2): 98.7 ± 1.1 %
+accuracy on the 450 test images (RBF-SVM on the pixels 99.6 %, logistic regression 97.1 %). So narrow a network depends
+on its initialisation: with fan-out scaling, as here, it learns at once; with a normal of standard deviation 0.02 it
+learnt nothing in 200 steps.
 """
 
 from collections.abc import Callable
@@ -42,13 +41,13 @@ RMSPROP = optimizers.Config(name="rmsprop", b2=0.9, momentum=0.9, eps=1e-3, weig
 
 @dataclass(frozen=True, kw_only=True)
 class Config(image_classifier.Config):
-    """A run of an EfficientNet."""
+    """Everything that decides the numbers of an EfficientNet run."""
 
     backbone: efficientnet.Config
 
 
 def config(number: int = 0) -> Config:
-    """Return the paper's recipe for B0 … B7, each at its own image size."""
+    """Return the paper's recipe for B0 to B7, each with its own image size."""
     net = replace(efficientnet.efficientnet(number), dtype="bfloat16")
     data = pictures.imagenet(net.image_size)
     return Config(
@@ -70,7 +69,7 @@ def config(number: int = 0) -> Config:
 
 
 def demo() -> Config:
-    """Return a quarter of B0's width and a tenth of its depth on the built-in digits at 32 × 32, for two cores."""
+    """Return the preset for two cores: a quarter of B0's width and a tenth of its depth, digits of 32 × 32 pixels."""
     return Config(
         backbone=efficientnet.Config(0.25, 0.1, 32, drop_path=0.0, norm_momentum=0.9),
         data=pictures.Config(size=32, recipe=views.digits()),
@@ -83,7 +82,7 @@ def demo() -> Config:
 
 
 def debug() -> Config:
-    """Return two steps of a tiny network by the paper's optimiser, with a running mean."""
+    """Return two steps of a tiny network with the paper's optimiser and an EMA."""
     fit = loop.FitConfig(2, log_every=1, save_every=1)
     small = replace(demo(), backbone=efficientnet.tiny(), data=pictures.Config(size=16, recipe=views.digits()), fit=fit)
     rule = {"schedule": "steps", "drop_every": 0.5, "optimizer": RMSPROP, "ema_decay": 0.99, "dropout": 0.2}
@@ -99,7 +98,7 @@ CONFIGS: dict[str, Callable[[], Config]] = {
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
-    """Train, and return (and write to results.json) what was measured."""
+    """Train, evaluate, and return the metrics, also written to results.json."""
     return image_classifier.run(efficientnet.EfficientNet(cfg.backbone), cfg, workdir)
 
 

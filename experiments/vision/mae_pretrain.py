@@ -1,28 +1,28 @@
-"""Masked autoencoding: a Vision Transformer learns from images without labels by drawing what was taken out.
+"""Masked autoencoder pretraining: a Vision Transformer learns from unlabelled images by reconstructing masked patches.
 
-Paper: He et al. 2022. Idea: three patches in four are taken out; the encoder sees only the rest, which makes it cheap,
-and a small decoder draws the missing ones. The decoder is thrown away, and the encoder is trained on by
+Paper: He et al. 2022. Idea: 75 % of the patches are masked. The encoder reads only the others, which reduces its cost;
+a small decoder reconstructs the masked ones. After pretraining the decoder is dropped, and the encoder is finetuned by
 `experiments.vision.vit_finetune --init.from WORKDIR`.
 
-    ./launch.sh local experiments.vision.mae_pretrain --data.download true                        # ViT-B/16, 800 epochs
-    ./launch.sh local experiments.vision.mae_pretrain --config large --data.kind folder --data.path photos
+    ./launch.sh local experiments.vision.mae_pretrain --data.source.download true    # ViT-B/16, 800 epochs
+    ./launch.sh local experiments.vision.mae_pretrain --config large --data.source folder --data.source.path photos
     ./launch.sh local experiments.vision.mae_pretrain --config demo --workdir runs/mae_demo       # two cores, minutes
 
-The default is the paper's (table 8): AdamW 0.9/0.95, rate 1.5e-4 · batch / 256 = 2.4e-3 at batch 4096, decay 0.05, 40
-of 800 epochs of warm-up, a cosine, 75 % taken out, each patch's pixels standardised as target, rectangles of 20 to
-100 % of the area and flips only (main_pretrain.py of facebookresearch/mae). Trained on, the paper reports 83.6 % top-1
-for ViT-B after 1600 epochs (table 3). It wants a pod and was not run here.
+The default is the paper's recipe (table 8): AdamW 0.9/0.95, learning rate 1.5e-4 · batch size / 256 = 2.4e-3 at batch
+size 4096, weight decay 0.05, 800 epochs, 40 of them warm-up, cosine schedule, 75 % masked, targets standardised per
+patch, random crops of 20 to 100 % of the area and flips (main_pretrain.py of facebookresearch/mae).
+Hardware: a pod; not run here. Expected: 83.6 % top-1 for ViT-B, finetuned after 1600 epochs (table 3).
 
-`results.json` holds the mean squared error over the pixels of the patches taken out, in units of the target (normalised
-images, or standardised patches of them), beside what needs no model: the training images' mean at each place, and
-(where targets are not standardised) each image's mean colour over the patches left in. `reconstructions.png` shows
-validation images, what the encoder saw, and what was drawn: of a standardised target with the true patch's brightness
-and contrast, which the model was not asked for.
+`results.json` has the mean squared error over the pixels of the masked patches, in units of the target (normalised
+images, or standardised patches), and two baselines without a model: the per-position mean of the training images, and,
+if targets are not standardised, the mean colour of each image's visible patches. `reconstructions.png` shows validation
+images, their visible patches, and the reconstructions. With standardised targets, a reconstruction gets the true
+patch's mean and variance, which the model does not predict.
 
-Measured with `demo` (half of 16 patches taken out, 2,000 steps, 74 to 86 CPU-seconds, seeds 0 to 2), on the validation
-images: 0.132, 0.138 and 0.130, beside 0.295 by the mean at each place and 0.631 by the mean colour; the picture is
-`experiments/pictures/mae_digits.png`. With the paper's 75 % (`demo75`, four patches left, 61 to 83 CPU-seconds): 0.188,
-0.190 and 0.182, beside 0.293 and 0.686. What the encoder is worth to a classifier: see `vit_finetune`.
+Measured with `demo` (16 patches, 50 % masked, 2,000 steps, 74 to 86 CPU-seconds, seeds 0 to 2), on the validation
+images: 0.132, 0.138 and 0.130 (per-position mean 0.295, mean colour 0.631); the picture is
+`experiments/pictures/mae_digits.png`. With the paper's 75 % (`demo75`, 61 to 83 CPU-seconds): 0.188, 0.190 and 0.182
+(0.293 and 0.686). `vit_finetune` has the accuracy of a classifier that starts from the encoder.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -60,20 +60,22 @@ class Config(stage.Plan):
     data: pictures.Config
     warmup: float = 0.05  # share of the steps
     optimizer: optimizers.Config = optimizers.Config(b2=0.95, weight_decay=0.05, clip_norm=None)
-    known: int = 5000  # training images, at most, that the mean at each place is taken over
+    known: int = 5000  # maximum training images for the per-position mean
     shown: int = 8  # validation images in reconstructions.png
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not fit together."""
+        """Check that the fields fit together."""
         super().__post_init__()
         if min(self.known, self.shown) < 1:
             raise ConfigError(f"known and shown must be at least 1, not {self.known}, {self.shown}")
         if self.data.recipe.views != 1 or self.data.recipe.small:
-            raise ConfigError("one view of an image is masked: set data.recipe.views 1 and data.recipe.small 0")
+            raise ConfigError(
+                "masked autoencoding uses one view of each image: set data.recipe.views 1 and data.recipe.small 0"
+            )
 
 
 def config(parts: tuple[mae.Config, vit.Config] | None = None) -> Config:
-    """Return the paper's recipe on ImageNet, for ViT-B/16 unless told otherwise."""
+    """Return the paper's recipe on ImageNet, by default for ViT-B/16."""
     decoder, encoder = parts or mae.mae_base()
     recipe = replace(views.imagenet(), area=(0.2, 1.0), interpolation="bicubic")
     return Config(
@@ -88,7 +90,7 @@ def config(parts: tuple[mae.Config, vit.Config] | None = None) -> Config:
 
 
 def demo() -> Config:
-    """Return a small encoder and decoder on the built-in digits, half of each taken out, for two cores."""
+    """Return the preset for two cores: a small encoder and decoder on the built-in digits, half of them masked."""
     encoder = replace(mae.encoder(vit.vit(3, 48, 4, 2, 8)), init_std=0.0)
     decoder = replace(mae.decoder(2, 48, 4), mask_ratio=0.5, standardise=False)
     fit = loop.FitConfig(2000, log_every=50, eval_every=500)
@@ -114,7 +116,7 @@ CONFIGS: dict[str, Callable[[], Config]] = {
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, float]:
-    """Pretrain, evaluate beside the baselines, and return (and write to results.json) what was measured."""
+    """Pretrain, evaluate with the baselines, and return the metrics, also written to results.json."""
     mesh = stage.open_mesh(cfg)
     data_dir = cfg.data_dir or workdir / "data"
     train = pictures.training(cfg.data, data_dir)
@@ -130,7 +132,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         return state.init_params(model, inputs, key, mesh, rngs=rngs), {}
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
-        return runner.evaluate(evaluate, now.params, stage.once(cfg, seen["validation"], mesh))
+        return runner.evaluate(evaluate, now.params, stage.one_pass(cfg, seen["validation"], mesh))
 
     done = stage.train(
         cfg,
@@ -151,57 +153,61 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         measured |= baselines(
             model,
             done.params,
-            stage.once(cfg, spread(seen["train"], cfg.known), mesh),
-            stage.once(cfg, seen["validation"], mesh),
+            stage.one_pass(cfg, spread(seen["train"], cfg.known), mesh),
+            stage.one_pass(cfg, seen["validation"], mesh),
         )
     results.write(workdir / "results.json", measured)
     if jax.process_count() == 1:
-        draw(cfg, model, done.params, seen["validation"], workdir / "reconstructions.png")
+        draw_reconstructions(cfg, model, done.params, seen["validation"], workdir / "reconstructions.png")
     return measured
 
 
 def baselines(model: MAE, params: Params, train: Iterator[Batch], validation: Iterator[Batch]) -> dict[str, float]:
-    """Return the errors of the mean at each place, and of the mean colour left in, on the masks of the evaluation."""
+    """Return the errors of the per-position mean and of the mean visible colour, on the evaluation's masks."""
 
     @jax.jit
     def parts(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        drawing = model.apply({"params": params}, batch["image"], rngs={"mask": jax.random.key(0)}, method="draw")
-        stays = ~drawing.removed[..., None, None]
-        pixels = drawing.target.reshape(*drawing.target.shape[:2], -1, model.backbone.cfg.in_channels)
-        colour = (pixels * stays).sum(axis=(1, 2)) / (stays.sum(axis=(1, 2)) * pixels.shape[2])
+        reconstruction = model.apply(
+            {"params": params}, batch["image"], rngs={"mask": jax.random.key(0)}, method="reconstruct"
+        )
+        visible = ~reconstruction.removed[..., None, None]
+        pixels = reconstruction.target.reshape(*reconstruction.target.shape[:2], -1, model.backbone.cfg.in_channels)
+        colour = (pixels * visible).sum(axis=(1, 2)) / (visible.sum(axis=(1, 2)) * pixels.shape[2])
         weights = batch["weights"].astype(jnp.float32)
         error = jnp.square(pixels - colour[:, None, None]).mean(axis=(2, 3))
-        return drawing.target, drawing.removed, weights, error
+        return reconstruction.target, reconstruction.removed, weights, error
 
     total, count = np.zeros(()), 0.0
     for batch in train:
-        target, _, weights, _ = map(runner.whole, parts(batch))
+        target, _, weights, _ = map(runner.gather, parts(batch))
         total, count = total + np.einsum("bnp,b->np", target, weights, dtype=np.float64), count + weights.sum()
     sums, removed_patches = np.zeros(2), 0.0
     for batch in validation:
-        target, removed, weights, error = map(runner.whole, parts(batch))
+        target, removed, weights, error = map(runner.gather, parts(batch))
         kept = removed * weights[:, None]
         sums += [(kept * np.square(target - total / count).mean(axis=2)).sum(), (kept * error).sum()]
         removed_patches += kept.sum()
-    found = {"place_mean_mse": float(sums[0] / removed_patches)}
-    return found if model.cfg.standardise else found | {"mean_colour_mse": float(sums[1] / removed_patches)}
+    errors = {"place_mean_mse": float(sums[0] / removed_patches)}
+    return errors if model.cfg.standardise else errors | {"mean_colour_mse": float(sums[1] / removed_patches)}
 
 
-def draw(cfg: Config, model: MAE, params: Params, rows: Source, png: Path) -> None:
-    """Draw validation images, what the encoder saw of them, and what was drawn in the gaps."""
+def draw_reconstructions(cfg: Config, model: MAE, params: Params, rows: Source, png: Path) -> None:
+    """Write a picture of validation images, their visible patches and their reconstructions."""
     chosen = spread(rows, cfg.shown)
     image = np.stack([chosen[number]["image"] for number in range(len(chosen))])
-    rngs, cut = {"mask": jax.random.key(0)}, cfg.backbone.patches
-    drawing = model.apply({"params": params}, image, rngs=rngs, method="draw")
-    drawn = model.apply({"params": params}, image, rngs=rngs, method="reconstruct")
-    left = jnp.where(drawing.removed[..., None], 0.0, patching.patchify(jnp.asarray(image), cut.patch_size))
-    masked = patching.unpatchify(left, cut.patch_size, cut.grid)
-    columns = {"original": image, "seen": masked, "drawn": drawn}
+    rngs, patches = {"mask": jax.random.key(0)}, cfg.backbone.patches
+    reconstruction = model.apply({"params": params}, image, rngs=rngs, method="reconstruct")
+    inpainted = model.apply({"params": params}, image, rngs=rngs, method="inpaint")
+    visible = jnp.where(
+        reconstruction.removed[..., None], 0.0, patching.patchify(jnp.asarray(image), patches.patch_size)
+    )
+    masked = patching.unpatchify(visible, patches.patch_size, patches.grid)
+    columns = {"original": image, "visible": masked, "reconstruction": inpainted}
     shown: dict[str, Sequence[np.ndarray]] = {
         head: [denormalise(np.asarray(one), cfg.data.mean, cfg.data.std) for one in images]
         for head, images in columns.items()
     }
-    grids.reconstructions(png, shown, title=f"{cfg.decoder.mask_ratio:.0%} of the patches taken out")
+    grids.reconstructions(png, shown, title=f"{cfg.decoder.mask_ratio:.0%} of the patches masked")
 
 
 if __name__ == "__main__":

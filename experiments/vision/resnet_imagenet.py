@@ -1,30 +1,30 @@
-"""Residual networks on ImageNet, and the plain ones of the same depth beside them.
+"""Train ResNets on ImageNet, CIFAR-10 or the digits, and compare them with plain networks of the same depth.
 
-Paper: He et al. 2016. Idea: a deep network is easier to train if each block learns what to add to its input. Without
-that, a deeper network ends at a higher training loss than a shallower one.
+Paper: He et al. 2016. Idea: each block learns a residual that is added to its input, which makes deep networks easier
+to train. Without these shortcuts, a deeper network ends at a higher training loss than a shallower one.
 
-    ./launch.sh local experiments.vision.resnet_imagenet --data.download true                           # ResNet-50
-    ./launch.sh local experiments.vision.resnet_imagenet --config modern --data.kind folder --data.path photos
-    ./launch.sh local experiments.vision.resnet_imagenet --config cifar10 --data.download true      # ResNet-20, one GPU
+    ./launch.sh local experiments.vision.resnet_imagenet --data.source.download true      # ResNet-50
+    ./launch.sh local experiments.vision.resnet_imagenet --config modern --data.source folder --data.source.path photos
+    ./launch.sh local experiments.vision.resnet_imagenet --config cifar10 --data.source.download true  # ResNet-20, GPU
     ./launch.sh local experiments.vision.resnet_imagenet --config demo --workdir runs/digits       # two cores, a minute
     ./launch.sh local experiments.vision.resnet_imagenet --config plain44    # beside plain20, residual20 and residual44
 
-The default is the paper's SGD (momentum 0.9, decay 1e-4, batch 256, rate 0.1) as Goyal et al. 2017 have it (section
-5.1): a tenth of the rate after 30, 60 and 80 of 90 epochs, no decay of norms; random rectangles and flips. They report
-23.60 ± 0.12 % error of ResNet-50 (table 1), torchvision 23.87 of its first weights (their documentation), the paper
-22.85 over ten crops (table 3). `modern` has a cosine, five epochs of warm-up, labels smoothed by 0.1 and 120 epochs:
-some of the tricks of He et al. 2019, whose 20.71 % (abstract) have another network, distillation and mixup besides.
-`cifar10` is the paper's ResNet-20 (8.75 % error, table 6; there on all 50,000 images). These want GPUs and were not
-run here.
-`--init.from RUN` starts from a backbone learnt without labels (`simclr_pretrain`), `--init.from OWNER/NAME` from a
-public one.
+The default is the paper's SGD (momentum 0.9, weight decay 1e-4, batch size 256, learning rate 0.1) in the form of Goyal
+et al. 2017 (section 5.1): 90 epochs, the learning rate divided by ten after 30, 60 and 80, no weight decay on
+normalisation parameters, random crops and flips. Expected top-1 error of ResNet-50: 23.60 ± 0.12 % (Goyal et al., table
+1), 23.87 % (torchvision's first weights, its documentation), 22.85 % with ten crops (the paper, table 3). `modern` has
+a cosine schedule, five epochs of warm-up, label smoothing 0.1 and 120 epochs. These are some of the changes of He et
+al. 2019; their 20.71 % (abstract) also needs a changed network, distillation and mixup. `cifar10` is the paper's
+ResNet-20 (8.75 % error, table 6; trained there on all 50,000 images).
+Hardware: these three need GPUs and were not run here. `--init.from RUN` starts from a self-supervised backbone
+(`simclr_pretrain`), `--init.from OWNER/NAME` from a public one.
 
-Measured with `demo` (78 thousand parameters, 600 steps, 24 to 31 CPU-seconds, seeds 0 to 2): 447, 449 and 450 of 450
-test images right, beside 99.6 % by an RBF-SVM on the pixels and 97.1 % by logistic regression, whose strength was
-chosen on the validation images.
+Measured with `demo` (78 thousand parameters, 600 steps, 24 to 31 CPU-seconds, seeds 0 to 2): 447, 449 and 450 of the
+450 test images are right. Baselines: RBF-SVM on the pixels 99.6 %, logistic regression 97.1 % (its regularisation
+strength chosen on the validation images).
 
-Measured with the four deep ones (drawn scenes of six shapes, 640 steps, seeds 0 to 2; 110 to 130 CPU-seconds with 20
-layers, 190 to 250 with 44): loss on the training images, and accuracy on 1,024 test images.
+Measured with the four deep presets (generated scenes of six shapes, 640 steps, seeds 0 to 2; 110 to 130 CPU-seconds for
+20 layers, 190 to 250 for 44): loss on the training images, and accuracy on 1,024 test images.
 
                    loss                     accuracy
     plain20        0.058  0.043  0.083      0.939  0.960  0.952
@@ -32,11 +32,11 @@ layers, 190 to 250 with 44): loss on the training images, and accuracy on 1,024 
     residual20     0.037  0.109  0.048      0.958  0.909  0.934
     residual44     0.017  0.432  0.035      0.959  0.791  0.960
 
-Without shortcuts 44 layers do not leave chance (1.79 and 0.167) where 20 learn well; with them 44 end below 20 in two
-runs of three, and above in one.
+Without shortcuts, 20 layers learn well, but 44 layers stay at chance (loss 1.79, accuracy 0.167). With shortcuts, 44
+layers end at a lower loss than 20 in two runs of three, and at a higher one in the third.
 
-`results.json` holds top-1, top-5, nll and calibration error of training, validation and test images; `confusion.png`
-shows the test's; `metrics.jsonl` holds the images a second.
+`results.json` has top-1, top-5, nll and calibration error on training, validation and test images. `confusion.png` is
+the confusion matrix of the test images. `metrics.jsonl` has the images per second.
 """
 
 from collections.abc import Callable
@@ -57,13 +57,13 @@ SGD = optimizers.Config(name="sgd", momentum=0.9, weight_decay=1e-4, clip_norm=N
 
 @dataclass(frozen=True, kw_only=True)
 class Config(image_classifier.Config):
-    """A run of a residual network."""
+    """Everything that decides the numbers of a ResNet run."""
 
     backbone: resnet.Config
 
 
 def config() -> Config:
-    """Return the paper's SGD on 90 epochs."""
+    """Return ResNet-50 with the paper's SGD for 90 epochs."""
     return Config(
         backbone=replace(resnet.resnet50(), dtype="bfloat16"),
         data=pictures.imagenet(),
@@ -78,7 +78,7 @@ def config() -> Config:
 
 
 def modern() -> Config:
-    """Return a cosine with warm-up and smoothed labels, on 120 epochs of larger batches."""
+    """Return ResNet-50 with a cosine schedule, warm-up, label smoothing and larger batches, for 120 epochs."""
     return replace(
         config(),
         fit=stage.epochs(120, pictures.IMAGENET_TRAIN, 1024),
@@ -92,7 +92,7 @@ def modern() -> Config:
 
 
 def cifar10() -> Config:
-    """Return ResNet-20 on CIFAR-10 (section 4.2): 64,000 steps of 128, a tenth of the rate after 32,000 and 48,000."""
+    """Return ResNet-20 on CIFAR-10 (section 4.2): 64,000 steps, learning rate divided by ten at 32,000 and 48,000."""
     return Config(
         backbone=resnet.resnet20(),
         data=pictures.cifar(),
@@ -107,7 +107,7 @@ def cifar10() -> Config:
 
 
 def demo() -> Config:
-    """Return a ResNet-8 of 78 thousand parameters on the built-in digits, for two cores."""
+    """Return the preset for two cores: a ResNet-8 of 78 thousand parameters on the built-in digits."""
     return Config(
         backbone=resnet.cifar(8),
         data=pictures.Config(recipe=views.digits()),
@@ -120,10 +120,10 @@ def demo() -> Config:
 
 
 def deep(layers: int, shortcut: Literal["pad", "none"]) -> Config:
-    """Return a network 8 channels wide and so deep, with or without shortcuts, on drawn scenes of 24 × 24 pixels."""
+    """Return a network of 8 channels, with or without shortcuts, on generated scenes of 24 × 24 pixels."""
     return Config(
         backbone=resnet.cifar(layers, 8, shortcut),
-        data=pictures.Config(kind="scenes", scene=scenes.Config(), size=24),
+        data=pictures.Config(scenes.Config(), size=24),
         fit=loop.FitConfig(640, log_every=20),
         learning_rate=0.05,
         batch_size=64,
@@ -152,7 +152,7 @@ CONFIGS: dict[str, Callable[[], Config]] = {
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
-    """Train, and return (and write to results.json) what was measured."""
+    """Train, evaluate, and return the metrics, also written to results.json."""
     return image_classifier.run(resnet.ResNet(cfg.backbone), cfg, workdir)
 
 

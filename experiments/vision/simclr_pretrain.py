@@ -1,23 +1,26 @@
-"""SimCLR: a network learns from images without labels that two views of one image are one thing.
+"""SimCLR contrastive pretraining: a network learns from unlabelled images to match two views of the same image.
 
-Paper: Chen et al. 2020. Idea: each image is cut, coloured and blurred twice; a ResNet and a small head must find each
-view's partner among all other views of the batch. What is left to tell them by is what they show. The head is thrown
-away, and a linear classifier on the features under it needs few labels (`experiments.vision.linear_probe`).
+Paper: Chen et al. 2020. Idea: each image is cropped, colour-jittered and blurred twice. A ResNet with a small
+projection head must find each view's partner among all other views of the batch. Since colour and position differ, it
+has to use the content. The head is dropped after pretraining, and a linear classifier on the features needs few labels
+(`experiments.vision.linear_probe`).
 
     ./launch.sh local experiments.vision.simclr_pretrain --config digits --workdir runs/simclr  # two cores, two minutes
-    ./launch.sh local experiments.vision.simclr_pretrain --config cifar10 --data.download true      # one GPU
-    ./launch.sh local experiments.vision.simclr_pretrain --data.kind folder --data.path photos      # the paper's recipe
+    ./launch.sh local experiments.vision.simclr_pretrain --config cifar10 --data.source.download true      # one GPU
+    ./launch.sh local experiments.vision.simclr_pretrain --data.source folder --data.source.path photos  # the paper's
 
-The default is the paper's: ResNet-50, 1000 epochs of 4096 images, LARS at 0.3 · batch / 256 = 4.8 and decay 1e-6, 10
-epochs of warm-up, a cosine, temperature 0.1, full jitter and blur (section 2.3); 69.3 % top-1 on ImageNet from a linear
-classifier, 74.2 and 76.5 % with `wide2` and `wide4` (table 6). It takes a pod; negatives and batch normalisation are
-those of all devices. `cifar10` is the setting of the authors' code (README of google-research/simclr): ResNet-18, batch
-512, rate 1.0 · batch / 256 = 2.0, temperature 0.5, jitter 0.5, no blur; about 91 %. Neither was run here. `digits` (a
-ResNet-8 of 78 thousand parameters) was: see `linear_probe` for the table.
+The default is the paper's recipe (section 2.3): ResNet-50, batch size 4096, 1000 epochs, LARS with learning rate 0.3 ·
+batch size / 256 = 4.8 and weight decay 1e-6, 10 epochs of warm-up, cosine schedule, temperature 0.1, full colour jitter
+and blur. Negatives and batch statistics come from all devices. It needs a pod. Expected top-1 of a linear classifier on
+ImageNet: 69.3 %, with `wide2` and `wide4` 74.2 and 76.5 % (table 6).
+`cifar10` is the setting of the authors' code (README of google-research/simclr): ResNet-18, batch size 512, learning
+rate 1.0 · batch size / 256 = 2.0, temperature 0.5, jitter 0.5, no blur. Expected: about 91 %. Neither was run here.
+`digits` is a ResNet-8 of 78 thousand parameters; `linear_probe` has its measured table.
 
-In code `backbone` may be any ResNet, EfficientNet or ViT. Any classifier on the same backbone starts from the run's
-directory. `neighbours.png` shows images of the validation split beside those of the training split that the features
-hold nearest; `results.json` holds the loss, how often the partner is nearest, and the accuracy of the neighbours' vote.
+In Python, `backbone` may be any ResNet, EfficientNet or ViT. A classifier with the same backbone starts from the run's
+work directory (`--init.from`). `neighbours.png` shows validation images with their nearest training images in feature
+space. `results.json` has the loss, the share of views whose partner is nearest, and the accuracy of a
+k-nearest-neighbour classifier.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -58,25 +61,25 @@ class Config(stage.Plan):
 
     backbone: vision_models.Backbone
     data: pictures.Config
-    batch_size: int  # images, each seen twice; over all devices
+    batch_size: int  # images per step, each in two views; over all devices
     temperature: float
-    out: int = 128  # of the head
+    out: int = 128  # output width of the head
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.01  # share of the steps
     optimizer: optimizers.Config = LARS
-    known: int = 4000  # images of either split, at most, that neighbours are looked for among
+    known: int = 4000  # maximum images per split for the nearest-neighbour search
     shown: int = 8  # validation images in neighbours.png
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not fit together."""
+        """Check that the fields fit together."""
         super().__post_init__()
         if self.accumulate != 1:
-            raise ConfigError("accumulate must be 1: all views of a batch are compared with each other")
+            raise ConfigError("accumulate must be 1: the loss compares all views of a batch")
         if self.data.recipe.views != 2:
-            raise ConfigError(f"data.recipe.views must be 2, not {self.data.recipe.views}: views are what is compared")
+            raise ConfigError(f"data.recipe.views must be 2, not {self.data.recipe.views}: the loss compares two views")
         if self.data.recipe.small:
             raise ConfigError(
-                f"data.recipe.small must be 0, not {self.data.recipe.small}: small views are not compared"
+                f"data.recipe.small must be 0, not {self.data.recipe.small}: the loss has no use for small views"
             )
         for name, least in (("batch_size", 2), ("out", 1), ("known", 1), ("shown", 1)):
             if getattr(self, name) < least:
@@ -84,7 +87,7 @@ class Config(stage.Plan):
 
 
 def config(multiplier: float = 1.0) -> Config:
-    """Return the recipe of Chen et al. 2020, section 2.3, on ImageNet (one image in a hundred is held out)."""
+    """Return the recipe of Chen et al. 2020, section 2.3, on ImageNet (1 % of the images is held out)."""
     data = replace(pictures.imagenet(), recipe=views.simclr(1.0))
     fit = stage.epochs(1000, pictures.IMAGENET_TRAIN, 4096)
     net = replace(resnet.resnet50(multiplier), dtype="bfloat16")
@@ -92,7 +95,7 @@ def config(multiplier: float = 1.0) -> Config:
 
 
 def cifar10() -> Config:
-    """Return the setting of the authors' code for CIFAR-10 (there on 50,000 images; 5,000 are held out here)."""
+    """Return the authors' setting for CIFAR-10 (theirs trains on 50,000 images; 5,000 are held out here)."""
     data = replace(pictures.cifar(), recipe=views.simclr(0.5, blur=0.0))
     net = replace(resnet.resnet18(), stem="small")
     return replace(
@@ -108,10 +111,10 @@ def cifar10() -> Config:
 
 
 def digits() -> Config:
-    """Return a ResNet-8 on the built-in digits, for two cores and two minutes.
+    """Return the preset for two cores and two minutes: a ResNet-8 on the built-in digits.
 
-    In so few steps a constant rate learns more than a cosine: with one label a class 0.89 against 0.87 (one
-    seed, each block's last scale at 0 at first).
+    In so few steps a constant learning rate is better than a cosine schedule: 0.89 against 0.87 with one label per
+    class (one seed, each block's last scale initialised to 0).
     """
     return Config(
         backbone=resnet.cifar(8),
@@ -144,13 +147,14 @@ CONFIGS: dict[str, Callable[[], Config]] = {
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, float]:
-    """Pretrain, evaluate, and return (and write to results.json) what was measured."""
+    """Pretrain, evaluate, and return the metrics, also written to results.json."""
     mesh = stage.open_mesh(cfg)
     data_dir = cfg.data_dir or workdir / "data"
     train = pictures.training(cfg.data, data_dir)
     batches = stage.batches(cfg, train)
     # the same two views of every image, whenever they are asked for
-    held_out = pictures.Training(pictures.pictures(cfg.data, "validation", data_dir), cfg.data)
+    images = pictures.pictures(cfg.data, "validation", data_dir)
+    held_out = pictures.Training(images, cfg.data, pictures.labels(images, cfg.data))
 
     model, key = SimCLR(models.of(cfg.backbone), cfg.out), jax.random.key(cfg.seed)
     loss = nt_xent(model.apply, temperature=cfg.temperature)
@@ -162,7 +166,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         return statistics.split(state.init_params(model, inputs, key, mesh))
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
-        return runner.evaluate(evaluate, (now.params, now.frozen), stage.once(cfg, held_out, mesh))
+        return runner.evaluate(evaluate, (now.params, now.frozen), stage.one_pass(cfg, held_out, mesh))
 
     done = stage.train(
         cfg,
@@ -180,14 +184,14 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     with jax.set_mesh(mesh):
         measured = validate(cfg.fit.num_steps, done)
         backbone = tree.merge(done.params, done.frozen)["backbone"]
-        measured["neighbours_accuracy"] = look(cfg, backbone, data_dir, workdir / "neighbours.png")
+        measured["neighbours_accuracy"] = neighbours_picture(cfg, backbone, data_dir, workdir / "neighbours.png")
     results.write(workdir / "results.json", measured)
     return measured
 
 
-def look(cfg: Config, params: Params, data_dir: Path, png: Path) -> float:
-    """Draw validation images beside their nearest training images; return the accuracy of the 20 nearest's vote."""
-    backbone, found, seen = models.of(cfg.backbone), [], []
+def neighbours_picture(cfg: Config, params: Params, data_dir: Path, png: Path) -> float:
+    """Write a picture of nearest neighbours; return the accuracy of a 20-nearest-neighbour classifier."""
+    backbone, embedded, shown = models.of(cfg.backbone), [], []
     for split in ("validation", "train"):
         rows = spread(pictures.evaluation(cfg.data, split, data_dir), cfg.known)
         weights: list[np.ndarray] = []
@@ -197,27 +201,27 @@ def look(cfg: Config, params: Params, data_dir: Path, png: Path) -> float:
                 weights.append(batch["weights"])
                 yield batch
 
-        found.append(
+        embedded.append(
             embeddings.embed(lambda params, batch: backbone.apply({"params": params}, batch["image"]), params, noted())
         )
-        seen.append(Shown(rows, np.flatnonzero(np.concatenate(weights)), cfg.data))
-    queries, known = found
+        shown.append(Shown(rows, np.flatnonzero(np.concatenate(weights)), cfg.data))
+    queries, known = embedded
     few = np.arange(min(cfg.shown, len(queries))) * len(queries) // min(cfg.shown, len(queries))
     if jax.process_index() == 0:
         grids.neighbours(
             png,
-            [seen[0][int(row)] for row in few],
-            seen[1],
+            [shown[0][int(row)] for row in few],
+            shown[1],
             (queries.features[few], known.features),
             (queries.labels[few], known.labels),
             k=min(8, len(known)),
-            title="Nearest by features learnt without labels",
+            title="Nearest training images in SimCLR's feature space",
         )
     return neighbours.knn(known, queries)["top1"]
 
 
 class Shown(Sequence[np.ndarray]):
-    """Images as they can be looked at, uint8 [S, S, 3], without those that could not be decoded."""
+    """Images to display, uint8 [S, S, 3], without those that could not be decoded."""
 
     def __init__(self, rows: Rows, kept: np.ndarray, cfg: pictures.Config) -> None:
         self._rows, self._kept, self._cfg = rows, kept, cfg

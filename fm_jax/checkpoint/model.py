@@ -1,6 +1,6 @@
-"""The model of a run, as its checkpoints describe it: a class of the table below, and the fields it was made with.
+"""Describe the model of a run in its checkpoints, and build it again: its class and the values of its fields.
 
-A class is looked up in the table and never imported by name, so a checkpoint can name no code.
+A class is looked up in the table below and never imported by name, so a checkpoint cannot name code to run.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ _ALLOWED: tuple[type[nn.Module], ...] = (
 
 
 def name(cls: type) -> str:
-    """Return what a checkpoint calls a class, such as "vision.vit.ViT"."""
+    """Return the name of a class in checkpoints, such as "vision.vit.ViT"."""
     return f"{cls.__module__.removeprefix('fm_jax.models.')}.{cls.__name__}"
 
 
@@ -44,7 +44,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
     """Return the JSON data from which `build` makes an equal module.
 
     Raises:
-        ConfigError: a class that is not in the table: its run could not be opened again.
+        ConfigError: the class is not in the table, so the run could not be opened again.
     """
     if name(type(module)) not in CLASSES:
         raise ConfigError(f"{name(type(module))} is not among the classes of fm_jax/checkpoint/model.py; add it there")
@@ -59,51 +59,51 @@ def build(meta: Mapping[str, Any], where: str) -> nn.Module:
     """Return the model that a checkpoint's meta describes; `where` names the run in messages.
 
     Raises:
-        CheckpointError: it describes none, one of another class, or with fields that do not fit.
+        CheckpointError: meta has no model, its class is unknown, or its fields do not fit.
     """
     if "model" not in meta:
         revision = (meta.get("git") or {}).get("revision", "the revision that trained it")
         raise CheckpointError(
-            f"{where} does not say which model it trained, as runs do since this version: with {revision} checked out, "
-            "write it as a public folder (experiments.hub.hub_convert), then open that folder"
+            f"{where} does not name its model: an older version wrote it; check out {revision}, convert the run with "
+            "experiments.hub.hub_convert, and open the folder that it writes"
         )
     return _build(meta["model"], where)
 
 
 def of(cfg: Any) -> nn.Module:
-    """Return the model of a config's class.
+    """Return the model whose only field is such a config.
 
     Raises:
-        ConfigError: no model is made of such a config alone.
+        ConfigError: there is no such model.
     """
     for cls in _ALLOWED:
         if [field.type for field in _fields(cls)] == [type(cfg)]:
             return cls(cfg)
-    raise ConfigError(f"no class of fm_jax/checkpoint/model.py is made of a {name(type(cfg))} alone")
+    raise ConfigError(f"no class of fm_jax/checkpoint/model.py can be made of a {name(type(cfg))} alone")
 
 
 def _build(data: Any, where: str) -> nn.Module:
     called = data.get("class") if isinstance(data, Mapping) else None
     if not isinstance(called, str) or called not in CLASSES:
         raise CheckpointError(
-            f"{where} trained a model of class {called or data!r}; known here are {', '.join(CLASSES)}"
+            f"{where} trained a model of class {called or data!r}, which is unknown; known are {', '.join(CLASSES)}"
         )
     cls, values = CLASSES[called], {key: value for key, value in data.items() if key != "class"}
     kinds = {field.name: field.type for field in _fields(cls)}
     if unknown := sorted(values.keys() - kinds):
-        raise CheckpointError(f"{where}: a {called} has no {', '.join(unknown)}; was it trained by a later version?")
+        raise CheckpointError(f"{where}: a {called} has no {', '.join(unknown)}; it may need a later version of fm_jax")
     try:
         return cls(**{key: _value(kinds[key], value, where) for key, value in values.items()})
     except (ConfigError, TypeError) as error:
-        raise CheckpointError(f"{where}: its {called} cannot be made here: {error}") from error
+        raise CheckpointError(f"{where}: its {called} cannot be built: {error}") from error
 
 
 def _value(kind: Any, data: Any, where: str) -> Any:
-    """Return a field's value: a module by its class again, all else as config data."""
+    """Return a field's value: a module from its own description, anything else from config data."""
     inner = isinstance(kind, type) and issubclass(kind, nn.Module)
     return _build(data, where) if inner else from_dict(kind, data)
 
 
 def _fields(cls: type[nn.Module]) -> list[dataclasses.Field[Any]]:
-    """Return the fields of a module without those that Flax gives to all."""
+    """Return the fields of a module except those that Flax adds to every module."""
     return [field for field in dataclasses.fields(cls) if field.name not in ("parent", "name")]

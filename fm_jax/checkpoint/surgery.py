@@ -36,16 +36,19 @@ def load(
 
     Args:
         target: initialised parameters, or ShapeDtypeStructs if no leaf stays fresh.
-        source: loaded parameters. Leaves that already have the right sharding are shared, not copied.
+        source: loaded parameters. Leaves that already have the right sharding are shared, not copied. Shapes stand in
+            for them while `target` is traced, so that a resumed run reads no pretrained weights.
         rename: (pattern over source paths, replacement with groups like \1); the first that matches is applied.
         fresh: patterns of target paths that keep the target's value.
         unused: patterns of source paths to ignore.
         reshape: pattern over target paths -> function that adapts the loaded leaf, e.g. `interpolate`.
 
     Raises:
-        CheckpointError: leaves that do not match; the message lists the first ten.
+        CheckpointError: leaves that do not match; the message lists the first ten. Or shapes for weights that are
+            not traced.
     """
-    wanted, given, problems = tree.flatten(target), tree.flatten(source), list[str]()
+    wanted, problems = tree.flatten(target), list[str]()
+    given = _stood_in(tree.flatten(source), wanted)
     left_out = _excused("unused", unused, given, problems)
     kept = _excused("fresh", fresh, wanted, problems)
     origin = _origins([path for path in given if path not in left_out], rename, problems)
@@ -109,6 +112,14 @@ def _origins(paths: list[str], rename: Iterable[tuple[str, str]], problems: list
     idle = [pattern for pattern, _ in rules if pattern not in applied]
     problems += [f"rename pattern {pattern!r} is applied to no source leaf" for pattern in idle]
     return origin
+
+
+def _stood_in(given: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the source with zeros for shapes, which is right only while shapes alone are asked for."""
+    shapes = [path for path, leaf in given.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
+    if shapes and not any(isinstance(leaf, jax.core.Tracer) for leaf in wanted.values()):
+        raise CheckpointError(f"weights were not read, only their shapes: {leaves.listing(shapes, _SHOWN)}")
+    return {**given, **{path: jnp.zeros(given[path].shape, given[path].dtype) for path in shapes}}
 
 
 def _unmatched(wanted: Mapping[str, Any], origin: Mapping[str, str], kept: set[str]) -> list[str]:

@@ -14,24 +14,26 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from fm_jax.core.errors import ConfigError, FmError
-from fm_jax.core.options import default, describe, hint_for, members, options, section, show, spelt
+from fm_jax.core.options import choices, default, describe, hint_for, members, options, section, show, spelt, tag
 
 C = TypeVar("C")
 _SECRET = re.compile(r"\b(hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[bp]-|AKIA)[A-Za-z0-9_-]{8,}")
 
 
 def training(default: C) -> C:
-    """Return a field that training alone reads: two models that differ in it compute the same function."""
+    """Return a field that only training reads: two models that differ only in it compute the same function."""
     return dataclasses.field(default=default, metadata={"training": True})
 
 
 def precision(default: C) -> C:
-    """Return a field that names the numbers in which a function is computed."""
+    """Return a field that sets the precision of a computation, such as a dtype."""
     return dataclasses.field(default=default, metadata={"precision": True})
 
 
 def apply_overrides(cfg: C, argv: Sequence[str], *, also: Iterable[str] = ()) -> C:
     """Return `cfg` with `--a.b VALUE` and `--a.b=VALUE` applied; each changed section is validated once, whole.
+
+    Where a field is one of several sections, `--a NAME` chooses which one (see `options.choices`).
 
     `also`: names of the caller's own options; they are used in "did you mean" hints only.
 
@@ -39,10 +41,17 @@ def apply_overrides(cfg: C, argv: Sequence[str], *, also: Iterable[str] = ()) ->
         ConfigError: unknown, repeated, incomplete or ill-typed option, or a section that refuses its values.
     """
     texts = split_argv(argv)
-    known = {option.path for option in options(cfg)}
+    listed = {option.path: option for option in options(cfg, chosen=texts)}
+    known, unions = set(listed), {path: choices(option.hint) for path, option in listed.items()}
     for name in texts:
+        if unions.get(name) and texts[name] not in unions[name]:
+            _parse(texts[name], listed[name].hint, f"--{name}")  # before the options inside it are called unknown
         if name in known:
             continue
+        for path, sections in unions.items():
+            for choice, cls in sections.items():
+                if name in {option.path for option in options(cls, f"{path}.")}:
+                    raise ConfigError(f"--{name} is an option of --{path} {choice}; add that")
         if inside := [f"--{path}" for path in sorted(known) if path.startswith(f"{name}.")]:
             raise ConfigError(f"--{name} is a section; set one of its options: {', '.join(inside[:8])}")
         raise ConfigError(f"unknown option --{name[:80]}{hint_for(name, [*known, *also], '--')}")
@@ -105,9 +114,11 @@ def _rebuild(cls: type[C], current: C | None, texts: Mapping[str, str], prefix: 
         path, hint = prefix + spelt(field.name), hints[field.name]
         value = getattr(current, field.name) if current is not None else default(field)
         inside = any(name.startswith(f"{path}.") for name in mine)
-        if path in mine and inside:
+        if (chosen := choices(hint).get(mine.get(path, ""))) is not None:
+            value = _rebuild(chosen, value if type(value) is chosen else None, mine, f"{path}.")
+        elif path in mine and inside:
             raise ConfigError(f"--{path} {mine[path]} cannot be combined with options inside --{path}")
-        if path in mine:
+        elif path in mine:
             value = _parse(mine[path], hint, f"--{path}")
         elif inside:
             value = _rebuild(section(hint, value), value if dataclasses.is_dataclass(value) else None, mine, f"{path}.")
@@ -132,8 +143,9 @@ def _parse(text: str, hint: Any, name: str) -> Any:
     except TypeError:
         raise ConfigError(f"{name} ({describe(hint)}) cannot be set on the command line") from None
     except ValueError:
-        choices = [str(c) for m in members(hint) if get_origin(m) is Literal for c in get_args(m)]
-        raise ConfigError(f"{name}: {text[:80]!r} is not {describe(hint)}{hint_for(text, choices)}") from None
+        words = [str(c) for m in members(hint) if get_origin(m) is Literal for c in get_args(m)]
+        near = hint_for(text, [*words, *choices(hint)])
+        raise ConfigError(f"{name}: {text[:80]!r} is not {describe(hint)}{near}") from None
 
 
 def _value(text: str, hint: Any) -> Any:
@@ -150,8 +162,8 @@ def _value(text: str, hint: Any) -> Any:
                 continue
         _refuse(text)
     if get_origin(hint) is Literal:
-        choices = {str(choice): choice for choice in get_args(hint)}
-        return choices[text] if text in choices else _refuse(text)
+        literals = {str(literal): literal for literal in get_args(hint)}
+        return literals[text] if text in literals else _refuse(text)
     if get_origin(hint) is tuple:
         parts = [part.strip() for part in text.split(",")] if text.strip() else []
         return tuple(_value(part, kind) for part, kind in zip(parts, _kinds(hint, len(parts)), strict=True))
@@ -212,7 +224,7 @@ def _encode(value: Any, hint: Any, path: str) -> Any:
         fields = [f.name for f in dataclasses.fields(value) if f.init]
         data = {spelt(name): _encode(getattr(value, name), hints[name], dotted + spelt(name)) for name in fields}
         several = sum(dataclasses.is_dataclass(member) for member in members(hint)) > 1
-        return {"class": _tag(type(value), hint)} | data if several else data
+        return {"class": tag(type(value), hint)} | data if several else data
     if isinstance(value, tuple):
         inner = next((m for m in members(hint) if get_origin(m) is tuple), tuple)
         kinds = _kinds(inner, len(value))
@@ -226,17 +238,11 @@ def _encode(value: Any, hint: Any, path: str) -> Any:
     raise ConfigError(f"{path}: {str(value)[:60]!r} of type {type(value).__name__} is not config data")
 
 
-def _tag(cls: type, hint: Any) -> str:
-    """Return a class's tag within a union: its name, with the module's name where two classes share one."""
-    names = [member.__name__ for member in members(hint) if isinstance(member, type)]
-    return cls.__name__ if names.count(cls.__name__) == 1 else f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
-
-
 def _decode(hint: Any, data: Any, path: str) -> Any:
     if isinstance(data, Mapping):
         classes: list[Any] = [member for member in members(hint) if dataclasses.is_dataclass(member)]
         if len(classes) > 1:
-            classes = [cls for cls in classes if _tag(cls, hint) == data.get("class")]
+            classes = [cls for cls in classes if tag(cls, hint) == data.get("class")]
             data = {key: value for key, value in data.items() if key != "class"}
         if classes:
             return _decode_section(classes[0], data, path)

@@ -6,13 +6,16 @@ import difflib
 import inspect
 import textwrap
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One option: dotted path, type hint, current value (or dataclasses.MISSING), the class that declares it."""
+    """One option: dotted path, type hint, current value (or dataclasses.MISSING), the class that declares it.
+
+    The value of a field that is one of several sections is the current one's name.
+    """
 
     path: str
     hint: Any
@@ -20,10 +23,11 @@ class Option:
     owner: type
 
 
-def options(cfg: Any, prefix: str = "") -> Iterator[Option]:
+def options(cfg: Any, prefix: str = "", *, chosen: Mapping[str, str] | None = None) -> Iterator[Option]:
     """Yield the options of a config (or of a dataclass, with its defaults) in order of declaration.
 
-    The options of an optional section are listed even while the section is None: setting one creates it.
+    The options of an optional section are listed even while the section is None: setting one creates it. Of a field
+    that is one of several sections, those of the current one are listed, or of the one that `chosen` names at its path.
     """
     cls, current = (cfg, None) if isinstance(cfg, type) else (type(cfg), cfg)
     hints = get_type_hints(cls)
@@ -32,19 +36,24 @@ def options(cfg: Any, prefix: str = "") -> Iterator[Option]:
             continue
         path, hint = prefix + spelt(field.name), hints[field.name]
         value = getattr(current, field.name) if current is not None else default(field)
-        inside = section(hint, value)
-        if inside is None or type(None) in members(hint):
-            yield Option(path, hint, value, cls)
+        inside, sections = section(hint, value), choices(hint)
+        other = sections.get((chosen or {}).get(path, ""))
+        if other is not None and other is not inside:
+            value, inside = dataclasses.MISSING, other
+        if inside is None or sections or type(None) in members(hint):
+            shown = next((name for name, cls_ in sections.items() if cls_ is inside), value)
+            yield Option(path, hint, shown, cls)
         if inside is not None:
-            yield from options(value if dataclasses.is_dataclass(value) else inside, f"{path}.")
+            yield from options(value if dataclasses.is_dataclass(value) else inside, f"{path}.", chosen=chosen)
 
 
-def help_text(cfg: Any, doc: str | None = None) -> str:
+def help_text(cfg: Any, doc: str | None = None, *, chosen: Mapping[str, str] | None = None) -> str:
     """Return a page with every option: name, type, current value, and the field's comment or docstring."""
-    notes = {cls: _comments(cls) for cls in {option.owner for option in options(cfg)}}
+    listed = list(options(cfg, chosen=chosen))
+    notes = {cls: _comments(cls) for cls in {option.owner for option in listed}}
     rows = [
         (f"--{o.path}", describe(o.hint), show(o.value), notes[o.owner].get(o.path.rpartition(".")[2], ""))
-        for o in options(cfg)
+        for o in listed
     ]
     widths = [min(max((len(row[i]) for row in rows), default=0), limit) for i, limit in enumerate((44, 40, 24))]
     lines = ["  ".join([*(t.ljust(w) for t, w in zip(row[:3], widths, strict=True)), row[3]]) for row in rows]
@@ -58,6 +67,7 @@ def hint_for(name: str, known: Iterable[str], prefix: str = "") -> str:
     last = wanted.rpartition(".")[2]
 
     def nearness(option: str) -> float:
+        option = option.lower()
         leaf = option.rpartition(".")[2]
         whole = difflib.SequenceMatcher(None, wanted, option).ratio()
         part = difflib.SequenceMatcher(None, last, leaf).ratio()
@@ -73,7 +83,8 @@ def describe(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "|".join(str(choice) for choice in get_args(hint))
     if len(members(hint)) > 1:
-        return "|".join(describe(member) for member in members(hint))
+        names = {cls: name for name, cls in choices(hint).items()}
+        return "|".join(names.get(member) or describe(member) for member in members(hint))
     if get_origin(hint) is tuple:
         inner = [describe(arg) for arg in get_args(hint) if arg is not Ellipsis]
         return f"{inner[0]},…" if Ellipsis in get_args(hint) else ",".join(inner)
@@ -105,6 +116,21 @@ def section(hint: Any, value: Any) -> Any:
         return type(value)
     classes = [member for member in members(hint) if dataclasses.is_dataclass(member)]
     return classes[0] if len(classes) == 1 else None
+
+
+def choices(hint: Any) -> dict[str, type]:
+    """Return the sections that a union of several chooses among, by name; {} for any other hint.
+
+    A class's name is its tag in stored configs; of a `Config` that is one of several, its module's alone.
+    """
+    classes: list[Any] = [member for member in members(hint) if dataclasses.is_dataclass(member)]
+    return {tag(cls, hint).removesuffix(".Config"): cls for cls in classes} if len(classes) > 1 else {}
+
+
+def tag(cls: Any, hint: Any) -> str:
+    """Return a class's tag within a union: its name, with the module's name where two classes share one."""
+    names = [member.__name__ for member in members(hint) if isinstance(member, type)]
+    return cls.__name__ if names.count(cls.__name__) == 1 else f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
 
 
 def spelt(name: str) -> str:

@@ -12,11 +12,11 @@ Params = dict[str, Any]
 
 @runtime_checkable
 class Headed(Protocol):
-    """A task's head on a model; the parameters of the model below it stand under "backbone/…"."""
+    """A model with a task's head on a backbone, whose parameters are at "backbone/…"."""
 
     @property
     def backbone(self) -> Any:
-        """Return the model without the head."""
+        """Return the model without its head."""
         ...
 
 
@@ -26,13 +26,13 @@ class Tapped(Protocol):
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Name the activations that can be read and edited."""
+        """Return the names of the activations that can be read and edited."""
         ...
 
 
 @runtime_checkable
 class Featured(Protocol):
-    """A model that makes one vector of an image."""
+    """A model that computes one feature vector per image."""
 
     def features(self, image: jax.Array, *, tap: Any = None) -> jax.Array:
         """Return the features [B, D] of images [B, H, W, channels]."""
@@ -40,7 +40,7 @@ class Featured(Protocol):
 
 
 def backbone(module: nn.Module) -> Any:
-    """Return the model without its head: the module itself where it has none."""
+    """Return the model without its head, or the module itself if it has none."""
     return module.backbone if isinstance(module, Headed) else module
 
 
@@ -55,18 +55,18 @@ Updates = dict[str, tuple[jax.Array, jax.Array]]
 
 
 class Loss(NamedTuple):
-    """What a loss function makes of a batch; everything in it adds up over microbatches, devices and hosts."""
+    """Result of a loss function on a batch; every part adds up over microbatches, devices and hosts."""
 
-    sum: jax.Array  # of the objective; its gradient is the step's, once divided by the weight
-    weight: jax.Array
+    sum: jax.Array  # [], sum of the objective; the step uses the gradient of sum / weight
+    weight: jax.Array  # []
     metrics: Metrics
-    # running statistics, codebook usage, teachers: what changes without a gradient
-    updates: Updates = {}  # noqa: RUF012 (nobody writes to a tuple's parts, and None would be no tree of pairs)
+    # leaves that change without a gradient: running statistics, codebook usage, EMA teachers
+    updates: Updates = {}  # noqa: RUF012 (never mutated, and None would not be a tree of pairs)
 
 
 LossFn = Callable[[Params, Batch, jax.Array | None, jax.Array | None], Loss]
 """(params, batch, rng, step) -> Loss.
 
-`rng=None` means evaluation: no dropout, no noise, no updates. `step` [] int32 counts the training steps before this
-one, for what follows a schedule (a temperature); None in evaluation.
+`rng=None` means evaluation: no dropout, no noise, no updates. `step` [] int32 is the number of training steps before
+this one, for schedules (such as a temperature); None in evaluation.
 """

@@ -106,21 +106,21 @@ def predict(
         if label not in batch:
             raise DataError(f"batch {number} has no field {label!r}; it has {', '.join(batch)}")
         out = compiled(params, batch)
-        truth = whole(batch[label])
-        keep = whole(batch[weight]) > 0 if weight in batch else np.ones(truth.shape, bool)
+        truth = gather(batch[label])
+        keep = gather(batch[weight]) > 0 if weight in batch else np.ones(truth.shape, bool)
         if out.ndim != 2 or truth.shape != out.shape[:1] or keep.shape != truth.shape:
             raise DataError(
                 f"batch {number}: logits {out.shape}, {label} {truth.shape} and {weight} {keep.shape} must be "
                 "[B, C], [B] and [B]"
             )
-        logits.append(whole(out).astype(np.float32)[keep])
+        logits.append(gather(out).astype(np.float32)[keep])
         labels.append(truth[keep])
     if not any(len(part) for part in labels):
         raise DataError("there are no examples to predict; check that the split is not empty or all padding")
     return np.concatenate(logits), np.concatenate(labels)
 
 
-def whole(array: Any) -> np.ndarray:
+def gather(array: Any) -> np.ndarray:
     """Return the whole array (same shape) as NumPy, gathered from other hosts if they hold parts of it."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         from jax.experimental import multihost_utils

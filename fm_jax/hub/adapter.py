@@ -1,17 +1,17 @@
-"""LoRA adapters in and out of the folder that `peft` writes: adapter_config.json and adapter_model.safetensors.
+"""Read and write LoRA adapters as a folder of `peft`: adapter_config.json and adapter_model.safetensors.
 
-Its A [rank, in] and B [out, rank] are ours transposed, one pair a layer and matrix. Where the two forms differ:
+Its A [rank, in] and B [out, rank] are the transposes of ours, one pair a layer and matrix. The two formats differ:
 
-- A fused projection (GPT-2's c_attn) has one adapter there; its parts q, k and v have one each here. Written, the
-  parts' A stand beside each other and their B on the diagonal of one, at the rank of all parts together
-  (`rank_pattern`, and `alpha_pattern`, so that the scale stays); parts that share A are written at their own rank.
-  Read, such a diagonal is taken apart again; any other pair gives every part all of A and its columns of B: the same
-  function, though in training each part then moves an A of its own.
-- Here all adapters have one rank: smaller ones, and layers that have none, are filled up with zeros, which training
-  leaves at zero. And one scale, alpha / rank: what another one is larger by (`alpha_pattern`) is multiplied into B.
-- Its dropout belongs to training there, and is passed over.
+- A fused projection (GPT-2's c_attn) has one adapter in peft; its parts q, k and v have one each here. To write, the
+  parts' A are concatenated and their B form a block-diagonal B, at the sum of the parts' ranks (`rank_pattern`, and
+  `alpha_pattern` to keep the scale); parts that share A are written at their own rank. To read, a block-diagonal B is
+  split again; from any other pair every part gets all of A and its columns of B: the same function, but in training
+  each part then updates its own A.
+- Here all adapters have one rank: smaller ones, and layers without an adapter, are padded with zeros, which training
+  leaves at zero. They also have one scale, alpha / rank: a different scale (`alpha_pattern`) is multiplied into B.
+- The dropout of peft's config is a training setting and is ignored.
 
-Ours alone, without a public form, are kept by `peft/lora.py`.
+`peft/lora.py` saves adapters in our own format.
 """
 
 import json
@@ -46,27 +46,27 @@ _TASKS = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """What a folder holds, in the words of `peft/lora.py`: its trained tree, and the fields of its Config."""
+    """The contents of a folder as `peft/lora.py` has them: the trained tree and the fields of its Config."""
 
-    trained: Params  # {"lora": {path: {"a", "b"}}} and the leaves trained in full at their own paths
+    trained: Params  # {"lora": {path: {"a", "b"}}} and the fully trained leaves at their own paths
     rank: int
     alpha: float
     targets: tuple[str, ...]  # the adapted matrices
-    trainable: tuple[str, ...]  # the leaves trained in full
-    base: str  # the checkpoint that the folder says it belongs to, or ""
+    trainable: tuple[str, ...]  # the fully trained leaves
+    base: str  # the base model that the folder names, or ""
 
 
 def load(folder: str | Path, module: nn.Module, *, ignore: Iterable[str] = ()) -> Adapter:
     """Read the adapters of a model.
 
     Args:
-        folder: as `peft` writes it.
-        module: the model that they belong to, with its head: a family of the hub.
-        ignore: fields of adapter_config.json that are unknown here and change no number.
+        folder: a folder written by `peft`.
+        module: the base model with its head, of a family of the hub.
+        ignore: unknown fields of adapter_config.json that do not change the computation.
 
     Raises:
-        CheckpointError: missing or damaged files, another kind of adapter (DoRA, biases, embeddings …), or adapters
-            that do not fit the model, all in one message.
+        CheckpointError: missing or damaged files, an unsupported kind of adapter (DoRA, biases, embeddings …), or
+            adapters that do not fit the model, in one message.
     """
     folder = Path(folder)
     config = Fields.open(folder / CONFIG)
@@ -76,17 +76,19 @@ def load(folder: str | Path, module: nn.Module, *, ignore: Iterable[str] = ()) -
     weights = safetensors.open_file(folder / TENSORS)
     names, leaves = families.writing(module).table(module), tree.flatten(families.abstract(module))
     pairs, full = _sort(weights, names, _bare(module))
-    found = low_rank.ours(pairs, sizes, weights, low_rank.matrices(names, leaves))
-    rank = max((a.shape[1] for layers in found.values() for a, _ in layers.values()), default=sizes.rank)
-    adapters = {path: low_rank.stacked(layers, leaves[path].shape, rank) for path, layers in found.items()}
-    whole = _whole(full, weights, names, leaves)
-    kept = set(tree.flatten(whole))
+    by_path = low_rank.ours(pairs, sizes, weights, low_rank.matrices(names, leaves))
+    rank = max((a.shape[1] for layers in by_path.values() for a, _ in layers.values()), default=sizes.rank)
+    adapters = {path: low_rank.stacked(layers, leaves[path].shape, rank) for path, layers in by_path.items()}
+    fully_trained = _fully_trained(full, weights, names, leaves)
+    kept = set(tree.flatten(fully_trained))
     if both := sorted(adapters.keys() & kept):
-        raise CheckpointError(f"{weights.where}: {', '.join(both)} has an adapter and is saved whole")
+        raise CheckpointError(
+            f"{weights.where}: {', '.join(both)} has an adapter and is also saved in full; only one is supported"
+        )
     flat = {f"{path}/{part}": x for path, pair in adapters.items() for part, x in pair.items()}
     alpha = sizes.alpha if rank == sizes.rank and not sizes.root else sizes.scale * rank
     targets, trainable = (tuple(map(re.escape, sorted(paths))) for paths in (adapters, kept))
-    return Adapter({"lora": tree.unflatten(flat), **whole}, rank, alpha, targets, trainable, base)
+    return Adapter({"lora": tree.unflatten(flat), **fully_trained}, rank, alpha, targets, trainable, base)
 
 
 def save(
@@ -102,16 +104,16 @@ def save(
     """Write adapters as a folder that `peft` opens on the same base with equal results; it appears whole or not at all.
 
     Args:
-        folder: must not exist yet.
-        module: the model that they were trained for, with its head: a family of the hub.
-        trained: as `peft/lora.py` has it.
-        rank: of the config that they were trained with.
-        alpha: of the same config; A B is multiplied by alpha / rank.
-        base: the checkpoint that they belong to, for the reader: `peft` opens it by this name.
-        revision: of that name.
+        folder: new or empty folder to write.
+        module: the base model with its head, of a family of the hub.
+        trained: the trained tree of `peft/lora.py`.
+        rank: rank of the LoRA config of the training.
+        alpha: alpha of the same config; A B is multiplied by alpha / rank.
+        base: name or path by which `peft` opens the base model.
+        revision: revision of the base model.
 
     Raises:
-        CheckpointError: the folder exists, or something was trained that `peft` cannot say.
+        CheckpointError: the folder exists, or something was trained that `peft` cannot express.
     """
     family = families.writing(module)
     pretrained.check_form(module, {"pad_token_id": 0} | family.fields(module))
@@ -119,15 +121,15 @@ def save(
     places, bare = low_rank.matrices(names, leaves), _bare(module)
     pairs = {name.removeprefix(bare): pair for name, pair in low_rank.theirs(trained.get("lora", {}), places)}
     full = {name.removeprefix(bare): x for name, x in _kept(trained, names, leaves)}
-    # of RoBERTa's kind of head peft saves all, whether told to or not
+    # peft always saves all of a head like RoBERTa's
     saved = sorted({re.sub(r"^classifier\..*", "classifier", name.rpartition(".")[0]) for name in full})
     if both := [name for name in pairs if any(f"{name}.".startswith(f"{other}.") for other in saved)]:
-        raise CheckpointError(f"{', '.join(both)} was trained in full and has an adapter; peft can have only one")
+        raise CheckpointError(f"{', '.join(both)} was fully trained and has an adapter; peft can have only one")
     tensors = {f"{name}.lora_A.weight": a.T for name, (a, _) in pairs.items()}
     tensors |= {f"{name}.lora_B.weight": b.T for name, (_, b) in pairs.items()} | full
     tensors = {_BEFORE + name: np.ascontiguousarray(x) for name, x in tensors.items()}
-    words = _words({name: a.shape[1] for name, (a, _) in pairs.items()}, places, bare)
-    other = {word: size for word, size in words.items() if size != rank}
+    targets = _targets({name: a.shape[1] for name, (a, _) in pairs.items()}, places, bare)
+    other = {target: size for target, size in targets.items() if size != rank}
     data = {
         "peft_type": "LORA",
         "task_type": next((task for end, task in _TASKS.items() if _architecture(module).endswith(end)), None),
@@ -136,8 +138,8 @@ def save(
         "r": rank,
         "lora_alpha": _number(alpha),
         "rank_pattern": other,
-        "alpha_pattern": {word: _number(alpha * size / rank) for word, size in other.items()},
-        "target_modules": sorted(words),
+        "alpha_pattern": {target: _number(alpha * size / rank) for target, size in other.items()},
+        "target_modules": sorted(targets),
         "modules_to_save": saved or None,
         "fan_in_fan_out": any(not place.entry.axes for name in pairs for place in places[bare + name]),
         "bias": "none",
@@ -153,43 +155,43 @@ def save(
 
 @dataclass
 class _Renamed:
-    """Some of the tensors of a file under other names; implements `weights.Weights`."""
+    """Some tensors of a file, renamed; implements `weights.Weights`."""
 
     where: str
     weights: Weights
-    names: Mapping[str, str]  # ours -> the file's
+    names: Mapping[str, str]  # new name -> name in the file
 
     @property
     def specs(self) -> Mapping[str, Spec]:
-        """Return dtype and shape of each."""
+        """Return dtype and shape of every tensor."""
         return {name: self.weights.specs[stored] for name, stored in self.names.items()}
 
     def read(self, name: str, index: Index, out: np.ndarray | None = None) -> np.ndarray:
-        """Return a part of one."""
+        """Return a part of a tensor."""
         return self.weights.read(self.names[name], index, out)
 
 
 def _sort(weights: Weights, names: Table, bare: str) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Return {matrix: {"A" or "B": stored name}} and {tensor saved whole: stored name}, under the table's names."""
+    """Return {matrix: {"A" or "B": stored name}} and {fully trained tensor: stored name}, by names of the table."""
     pairs, full, problems = dict[str, dict[str, str]](), dict[str, str](), list[str]()
     for stored in weights.specs:
         name = bare + stored.removeprefix(_BEFORE).removeprefix(bare)
         if not stored.startswith(_BEFORE):
-            problems.append(f"{stored}: not below {_BEFORE}")
+            problems.append(f"{stored}: the name does not begin with {_BEFORE}")
         elif match := re.fullmatch(r"(.*)\.lora_([AB])\.weight", name):
             pairs.setdefault(match[1], {})[match[2]] = stored
         elif "lora_" in name:
-            problems.append(f"{stored}: an adapter of another kind")
+            problems.append(f"{stored}: this kind of adapter is not supported")
         else:
             full[names.current(name)] = stored
     problems += [f"{name}: lora_A or lora_B is missing" for name, pair in pairs.items() if len(pair) < 2]
     if problems:
-        raise CheckpointError(f"{weights.where} does not hold LoRA's pairs alone: {'; '.join(problems[:10])}")
+        raise CheckpointError(f"{weights.where} does not hold pairs of LoRA matrices only: {'; '.join(problems[:10])}")
     return {names.current(f"{name}.weight").removesuffix(".weight"): pair for name, pair in pairs.items()}, full
 
 
-def _whole(full: Mapping[str, str], weights: Weights, names: Table, leaves: Mapping[str, Any]) -> Params:
-    """Read the leaves that were trained in full."""
+def _fully_trained(full: Mapping[str, str], weights: Weights, names: Table, leaves: Mapping[str, Any]) -> Params:
+    """Read the leaves that were fully trained."""
     if not full:
         return {}
     _refuse_tied(full, names, weights.where)
@@ -203,39 +205,43 @@ def _whole(full: Mapping[str, str], weights: Weights, names: Table, leaves: Mapp
 
 
 def _kept(trained: Params, names: Table, leaves: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the tensors that were trained in full, under the table's names."""
+    """Yield the tensors that were fully trained, by their names in the table."""
     full = {path: leaf for path, leaf in tree.flatten(trained).items() if not path.startswith("lora/")}
     for path, leaf in full.items():
         if path not in leaves or leaf.shape != leaves[path].shape:
-            raise CheckpointError(f"{path} {list(leaf.shape)} was trained in full, but the model has no such leaf")
+            raise CheckpointError(f"{path} {list(leaf.shape)} was fully trained, but the model has no such parameter")
     for entry in names.entries:
         mates = [other.path for other in names.entries if other.name == entry.name and other.path in leaves]
         if entry.path in full and (frozen := [path for path in mates if path not in full]):
             raise CheckpointError(
-                f"{entry.path} was trained in full and {', '.join(frozen)} was not, which {entry.name} holds too: peft "
-                "trains all of it or nothing; give it an adapter"
+                f"{entry.path} was fully trained and {', '.join(frozen)} was not, but peft cannot train a part of the "
+                f"tensor {entry.name} that holds both; give {entry.path} an adapter instead"
             )
         if entry.path in full and not entry.name.endswith((".weight", ".bias")):
-            raise CheckpointError(f"{entry.path} was trained in full, and {entry.name} is no module that peft can save")
+            raise CheckpointError(
+                f"{entry.path} was fully trained, but peft cannot save {entry.name}: it is not a module's weight"
+            )
     written = dict(table.write(names, tree.unflatten(full))) if full else {}
     _refuse_tied(written, names, "the trained tree")
     yield from written.items()
 
 
 def _refuse_tied(full: Iterable[str], names: Table, where: str) -> None:
-    """Raise for a table that the head is tied to: peft trains a copy of it, and leaves the head as it was."""
+    """Raise if an embedding tied to the head was fully trained: peft trains a copy and does not change the head."""
     if tied := sorted({original for _, original in names.tied} & set(full)):
-        raise CheckpointError(f"{where}: {', '.join(tied)} was trained in full and is tied to the head, not so in peft")
+        raise CheckpointError(
+            f"{where}: {', '.join(tied)} was fully trained and is tied to the head; peft would untie them"
+        )
 
 
-def _words(ranks: Mapping[str, int], places: Mapping[str, Sequence[Place]], bare: str) -> dict[str, int]:
-    """Return {what to call the matrices: rank}: the end of the name that all layers share, where it means only them."""
-    found: dict[str, int] = {}
+def _targets(ranks: Mapping[str, int], places: Mapping[str, Sequence[Place]], bare: str) -> dict[str, int]:
+    """Return {entry of target_modules: rank}: the suffix shared by all layers, if it matches only them, or the name."""
+    targets: dict[str, int] = {}
     for name, rank in ranks.items():
         short = places[bare + name][0].entry.name.removesuffix(".weight").rpartition("{}.")[2].removeprefix(bare)
         meant = {other for other in map(str.removeprefix, places, cycle([bare])) if f".{other}".endswith(f".{short}")}
-        found[short if "." in short and all(ranks.get(other) == rank for other in meant) else name] = rank
-    return found
+        targets[short if "." in short and all(ranks.get(other) == rank for other in meant) else name] = rank
+    return targets
 
 
 def _architecture(module: nn.Module) -> str:
@@ -243,7 +249,7 @@ def _architecture(module: nn.Module) -> str:
 
 
 def _bare(module: nn.Module) -> str:
-    """Return what the table's names begin with and those of a model without a head do not, or ""."""
+    """Return the prefix of the table's names that a model without a head does not have in its files, or ""."""
     if not re.fullmatch(r".*(?<!LMHead)Model", _architecture(module)):
         return ""
     return families.writing(module).table(module).entries[0].name.partition(".")[0] + "."

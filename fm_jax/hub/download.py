@@ -1,6 +1,6 @@
-"""Fetch a public checkpoint by name: only tensors, JSON and vocabularies, of one commit that is named.
+"""Download a public checkpoint by name: only tensors, JSON and vocabularies, of one commit.
 
-Nothing is fetched unless a name is asked for; a second fetch of the same commit comes from the cache on the disk.
+Nothing is downloaded unless a name is given; a second download of the same commit comes from the cache on disk.
 """
 
 import re
@@ -18,22 +18,22 @@ _LOCAL = "or give the path of a local folder"
 
 
 def fetch(name: str, revision: str | None = None) -> Path:
-    """Return the local folder of a public checkpoint, fetched where the cache has not got it.
+    """Return the local folder of a public checkpoint; download it if it is not in the cache.
 
-    The commit that a branch or tag stands for is printed: given as `revision`, it repeats the run.
+    The commit of a branch or tag is printed; give it as `revision` to repeat the run.
 
     Args:
-        name: OWNER/NAME.
-        revision: a commit, or a branch or tag; None is the branch "main".
+        name: the checkpoint's OWNER/NAME.
+        revision: commit, branch or tag; None is the branch "main".
 
     Raises:
-        ConfigError: `name` or `revision` cannot be one.
-        CheckpointError: no such checkpoint, no leave to read it, no network, or no weights in it but pickles.
+        ConfigError: `name` or `revision` is malformed.
+        CheckpointError: no such checkpoint, no permission to read it, no network, or its only weights are pickles.
     """
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{name!r} is no name of a checkpoint; give OWNER/NAME, {_LOCAL}")
+        raise ConfigError(f"{name!r} is not a checkpoint name; give OWNER/NAME, {_LOCAL}")
     if revision is not None and not _REVISION.fullmatch(revision):
-        raise ConfigError(f"{revision!r} is no revision; give a commit, a branch or a tag")
+        raise ConfigError(f"{revision!r} is not a revision; give a commit, a branch or a tag")
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -43,7 +43,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
             folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
         except (LocalEntryNotFoundError, FileNotFoundError):
             raise CheckpointError(
-                f"{what} is not in the cache and HF_HUB_OFFLINE forbids to fetch it; unset that, {_LOCAL}"
+                f"{what} is not in the cache and HF_HUB_OFFLINE forbids downloading it; unset HF_HUB_OFFLINE, {_LOCAL}"
             ) from None
         return _told(name, revision, folder.name, folder)
     try:
@@ -52,13 +52,13 @@ def fetch(name: str, revision: str | None = None) -> Path:
         folder = Path(snapshot_download(name, revision=info.sha, allow_patterns=files))
     except (CheckpointError, KeyboardInterrupt):
         raise
-    except Exception as error:  # the library's own, its HTTP library's, and the operating system's
+    except Exception as error:  # errors of huggingface_hub, of its HTTP library and of the operating system
         raise _failure(what, error) from error
     return _told(name, revision, str(info.sha), folder)
 
 
 def chosen(what: str, files: Iterable[str]) -> list[str]:
-    """Return the files worth fetching: one set of weights, and the texts beside it.
+    """Return the files to download: one set of weights, and the JSON and vocabulary files beside it.
 
     Raises:
         CheckpointError: there are no weights, or only pickles.
@@ -74,35 +74,33 @@ def chosen(what: str, files: Iterable[str]) -> list[str]:
     pickles = [name for name in top if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]
     if pickles:
         raise CheckpointError(
-            f"{what} has its weights only as pickles ({', '.join(pickles[:5])}): nothing was fetched, for a pickle can "
-            "run code; where you trust it, convert it with transformers' save_pretrained and give that folder"
+            f"{what} has its weights only as pickles ({', '.join(pickles[:5])}), which can run code: nothing was "
+            "downloaded; if you trust it, convert it with transformers' save_pretrained and give that folder"
         )
-    raise CheckpointError(f"{what} has no {KINDS[0].single}; there is {', '.join(top[:10]) or 'nothing'}")
+    raise CheckpointError(f"{what} has no {KINDS[0].single}; it has {', '.join(top[:10]) or 'no files'}")
 
 
 def _told(name: str, revision: str | None, commit: str, folder: Path) -> Path:
-    """Print which commit it is, unless that was asked for."""
+    """Print the commit, unless it was given as the revision."""
     if commit != revision:
-        print(f"{name}: {revision or 'main'} is commit {commit}; that revision repeats this run", file=sys.stderr)
+        print(f"{name}: {revision or 'main'} is commit {commit}; give it as revision to repeat this", file=sys.stderr)
     return folder
 
 
 def _failure(what: str, error: Exception) -> CheckpointError:
-    """Return one line for what the library raised."""
+    """Return an error of one line for an exception of huggingface_hub."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
-        return CheckpointError(
-            f"{what} is gated: ask its owner for leave on its page and log in with huggingface_hub, {_LOCAL}"
-        )
+        return CheckpointError(f"{what} is gated: request access on its page and log in with huggingface_hub, {_LOCAL}")
     if isinstance(error, errors.RevisionNotFoundError):
-        return CheckpointError(f"{what}: there is no such commit, branch or tag; leave the revision out for main")
+        return CheckpointError(f"{what}: there is no such commit, branch or tag; leave out the revision to use main")
     if isinstance(error, errors.RepositoryNotFoundError):
         return CheckpointError(
-            f"there is no public checkpoint {what}; mend the name, log in if it is private, {_LOCAL}"
+            f"there is no public checkpoint {what}; correct the name, log in if it is private, {_LOCAL}"
         )
-    said = " ".join(str(error).split())[:160]
+    reason = " ".join(str(error).split())[:160]
     return CheckpointError(
-        f"{what} could not be fetched ({type(error).__name__}: {said}); mend the network and call again, set "
-        f"HF_HUB_OFFLINE=1 to use what the cache has, {_LOCAL}"
+        f"{what} could not be downloaded ({type(error).__name__}: {reason}); check the network and try again, set "
+        f"HF_HUB_OFFLINE=1 to use the cache, {_LOCAL}"
     )

@@ -1,4 +1,4 @@
-"""Random inputs of a model: the smallest initialise it, larger ones compare it with the same model elsewhere."""
+"""Random inputs of a model: small ones to initialise it, larger ones to compare it with transformers."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,22 +8,22 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Size:
-    """How much to draw."""
+    """Size of the random inputs."""
 
     rows: int = 1
-    length: int = 1  # tokens of the longest row; the others are padded (of text)
-    pad: int = 0  # id of the token to pad with
+    length: int = 1  # tokens of the longest row of text; shorter rows are padded
+    pad: int = 0  # id of the padding token
 
 
 class Example(NamedTuple):
-    """What a module is called with."""
+    """Inputs of a module."""
 
-    inputs: dict[str, np.ndarray]  # by the names of its arguments
-    inside: np.ndarray | None = None  # [B, T] bool: which tokens are no padding; None of images
+    inputs: dict[str, np.ndarray]  # argument name -> array
+    inside: np.ndarray | None = None  # [B, T] bool: False on padding; None for images
 
 
 class Text(NamedTuple):
-    """Right-padded rows of falling length."""
+    """Right-padded rows of decreasing length."""
 
     tokens: np.ndarray  # [B, T] int32
     length: np.ndarray  # [B] int32
@@ -31,7 +31,7 @@ class Text(NamedTuple):
 
 
 def text(cfg: Any, rng: np.random.Generator, size: Size) -> Text:
-    """Draw rows that a model with this config can read, from the whole vocabulary but the pad token."""
+    """Draw rows [B, T] for a model with this config, from the whole vocabulary except the padding token."""
     time = min(size.length, cfg.max_length)
     length = np.maximum(1, time * np.arange(size.rows, 0, -1) // size.rows).astype(np.int32)
     inside = np.arange(time) < length[:, None]
@@ -39,7 +39,7 @@ def text(cfg: Any, rng: np.random.Generator, size: Size) -> Text:
 
 
 def ids(cfg: Any, rng: np.random.Generator, shape: tuple[int, ...], pad: int) -> np.ndarray:
-    """Draw tokens from the whole vocabulary but the pad token: int32."""
+    """Draw int32 token ids of the given shape, from the whole vocabulary except the padding token."""
     drawn = rng.integers(0, max(1, cfg.vocab_size - 1), shape)
     return (drawn + (drawn >= pad)).astype(np.int32)
 

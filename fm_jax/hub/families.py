@@ -1,4 +1,4 @@
-"""Which family's file reads a config.json, and which writes a module."""
+"""Find the family whose file reads a config.json, or writes a module."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -21,72 +21,72 @@ from fm_jax.hub.vision import efficientnet, resnet, vit
 
 
 class Family(Protocol):
-    """What a family's file offers: all that the rest of the house has to know of it."""
+    """What a family's file offers: everything that the rest of the code uses of it."""
 
     @property
     def KINDS(self) -> Mapping[str, str]:
-        """Return model_type -> stem of the names of its classes, of each that the file reads."""
+        """Return {model_type: stem of its class names} for each model_type that the file reads."""
         ...
 
     def module(self, fields: Fields) -> nn.Module:
-        """Build the module that a config.json describes; every field is accounted for."""
+        """Build the module that a config.json describes; every field is read or refused."""
         ...
 
     def fields(self, module: nn.Module) -> dict[str, Any]:
-        """Return the config.json from which `module` builds an equal one."""
+        """Return the config.json from which `Family.module` builds an equal module."""
         ...
 
     def table(self, module: nn.Module) -> Table:
-        """Return the names of the module's tensors."""
+        """Return the table of the module's tensor names."""
         ...
 
     def writes(self, module: nn.Module) -> bool:
-        """Say whether the family writes a module: no other one does."""
+        """Say whether this family writes the module; at most one family does."""
         ...
 
     def example(self, module: nn.Module, rng: np.random.Generator, size: Size) -> Example:
-        """Draw what the module is called with: with `Size()` the smallest that initialises it."""
+        """Draw random inputs of the module; with `Size()` the smallest that initialise it."""
         ...
 
     def sites(self, module: nn.Module) -> Mapping[str, str]:
-        """Return {name of an output there: our site} of what is compared, in order; "layer" is every layer's."""
+        """Return {name of a transformers output: our site} to compare, in order; "layer" stands for every layer."""
         ...
 
 
 @runtime_checkable
 class Settling(Family, Protocol):
-    """What a family's file offers beyond that, where a config.json leaves something open."""
+    """What a family's file also offers if its config.json leaves something open."""
 
     def settle(self, module: nn.Module, weights: Weights) -> nn.Module:
-        """Return the module in the form that the stored tensors show."""
+        """Return the module in the form that the stored tensors have."""
         ...
 
 
 FAMILIES: tuple[Family, ...] = (gpt2, llama, bert, t5, resnet, efficientnet, vit)
-"""Every family that is here. A new one is its file's name in this line and in the import."""
+"""All families. To add one, name its file here and in the import."""
 
 BY_KIND: dict[str, Family] = {kind: family for family in FAMILIES for kind in family.KINDS}
 """model_type -> family."""
 
 
 def reading(fields: Fields) -> Family:
-    """Return the family that a config.json belongs to.
+    """Return the family of a config.json.
 
     Raises:
-        CheckpointError: it names none, or one that is not here.
+        CheckpointError: it names no model_type, or one that is not supported.
     """
     if fields.kind not in BY_KIND:
         known = ", ".join(BY_KIND)
-        found = f"model_type {fields.kind!r} is" if fields.kind else "it names no model_type, which is"
-        raise CheckpointError(f"{fields.where}: {found} not supported; supported are {known}")
+        problem = f"model_type {fields.kind!r} is not supported" if fields.kind else "model_type is missing"
+        raise CheckpointError(f"{fields.where}: {problem}; supported are {known}")
     return BY_KIND[fields.kind]
 
 
 def build(fields: Fields, ignore: Iterable[str] = ()) -> tuple[Family, nn.Module]:
-    """Return family and module of a config.json, every field of which is accounted for, but for those in `ignore`.
+    """Return family and module of a config.json; every field except those in `ignore` must be known.
 
     Raises:
-        CheckpointError: something in it is unknown, unsupported or impossible.
+        CheckpointError: a field is unknown, unsupported or invalid.
     """
     family = reading(fields)
     try:
@@ -98,7 +98,7 @@ def build(fields: Fields, ignore: Iterable[str] = ()) -> tuple[Family, nn.Module
 
 
 def settled(family: Family, module: nn.Module, weights: Weights) -> nn.Module:
-    """Return the module in the form that the file holds, where the family's config.json leaves that open."""
+    """Return the module in the form of the stored weights, if the family's config.json leaves that open."""
     return family.settle(module, weights) if isinstance(family, Settling) else module
 
 
@@ -106,18 +106,18 @@ def writing(module: nn.Module) -> Family:
     """Return the family that writes a module.
 
     Raises:
-        CheckpointError: no other library has such a model.
+        CheckpointError: transformers has no such model.
     """
     for family in FAMILIES:
         if family.writes(module):
             return family
-    raise CheckpointError(f"a {type(backbone(module)).__name__} has no form in another library")
+    raise CheckpointError(f"transformers has no class for a {type(backbone(module)).__name__}")
 
 
 def abstract(module: nn.Module, dtype: str = "float32", mesh: Mesh | None = None) -> Params:
-    """Return shape, dtype and (with a mesh) sharding of every parameter of a module, without making any.
+    """Return shape, dtype and (with a mesh) sharding of every parameter of a module, without allocating any.
 
-    Running statistics are float32 whatever the dtype: in bfloat16 a step of training would not move them.
+    Running statistics are float32 whatever the dtype: in bfloat16 one training step would be too small to change them.
     """
     inputs = writing(module).example(module, np.random.default_rng(0), Size()).inputs
     boxed = jax.eval_shape(lambda key: module.init(key, **inputs), jax.random.key(0))["params"]

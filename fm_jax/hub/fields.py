@@ -1,7 +1,7 @@
-"""A config.json read field by field, so that nothing in it is ignored in silence.
+"""Read a config.json field by field, so that nothing in it is silently ignored.
 
-A family's file takes the fields that its config holds and states the values that it needs of the others. Whatever is
-left at the end, and is not known to be without effect on what the model computes, is an error that names it.
+A family's file takes the fields that its config holds and states the values that it requires of the others. A field
+that is left at the end, and is not known to have no effect on what the model computes, is an error that names it.
 """
 
 import json
@@ -17,8 +17,8 @@ T = TypeVar("T")
 _NEEDED: Any = object()
 _LAYERS = 10_000
 
-# What changes neither a logit nor a gradient: names and versions, how to generate, how fresh weights were drawn, and
-# what the tokenizer folder says again.
+# Fields that change neither a logit nor a gradient: names and versions, generation settings, the initialisation of
+# new weights, and what the tokenizer's files repeat.
 _HARMLESS = frozenset(
     """
     _attn_implementation _commit_hash _name_or_path architectures auto_map chunk_size_feed_forward dtype
@@ -37,7 +37,7 @@ _HARMLESS = frozenset(
     """.split()
 )  # fmt: skip
 
-# Switches that change the computation wherever they are on; a family that has one reads it.
+# Switches that change the computation if they are on; a family that supports one reads it.
 _OFF = {
     "add_cross_attention": False,
     "is_decoder": False,
@@ -49,10 +49,10 @@ _OFF = {
 
 
 class Fields:
-    """The fields of one config.json, and which of them have been accounted for."""
+    """The fields of one config.json, and which of them have been read."""
 
     def __init__(self, data: Mapping[str, Any], where: str) -> None:
-        """Begin with every field unread; `where` names the file in messages."""
+        """Start with every field unread; `where` names the file in messages."""
         self.data, self.where = dict(data), where
         self._read: set[str] = set()
         self._refused: list[str] = []
@@ -62,7 +62,7 @@ class Fields:
         """Read a config.json.
 
         Raises:
-            CheckpointError: there is none, or it is no JSON object, or has a field twice.
+            CheckpointError: there is none, it is not a JSON object, or it has a field twice.
         """
         try:
             data = json.loads(file.read_text("utf-8"), object_pairs_hook=once)
@@ -71,26 +71,26 @@ class Fields:
         except (ValueError, OSError, RecursionError) as error:
             raise CheckpointError(f"{file} is not JSON: {error}") from None
         if not isinstance(data, dict):
-            raise CheckpointError(f"{file} holds a {type(data).__name__}, not an object of fields")
+            raise CheckpointError(f"{file} holds a {type(data).__name__}, not a JSON object")
         return cls(data, str(file))
 
     @property
     def kind(self) -> str:
-        """Return `model_type`, or "" where there is none."""
+        """Return `model_type`, or "" if there is none."""
         return str(self.data.get("model_type", ""))
 
     @property
     def architecture(self) -> str:
         """Return the first of `architectures`, the class that the weights were saved from, or ""."""
-        found = self.data.get("architectures")
-        return str(found[0]) if isinstance(found, list) and found else ""
+        names = self.data.get("architectures")
+        return str(names[0]) if isinstance(names, list) and names else ""
 
     def has(self, name: str) -> bool:
-        """Say whether a field is there and not null."""
+        """Say whether a field is present and not null."""
         return self.data.get(name) is not None
 
     def take(self, name: str, kind: type[T], default: T = _NEEDED) -> T:
-        """Return a field's value; null counts as absent, and a whole number is taken for a float.
+        """Return a field's value; null counts as absent, and an integer is accepted as a float.
 
         Raises:
             CheckpointError: absent without a default, or of another type.
@@ -105,9 +105,9 @@ class Fields:
             value = float(value)
         if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
             raise CheckpointError(f"{self.where}: {name} is {str(value)[:60]!r}, not {kind.__name__}")
-        # what is made a layer at a time must not be made for a billion of them before the weights are looked at
+        # tables are built layer by layer: a config must not ask for a billion layers before the weights are read
         if isinstance(value, int) and not -1 <= value < (_LAYERS if "layer" in name else 1 << 31):
-            raise CheckpointError(f"{self.where}: {name} is {value}, a size that no model has")
+            raise CheckpointError(f"{self.where}: {name} is {value}, which is out of range")
         return value
 
     def choose(self, name: str, choices: Mapping[str, T], default: str | None = None) -> T:
@@ -123,26 +123,26 @@ class Fields:
         return choices[word]
 
     def expect(self, name: str, *values: Any) -> None:
-        """Account for a field that must have one of these values where it is there (null counts as absent)."""
+        """Read a field that, if present, must have one of these values (null counts as absent)."""
         self._read.add(name)
         value = self.data.get(name)
         if value is not None and not any(value == known and type(value) is type(known) for known in values):
             words = " or ".join(json.dumps(known) for known in values)
-            self._refused.append(f"{name} is {json.dumps(value)[:60]}, only {words} is supported")
+            self._refused.append(f"{name} is {json.dumps(value)[:60]}, but only {words} is supported")
 
     def refuse(self, problem: str) -> None:
-        """Note something that is not supported, to be raised with the rest by `close`."""
+        """Record something unsupported; `close` raises it with the other problems."""
         self._refused.append(problem)
 
     def skip(self, *names: str) -> None:
-        """Account for fields that this family does not need."""
+        """Mark fields as read that this family does not need."""
         self._read.update(names)
 
     def close(self, ignore: Iterable[str] = ()) -> None:
-        """Raise one error for all that is not supported and for every field that nobody has accounted for.
+        """Raise one error for everything unsupported and for every field that was not read.
 
         Args:
-            ignore: further fields that the caller knows to be without effect.
+            ignore: further fields that the caller knows to have no effect.
         """
         for name, off in _OFF.items():
             if name not in self._read:
@@ -150,8 +150,8 @@ class Fields:
         known = self._read | _HARMLESS | set(ignore)
         unknown = sorted(name for name, value in self.data.items() if name not in known and value is not None)
         problems = self._refused + [
-            f"{name} ({json.dumps(self.data[name])[:40]}) is unknown; ignore it only if it changes no number"
+            f"{name} ({json.dumps(self.data[name])[:40]}) is unknown; ignore it only if it changes no result"
             for name in unknown
         ]
         if problems:
-            raise CheckpointError(f"{self.where} asks for what is not supported: {'; '.join(problems)}")
+            raise CheckpointError(f"{self.where} is not supported: {'; '.join(problems)}")

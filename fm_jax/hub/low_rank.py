@@ -1,7 +1,7 @@
-"""The pairs of low-rank adapters, theirs <-> ours: names, fused matrices, ranks and scales.
+"""Convert the A and B of LoRA adapters between peft and fm_jax: names, fused matrices, ranks and scales.
 
 Theirs: A [rank, in] and B [out, rank], a tensor a layer, one pair for a fused projection. Ours: A [L, in, rank] and
-B [L, rank, out], a leaf for all layers, one pair for each part. `hub/adapter.py` says what becomes of the difference.
+B [L, rank, out], a leaf for all layers, one pair for each part. `hub/adapter.py` describes the differences.
 """
 
 import re
@@ -19,7 +19,7 @@ from fm_jax.hub.fields import Fields
 from fm_jax.hub.files.weights import Weights
 from fm_jax.hub.table import Entry, Table
 
-# which matrices have adapters, the tensors say; the rest is of training, of the run, or of what is refused elsewhere
+# ignored: the tensors show which matrices have adapters; the others are training settings or are refused elsewhere
 _PASSED = """
     auto_mapping corda_config ensure_weight_tying eva_config exclude_modules fan_in_fan_out inference_mode
     layers_pattern layers_to_transform lora_dropout lora_ga_config megatron_config megatron_core modules_to_save
@@ -33,7 +33,7 @@ Pair = tuple[np.ndarray, np.ndarray]  # A [in, rank], B [rank, out]
 
 
 class Place(NamedTuple):
-    """A leaf of ours, or one layer of it, as (a part of) one of their matrices."""
+    """Our leaf, or one layer of it, that corresponds to (a part of) one of their matrices."""
 
     entry: Entry
     layer: int
@@ -42,22 +42,22 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Sizes:
-    """Ranks and scales of a config."""
+    """Ranks and scales of an adapter_config.json."""
 
     rank: int
     alpha: float
-    root: bool  # alpha / sqrt(rank), as rsLoRA has it
-    ranks: Mapping[str, Any]  # name, or the end of one -> rank
+    root: bool  # scale by alpha / sqrt(rank), as in rsLoRA
+    ranks: Mapping[str, Any]  # name, or suffix of a name -> rank
     alphas: Mapping[str, Any]
 
     @classmethod
     def read(cls, fields: Fields) -> "Sizes":
-        """Account for every field but the base's name."""
+        """Read every field except the base model's name."""
         if (kind := fields.take("peft_type", str, "LORA")) != "LORA":
-            raise CheckpointError(f"{fields.where}: peft_type {kind!r} is not supported; LORA is")
+            raise CheckpointError(f"{fields.where}: peft_type {kind!r} is not supported, only LORA is")
         fields.expect("bias", "none")
         fields.expect("loftq_config", {})
-        # the others (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ) change the weights below the adapter too
+        # the others (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ) also change the base model's weights
         fields.expect("init_lora_weights", True, False, "gaussian", "eva", "orthogonal")
         for name in _OTHER_KINDS.split():
             fields.expect(name, False)
@@ -66,56 +66,58 @@ class Sizes:
         patterns = [fields.take(f"{word}_pattern", dict, {}) for word in ("rank", "alpha")]
         for name, value in (pair for pattern in patterns for pair in pattern.items()):
             if not re.fullmatch(r"[\w.]+", name):
-                fields.refuse(f"the pattern {name[:80]!r} is a regular expression, only names are supported")
+                fields.refuse(f"the pattern {name[:80]!r} is a regular expression, but only names are supported")
             if type(value) not in (int, float) or not value > 0:
-                fields.refuse(f"the pattern {name[:80]!r} stands for {str(value)[:40]!r}")
+                fields.refuse(
+                    f"the pattern {name[:80]!r} has the value {str(value)[:40]!r}, which must be a number above 0"
+                )
         if rank < 1 or not 0 < alpha < float("inf"):
             fields.refuse(f"r {rank} and lora_alpha {alpha}: both must be above 0")
         return cls(rank, alpha, fields.take("use_rslora", bool, False), *patterns)
 
     @property
     def scale(self) -> float:
-        """Return what A B is multiplied by where no pattern holds."""
+        """Return the factor of A B for matrices that no pattern matches."""
         return self.alpha / (self.rank**0.5 if self.root else self.rank)
 
     def of(self, name: str) -> tuple[int, float]:
-        """Return rank and scale of a matrix."""
+        """Return rank and scale of a matrix by its name."""
         rank, alpha = (
-            next((value for key, value in pattern.items() if f".{name}".endswith(f".{key}")), usual)
-            for pattern, usual in ((self.ranks, self.rank), (self.alphas, self.alpha))
+            next((value for key, value in pattern.items() if f".{name}".endswith(f".{key}")), default)
+            for pattern, default in ((self.ranks, self.rank), (self.alphas, self.alpha))
         )
         return int(rank), alpha / (rank**0.5 if self.root else rank)
 
 
 def names(entry: Entry, shape: Sequence[int]) -> list[str]:
-    """Return their name of an entry's tensor in each layer of a leaf of this shape."""
+    """Return the name of an entry's tensor in each layer of a leaf of this shape."""
     return [entry.name.replace("{}", str(layer)) for layer in range(shape[0] if entry.stacked else 1)]
 
 
 def matrices(table: Table, leaves: Mapping[str, Any]) -> dict[str, list[Place]]:
-    """Return {their module: what it holds of ours, in the order of its columns} of all that can have an adapter."""
-    found: dict[str, list[Place]] = {}
+    """Return {name of their matrix: our leaves in it, in column order} for every matrix that can have an adapter."""
+    places: dict[str, list[Place]] = {}
     for entry in sorted(table.entries, key=lambda entry: entry.part):
         if entry.path in leaves and entry.path.endswith("kernel") and entry.name.endswith(".weight"):
             shape = leaves[entry.path].shape
             for layer, name in enumerate(names(entry, shape)):
-                found.setdefault(name.removesuffix(".weight"), []).append(Place(entry, layer, shape[-2:]))
-    return found
+                places.setdefault(name.removesuffix(".weight"), []).append(Place(entry, layer, shape[-2:]))
+    return places
 
 
 def ours(
     pairs: Mapping[str, Mapping[str, str]], sizes: Sizes, weights: Weights, places: Mapping[str, Sequence[Place]]
 ) -> dict[str, dict[int, Pair]]:
-    """Read {our path: {layer: (A, B)}}, B in units of the config's scale.
+    """Read {our path: {layer: (A, B)}}; B is rescaled for the config's alpha / rank.
 
     Args:
-        pairs: {module: {"A" or "B": stored name}}.
-        sizes: of the config.
-        weights: the file.
-        places: of the model, as `matrices` has them.
+        pairs: {name of their matrix: {"A" or "B": stored name}}.
+        sizes: ranks and scales of the config.
+        weights: the stored tensors.
+        places: the model's matrices, from `matrices`.
 
     Raises:
-        CheckpointError: matrices that the model lacks, or has otherwise.
+        CheckpointError: matrices that the model lacks, or that have another shape.
     """
     fused: dict[str, dict[int, tuple[np.ndarray, dict[str, np.ndarray]]]] = {}
     problems: list[str] = []
@@ -125,60 +127,62 @@ def ours(
             continue
         parts, (rank, scale) = places[module], sizes.of(module)
         rows, columns = parts[0].shape
-        found = {part: weights.specs[stored].shape for part, stored in pair.items()}
-        if found != (wanted := {"A": (rank, rows), "B": (columns * len(parts), rank)}):
-            problems.append(f"{module}: A {found['A']}, B {found['B']}, not A {wanted['A']}, B {wanted['B']}")
+        shapes = {part: weights.specs[stored].shape for part, stored in pair.items()}
+        if shapes != (wanted := {"A": (rank, rows), "B": (columns * len(parts), rank)}):
+            problems.append(f"{module}: A {shapes['A']}, B {shapes['B']}, not A {wanted['A']}, B {wanted['B']}")
             continue
-        whole = {part: tuple(slice(0, size) for size in shape) for part, shape in found.items()}
-        a, b = (weights.read(pair[part], whole[part]).astype(np.float32).T for part in "AB")
+        everything = {part: tuple(slice(0, size) for size in shape) for part, shape in shapes.items()}
+        a, b = (weights.read(pair[part], everything[part]).astype(np.float32).T for part in "AB")
         b = b if scale == sizes.scale else b * np.float32(scale / sizes.scale)
         cuts = np.split(b, len(parts), axis=1)
         layers = fused.setdefault(parts[0].entry.name, {})
         layers[parts[0].layer] = a, {place.entry.path: cut for place, cut in zip(parts, cuts, strict=True)}
     if problems:
         raise CheckpointError(f"{weights.where} does not fit the model: {'; '.join(problems[:10])}")
-    return {path: layers for whole in fused.values() for path, layers in _apart(whole, sizes.rank).items()}
+    return {path: layers for matrix in fused.values() for path, layers in _split(matrix, sizes.rank).items()}
 
 
-def _apart(whole: Mapping[int, tuple[np.ndarray, dict[str, np.ndarray]]], rank: int) -> dict[str, dict[int, Pair]]:
-    """Take all layers of one of their adapters apart into those of our leaves; a part that no layer moves has none."""
-    paths = list(next(iter(whole.values()))[1])
-    moved = [path for path in paths if any(parts[path].any() for _, parts in whole.values())] or paths
+def _split(matrix: Mapping[int, tuple[np.ndarray, dict[str, np.ndarray]]], rank: int) -> dict[str, dict[int, Pair]]:
+    """Split one of their adapters, over all layers, into our leaves; parts that no layer changes get no adapter."""
+    paths = list(next(iter(matrix.values()))[1])
+    moved = [path for path in paths if any(parts[path].any() for _, parts in matrix.values())] or paths
 
     def blocks(a: np.ndarray, parts: Mapping[str, np.ndarray]) -> bool:
-        """Say whether each part reads rows of its own only."""
+        """Say whether B is block-diagonal: each part reads only its own columns of A."""
         others = (np.delete(parts[path], np.s_[i * rank : (i + 1) * rank], axis=0) for i, path in enumerate(moved))
         return a.shape[1] == rank * len(moved) and not any(rows.any() for rows in others)
 
-    diagonal = len(moved) > 1 and all(blocks(a, parts) for a, parts in whole.values())
+    diagonal = len(moved) > 1 and all(blocks(a, parts) for a, parts in matrix.values())
     rows = [slice(i * rank, (i + 1) * rank) if diagonal else slice(None) for i in range(len(moved))]
     return {
-        path: {layer: (a[:, cut], parts[path][cut]) for layer, (a, parts) in whole.items()}
+        path: {layer: (a[:, cut], parts[path][cut]) for layer, (a, parts) in matrix.items()}
         for path, cut in zip(moved, rows, strict=True)
     }
 
 
 def stacked(layers: Mapping[int, Pair], shape: Sequence[int], rank: int) -> dict[str, Any]:
-    """Return a leaf's A [(L,) in, rank] and B [(L,) rank, out], zeros where there is none."""
+    """Return a leaf's A [(L,) in, rank] and B [(L,) rank, out]; layers without an adapter are zeros."""
     *stack, rows, columns = shape
     a, b = np.zeros((*stack, rows, rank), np.float32), np.zeros((*stack, rank, columns), np.float32)
     for layer, (down, up) in layers.items():
-        one = (layer,) if stack else ()
-        a[(*one, slice(None), slice(down.shape[1]))] = down
-        b[(*one, slice(up.shape[0]))] = up
+        index = (layer,) if stack else ()
+        a[(*index, slice(None), slice(down.shape[1]))] = down
+        b[(*index, slice(up.shape[0]))] = up
     return {"a": jnp.asarray(a), "b": jnp.asarray(b)}
 
 
 def theirs(adapters: Params, places: Mapping[str, Sequence[Place]]) -> Iterator[tuple[str, Pair]]:
-    """Yield (module, (A, B)) of every matrix that has an adapter, layer by layer.
+    """Yield (name of their matrix, (A, B)) for every matrix that has an adapter, layer by layer.
 
     Raises:
-        CheckpointError: an adapter of something that is no matrix, or of another shape.
+        CheckpointError: an adapter of a leaf that is not a matrix, or of another shape.
     """
     flat = {path: np.asarray(leaf, np.float32) for path, leaf in tree.flatten(adapters).items()}
     adapted = {path.rpartition("/")[0] for path in flat}
     if odd := sorted(adapted - {place.entry.path for parts in places.values() for place in parts}):
-        raise CheckpointError(f"{', '.join(odd)} has an adapter, but is no matrix that peft would give this kind to")
+        raise CheckpointError(
+            f"{', '.join(odd)} has an adapter, but peft supports LoRA only on matrices of linear layers"
+        )
     for module, parts in places.items():
         pairs = {
             place.entry.part: _layer(place, flat.get(f"{path}/a"), flat.get(f"{path}/b"))
@@ -186,17 +190,17 @@ def theirs(adapters: Params, places: Mapping[str, Sequence[Place]]) -> Iterator[
             if (path := place.entry.path) in adapted
         }
         if pairs:
-            yield module, _together(pairs, len(parts), _shared(parts, adapted, flat))
+            yield module, _joined(pairs, len(parts), _shared(parts, adapted, flat))
 
 
 def _layer(place: Place, a: np.ndarray | None, b: np.ndarray | None) -> Pair:
-    """Return one layer of a leaf's adapter."""
+    """Return A and B of one layer of a leaf's adapter."""
     rows, columns = place.shape
     if a is not None and b is not None and a.ndim == b.ndim == (3 if place.entry.stacked else 2):
         down, up = (a[place.layer], b[place.layer]) if place.entry.stacked else (a, b)
         if (down.shape, up.shape) == ((rows, len(up)), (len(up), columns)):
             return down, up
-    raise CheckpointError(f"{place.entry.path} is {rows} x {columns}, which its adapter does not fit")
+    raise CheckpointError(f"{place.entry.path} is {rows} x {columns}, but its adapter has another shape")
 
 
 def _shared(parts: Sequence[Place], adapted: set[str], flat: Mapping[str, np.ndarray]) -> bool:
@@ -205,12 +209,12 @@ def _shared(parts: Sequence[Place], adapted: set[str], flat: Mapping[str, np.nda
     return all(np.array_equal(downs[0], other) for other in downs[1:])
 
 
-def _together(pairs: Mapping[int, Pair], parts: int, shared: bool) -> Pair:
-    """Return the one pair of a matrix from those of its parts."""
+def _joined(pairs: Mapping[int, Pair], parts: int, shared: bool) -> Pair:
+    """Return the pair of a matrix from the pairs of its parts."""
     downs, ups = [a for a, _ in pairs.values()], [b for _, b in pairs.values()]
     columns, start = ups[0].shape[1], 0
-    whole = np.zeros((len(ups[0]) if shared else sum(map(len, ups)), columns * parts), np.float32)
+    up = np.zeros((len(ups[0]) if shared else sum(map(len, ups)), columns * parts), np.float32)
     for part, (_, b) in pairs.items():
-        whole[start : start + len(b), part * columns : (part + 1) * columns] = b
+        up[start : start + len(b), part * columns : (part + 1) * columns] = b
         start += 0 if shared else len(b)
-    return downs[0] if shared else np.concatenate(downs, axis=1), whole
+    return downs[0] if shared else np.concatenate(downs, axis=1), up

@@ -1,8 +1,8 @@
-"""What a public checkpoint wants to see of an image: preprocessor_config.json, as transformers' processors store it.
+"""Image preprocessing of a public checkpoint: preprocessor_config.json, as transformers' image processors store it.
 
-Five of its classes are read. All of them scale, some cut out the middle, and all end in a shift and a scale of the
-values, which are folded into one `mean` and `std` (EfficientNet's divides by its deviation twice). Fields that a file
-lacks have the defaults of its class in transformers 5.23.
+Five processor classes are supported. All of them resize, some crop the center, and all end with a shift and a scale of
+the values, which are combined into one `mean` and `std` (EfficientNet's divides by its deviation twice). A missing
+field has the default of its class in transformers 5.23.
 """
 
 import json
@@ -22,9 +22,9 @@ from fm_jax.hub.fields import Fields
 FILE = "preprocessor_config.json"
 Triple = tuple[float, float, float]
 
-_PILLOW: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # its numbers
+_PILLOW: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 _LARGEST = 1 << 16  # pixels along a side
-_WARPED = 384  # from this side on ConvNext's scales both sides and cuts nothing off
+_WARPED = 384  # from this size on ConvNext's resizes both sides and does not crop
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "ViTImageProcessor": {"size": 224, "resample": 2},
     "DeiTImageProcessor": {"size": 256, "do_center_crop": True, "crop_size": 224},
@@ -36,8 +36,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 _SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "include_top")
-_SHORTER = ("ConvNextImageProcessor", "BitImageProcessor")  # of these a size of one number is the shorter side's
-_UNNAMED = {  # model_type -> the class of a file that names none
+_SHORTER = ("ConvNextImageProcessor", "BitImageProcessor")  # for these, one number is the size of the shorter side
+_UNNAMED = {  # model_type -> processor class, if the file names none
     "vit": "ViTImageProcessor", "vit_mae": "ViTImageProcessor", "dinov2": "BitImageProcessor",
     "resnet": "ConvNextImageProcessor", "efficientnet": "EfficientNetImageProcessor",
 }  # fmt: skip
@@ -45,55 +45,58 @@ _UNNAMED = {  # model_type -> the class of a file that names none
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image is seen in evaluation; the words are those of `data/images/pictures.py`."""
+    """Preprocessing of an image in evaluation; the fields have the names of `data/images/pictures.py`."""
 
-    size: int  # S: pixels of a side
-    mean: Triple  # of values in 0 to 1
+    size: int  # S: pixels of each side
+    mean: Triple  # of pixel values in [0, 1]
     std: Triple
-    middle: float = 1.0  # share of the scaled side that is seen
+    center_crop: float = 1.0  # share of the resized side that the center crop keeps
     interpolation: Interpolation = "bilinear"
-    stretch: bool = False  # scale both sides to the same length, whatever the form; else the shorter one
+    stretch: bool = False  # resize both sides to the same length; else resize the shorter one
 
     def __post_init__(self) -> None:
-        """Refuse what shows nothing."""
-        if not 0 < self.size < _LARGEST or not 0 < self.middle <= 1:
-            raise ConfigError(f"size {self.size} must be above 0 and below {_LARGEST}, middle {self.middle} in (0, 1]")
+        """Refuse values that are out of range."""
+        if not 0 < self.size < _LARGEST or not 0 < self.center_crop <= 1:
+            raise ConfigError(
+                f"size {self.size} must be above 0 and below {_LARGEST}, center_crop {self.center_crop} in (0, 1]"
+            )
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
             raise ConfigError(f"mean {self.mean} must be finite, and std {self.std} above 0")
 
     @property
     def scaled(self) -> int:
-        """Return how long the shorter side (both, where they are stretched) is before the middle is cut out."""
-        return round(self.size / self.middle)
+        """Return the size of the shorter side (of both sides, if stretched) before the center crop."""
+        return round(self.size / self.center_crop)
 
     def view(self, image: np.ndarray) -> np.ndarray:
         """Return float32 [S, S, 3] of a uint8 image [H, W, 3], as transformers' processors do with Pillow."""
         how: dict[str, Any] = {"interpolation": self.interpolation, "stretch": self.stretch}
-        return normalise(augment.centre(image, self.size, self.middle, **how), self.mean, self.std)
+        crop, _ = augment.centre(image, self.size, self.center_crop, **how)
+        return normalise(crop, self.mean, self.std)
 
 
 def of(cfg: pictures.Config) -> Preprocessing:
-    """Return what `pictures.Evaluation` shows of an image."""
-    return Preprocessing(cfg.size, cfg.mean, cfg.std, cfg.middle, cfg.recipe.interpolation, cfg.stretch)
+    """Return the preprocessing of `pictures.Evaluation`."""
+    return Preprocessing(cfg.size, cfg.mean, cfg.std, cfg.center_crop, cfg.recipe.interpolation, cfg.stretch)
 
 
-def onto(cfg: pictures.Config, found: Preprocessing) -> pictures.Config:
-    """Return the config with which `pictures.Evaluation` shows what a checkpoint wants to see."""
-    recipe = replace(cfg.recipe, interpolation=found.interpolation)
-    shown = {name: getattr(found, name) for name in ("size", "mean", "std", "middle", "stretch")}
-    return replace(cfg, recipe=recipe, **shown)
+def onto(cfg: pictures.Config, preprocessing: Preprocessing) -> pictures.Config:
+    """Return the config with which `pictures.Evaluation` has the given preprocessing."""
+    recipe = replace(cfg.recipe, interpolation=preprocessing.interpolation)
+    changed = {name: getattr(preprocessing, name) for name in ("size", "mean", "std", "center_crop", "stretch")}
+    return replace(cfg, recipe=recipe, **changed)
 
 
 def read(folder: Path, model_type: str, ignore: Iterable[str] = ()) -> Preprocessing | None:
-    """Read a folder's file; None where it has none.
+    """Read a folder's preprocessor_config.json; None if it has none.
 
     Args:
-        folder: of the checkpoint.
-        model_type: of its config.json, which stands in for the name of a class.
-        ignore: fields of the file that are unknown here and change no number.
+        folder: the checkpoint's folder.
+        model_type: model_type of its config.json; it gives the class if the file names none.
+        ignore: unknown fields of the file that do not change the computation.
 
     Raises:
-        CheckpointError: an unknown class or field, or a form of image that we do not make.
+        CheckpointError: an unknown class or field, or unsupported preprocessing.
     """
     if not (folder / FILE).is_file():
         return None
@@ -101,9 +104,9 @@ def read(folder: Path, model_type: str, ignore: Iterable[str] = ()) -> Preproces
     named = stored.data.get("image_processor_type") or stored.data.get("feature_extractor_type")
     kind = str(named or _UNNAMED.get(model_type, "")).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
     if kind not in _DEFAULTS:
-        what = f"{kind} is" if kind else "it names no image_processor_type, which is"
-        raise CheckpointError(f"{stored.where}: {what} not supported; supported are {', '.join(_DEFAULTS)}")
-    off = {name: False for name in _SWITCHES if name in stored.data}  # what null is of these; else it is the default
+        problem = f"{kind} is not supported" if kind else "image_processor_type is missing"
+        raise CheckpointError(f"{stored.where}: {problem}; supported are {', '.join(_DEFAULTS)}")
+    off = {name: False for name in _SWITCHES if name in stored.data}  # null is off here, else the default
     given = {name: value for name, value in stored.data.items() if value is not None}
     fields = Fields(_DEFAULTS[kind] | off | given, stored.where)
     fields.skip("image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb")
@@ -113,7 +116,7 @@ def read(folder: Path, model_type: str, ignore: Iterable[str] = ()) -> Preproces
     fields.expect("do_pad", False)
     number = fields.take("resample", int, 3)
     if number not in _PILLOW:
-        fields.refuse(f"resample is {number}, only {', '.join(f'{n} ({how})' for n, how in _PILLOW.items())} is")
+        fields.refuse(f"resample is {number}; supported are {', '.join(f'{n} ({how})' for n, how in _PILLOW.items())}")
     size, scaled, stretch = _cut(fields, kind)
     mean, std = _values(fields, kind)
     fields.close(ignore)
@@ -123,12 +126,12 @@ def read(folder: Path, model_type: str, ignore: Iterable[str] = ()) -> Preproces
         raise CheckpointError(f"{stored.where}: {error}") from None
 
 
-def write(folder: Path, found: Preprocessing) -> None:
-    """Write the file, of the class that makes just these images."""
-    size, scaled = ({"height": side, "width": side} for side in (found.size, found.scaled))
-    if not found.stretch:
-        kind, form = "BitImageProcessor", {"size": {"shortest_edge": found.scaled}, "crop_size": size}
-    elif found.scaled == found.size:
+def write(folder: Path, preprocessing: Preprocessing) -> None:
+    """Write preprocessor_config.json with a processor class that has exactly this preprocessing."""
+    size, scaled = ({"height": side, "width": side} for side in (preprocessing.size, preprocessing.scaled))
+    if not preprocessing.stretch:
+        kind, form = "BitImageProcessor", {"size": {"shortest_edge": preprocessing.scaled}, "crop_size": size}
+    elif preprocessing.scaled == preprocessing.size:
         kind, form = "ViTImageProcessor", {"size": size}
     else:
         kind, form = "DeiTImageProcessor", {"size": scaled, "crop_size": size}
@@ -137,44 +140,44 @@ def write(folder: Path, found: Preprocessing) -> None:
         "do_resize": True,
         "do_center_crop": "crop_size" in form,
         **form,
-        "resample": next(number for number, how in _PILLOW.items() if how == found.interpolation),
+        "resample": next(number for number, how in _PILLOW.items() if how == preprocessing.interpolation),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(found.mean),
-        "image_std": list(found.std),
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
         "do_convert_rgb": True,
     }
     (folder / FILE).write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def _cut(fields: Fields, kind: str) -> tuple[int, int, bool]:
-    """Return the side of what is seen, that of what it is cut from, and whether both sides are scaled to that."""
+    """Return the size after and before the center crop, and whether both sides are resized to the latter."""
     scaled, stretch = _side(fields, "size", square=kind not in _SHORTER)
     cut = fields.take("do_center_crop", bool, False)
     if kind == "ConvNextImageProcessor":
         share = fields.take("crop_pct", float)
         fields.skip("crop_size")
         if cut or stretch or not 0 < share <= 1:
-            fields.refuse(f"size {fields.data['size']}, crop_pct {share} and do_center_crop {cut} are no form of it")
+            fields.refuse(f"size {fields.data['size']}, crop_pct {share}, do_center_crop {cut} is not supported")
             return scaled, scaled, True
         return (scaled, scaled, True) if scaled >= _WARPED else (scaled, int(scaled / share), False)
     if cut:
         size, square = _side(fields, "crop_size", square=True)
         if not square or size > scaled:
-            fields.refuse(f"crop_size {fields.data['crop_size']} is no part of size {fields.data['size']}")
+            fields.refuse(f"crop_size {fields.data['crop_size']} does not fit into size {fields.data['size']}")
         return size, max(size, scaled), stretch
     fields.skip("crop_size")
     if not stretch:
-        fields.refuse(f"size {fields.data['size']} without do_center_crop gives images of many sizes")
+        fields.refuse(f"size {fields.data['size']} without do_center_crop gives images of different sizes")
     return scaled, scaled, stretch
 
 
 def _side(fields: Fields, name: str, *, square: bool) -> tuple[int, bool]:
-    """Return a side in pixels, and whether it is both sides' or the shorter one's.
+    """Return a size in pixels, and whether it holds for both sides or for the shorter one only.
 
     Raises:
-        CheckpointError: another form, or no square.
+        CheckpointError: an unsupported form, or height and width that differ.
     """
     value: Any = fields.data.get(name)
     fields.skip(name)
@@ -190,14 +193,14 @@ def _side(fields: Fields, name: str, *, square: bool) -> tuple[int, bool]:
         or set(sides.values()) != {side}
     ):
         raise CheckpointError(
-            f"{fields.where}: {name} {str(dict(sides))[:80]} is not supported; height and width must be equal, or "
-            "shortest_edge stand alone"
+            f"{fields.where}: {name} {str(dict(sides))[:80]} is not supported; give an equal height and width, "
+            "or shortest_edge alone"
         )
     return side, square
 
 
 def _values(fields: Fields, kind: str) -> tuple[Triple, Triple]:
-    """Return mean and deviation of values in 0 to 1 that undo all that is done to a pixel of 0 to 255."""
+    """Return mean and std for values in [0, 1] that equal rescaling and normalising a pixel of 0 to 255."""
     rescaled, normalised = (fields.take(name, bool, True) for name in ("do_rescale", "do_normalize"))
     factor = fields.take("rescale_factor", float, 1 / 255)
     factor = factor if rescaled else 1.0
@@ -205,21 +208,21 @@ def _values(fields: Fields, kind: str) -> tuple[Triple, Triple]:
     mean: tuple[float, ...] = means if normalised else (0.0,) * 3
     std: tuple[float, ...] = stds if normalised else (1.0,) * 3
     if kind == "EfficientNetImageProcessor":
-        if fields.take("rescale_offset", bool, False) and rescaled:  # to -1 and 1
+        if fields.take("rescale_offset", bool, False) and rescaled:  # to [-1, 1]
             mean = tuple(value + 1 for value in mean)
         if fields.take("include_top", bool):
             std = tuple(value * again for value, again in zip(std, stds, strict=True))
     if not factor > 0:
-        raise CheckpointError(f"{fields.where}: rescale_factor is {factor}, only what is above 0 is supported")
+        raise CheckpointError(f"{fields.where}: rescale_factor is {factor}; it must be above 0")
     unit = 255 * factor
     return cast(Triple, tuple(value / unit for value in mean)), cast(Triple, tuple(value / unit for value in std))
 
 
 def _triple(fields: Fields, name: str) -> Triple:
-    """Return a number of each channel, from a list of them or from one."""
+    """Return one number for each channel, from a list or from a single number."""
     value: Any = fields.data.get(name, 0.5)
     fields.skip(name)
-    found = value if isinstance(value, list) else [value] * 3
-    if len(found) != 3 or any(type(one) not in (int, float) for one in found):
-        raise CheckpointError(f"{fields.where}: {name} {str(value)[:80]} are not three numbers, one a channel")
-    return float(found[0]), float(found[1]), float(found[2])
+    numbers = value if isinstance(value, list) else [value] * 3
+    if len(numbers) != 3 or any(type(number) not in (int, float) for number in numbers):
+        raise CheckpointError(f"{fields.where}: {name} {str(value)[:80]} must be three numbers, one a channel")
+    return float(numbers[0]), float(numbers[1]), float(numbers[2])

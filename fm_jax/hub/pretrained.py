@@ -1,8 +1,8 @@
-"""Open a public checkpoint, and give one back.
+"""Load and save Hugging Face checkpoints.
 
-A folder as `save_pretrained` writes it: config.json, model.safetensors (or shards and their index), tokenizer.json or,
-of a model of images, preprocessor_config.json.
-Arrays go straight from the file to their shards; nothing in a folder is ever executed or unpickled.
+A checkpoint folder has the files that `save_pretrained` writes: config.json, model.safetensors (or shards and their
+index), tokenizer.json and, for an image model, preprocessor_config.json. Arrays go straight from the file to their
+shards; nothing in a folder is ever executed or unpickled.
 """
 
 import contextlib
@@ -38,16 +38,16 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a folder holds, ready for `module.apply({"params": params}, …)`."""
+    """A loaded checkpoint, ready for `module.apply({"params": params}, …)`."""
 
     module: nn.Module
     params: Params
-    tokenizer: Tokenizer | None  # None where the folder has no tokenizer.json
-    labels: tuple[str, ...] = ()  # of a classifier's classes, in order
-    preprocessing: Preprocessing | None = None  # what it wants to see of an image; None where the folder says nothing
+    tokenizer: Tokenizer | None  # None if the folder has no tokenizer.json
+    labels: tuple[str, ...] = ()  # names of a classifier's classes, in order
+    preprocessing: Preprocessing | None = None  # of an image model; None if the folder names none
 
     def backbone(self) -> tuple[nn.Module, Params]:
-        """Return the model without its head: what a new task starts from."""
+        """Return the model without its head, to fine-tune on a new task."""
         if isinstance(self.module, Headed):
             return self.module.backbone, self.params["backbone"]
         return self.module, {name: node for name, node in self.params.items() if name != "head"}
@@ -60,19 +60,21 @@ def load(
     mesh: Mesh | None = None,
     revision: str | None = None,
     ignore: Iterable[str] = (),
+    shapes: bool = False,
 ) -> Pretrained:
-    """Read a folder, or fetch a public checkpoint by name and read that.
+    """Read a checkpoint folder, or download a public checkpoint by name and read it.
 
     Args:
-        source: a local folder; or OWNER/NAME, where no such folder exists.
-        dtype: of the parameters and of the computation, whatever the file holds.
-        mesh: puts every parameter in its shards (`core/sharding.py`); None puts all on the first local device.
-        revision: of a checkpoint fetched by name: a commit, or a branch or tag, whose commit is printed.
-        ignore: fields of config.json that are unknown here and change no number; or preprocessor_config.json, to do
-            without it.
+        source: a local folder; or OWNER/NAME, if no such folder exists.
+        dtype: dtype of the parameters and of the computation, whatever dtype the file has.
+        mesh: device mesh to shard the parameters over (`core/sharding.py`); None puts all on the first local device.
+        revision: commit, branch or tag of a checkpoint downloaded by name; the commit of a branch or tag is printed.
+        ignore: unknown fields of config.json that do not change the computation; or preprocessor_config.json, to load
+            the model without it.
+        shapes: give the parameters' shapes and read no weights: enough for a run that is resumed.
 
     Raises:
-        CheckpointError: anything missing, damaged, unsupported or unaccounted for, before memory is taken.
+        CheckpointError: anything missing, damaged, unsupported or unknown, before memory is allocated.
     """
     folder, ignore = find(source, revision), tuple(ignore)
     config = Fields.open(folder / "config.json")
@@ -81,8 +83,9 @@ def load(
     module = computing(families.settled(family, module, weights), dtype)
     names = family.table(module)
     wanted = families.abstract(module, dtype, mesh)
-    found, seen = _tokenizer(folder, module), _preprocessing(folder, module, config.kind, ignore)
-    return Pretrained(module, table.read(names, wanted, weights), found, _labels(config), seen)
+    tokenizer, preprocessing = _tokenizer(folder, module), _preprocessing(folder, module, config.kind, ignore)
+    params = wanted if shapes else table.read(names, wanted, weights)
+    return Pretrained(module, params, tokenizer, _labels(config), preprocessing)
 
 
 def save(
@@ -96,27 +99,27 @@ def save(
     dtype: Dtype | None = None,
     shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Write a folder that `transformers` opens with equal results; it appears whole or not at all.
+    """Write a folder that `transformers` opens with equal results; it appears complete or not at all.
 
     Args:
-        folder: must not exist yet.
-        module: of a family that the other library has.
-        params: its parameters; with several processes every one of them must hold all.
+        folder: new or empty folder to write.
+        module: a model of a family that transformers has.
+        params: the model's parameters; with several processes every one of them must hold all.
         tokenizer: written beside the weights, with the ids of its special tokens in config.json.
         labels: names of a classifier's classes.
-        preprocessing: what the model wants to see of an image.
-        dtype: to store the weights in (but not running statistics, see `families.abstract`); None keeps each as it is.
+        preprocessing: image preprocessing that the model expects.
+        dtype: dtype of the stored weights (except running statistics, see `families.abstract`); None keeps each dtype.
         shard_bytes: a larger model is written as several files and an index.
 
     Raises:
-        CheckpointError: the folder exists, the parts do not fit each other, or the other library has no model that
+        CheckpointError: the folder exists, the parts do not fit each other, or transformers has no class that
             computes the same.
     """
     family = families.writing(module)
     data = family.fields(module) | _special(tokenizer)
     if labels:
         if len(labels) != len(data.get("id2label", ())):
-            raise CheckpointError(f"{len(labels)} labels for a model that tells {len(data.get('id2label', ()))} apart")
+            raise CheckpointError(f"{len(labels)} labels for a model of {len(data.get('id2label', ()))} classes")
         data |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     check_form(module, data)
     _check_params(module, params)
@@ -143,10 +146,10 @@ def save(
 
 @contextlib.contextmanager
 def appearing(folder: str | Path) -> Iterator[Path]:
-    """Give a hidden folder to write into, which takes the name `folder` at the end; after an error it is gone again.
+    """Give a hidden folder to write into; rename it to `folder` at the end, or delete it after an error.
 
     Raises:
-        CheckpointError: the folder exists already, and is not empty.
+        CheckpointError: the folder exists already and is not empty.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -163,10 +166,10 @@ def appearing(folder: str | Path) -> Iterator[Path]:
 
 
 def find(source: str | Path, revision: str | None = None) -> Path:
-    """Return the folder of a checkpoint, fetched first where `source` is a public name.
+    """Return the folder of a checkpoint; download it first if `source` is a public name.
 
     Raises:
-        CheckpointError: no such folder, and no such name or no network.
+        CheckpointError: there is no such folder, and no such public checkpoint or no network.
     """
     folder = Path(source)
     if folder.is_dir():
@@ -181,30 +184,30 @@ def find(source: str | Path, revision: str | None = None) -> Path:
 
 
 def computing(module: nn.Module, dtype: Dtype) -> nn.Module:
-    """Return the module with another dtype of the computation."""
+    """Return the module with another dtype for its computation."""
     if (bare := backbone(module)) is not module:
         return module.clone(backbone=computing(bare, dtype))
     return module.clone(cfg=replace(module.cfg, dtype=dtype))
 
 
 def check_form(module: nn.Module, data: dict[str, Any]) -> None:
-    """Raise unless the config to be written describes this very module: what it cannot say would be lost in silence."""
+    """Raise unless the config to be written builds the same module: what it cannot express would be lost silently."""
     _, again = families.build(Fields(data, "the config to be written"))
     ours, theirs = dict(_form(module)), dict(_form(again))
     if lost := [
-        f"{name} {ours.get(name)} (it would be {theirs.get(name)})" for name in ours if ours[name] != theirs.get(name)
+        f"{name} {ours.get(name)} (it has {theirs.get(name)})" for name in ours if ours[name] != theirs.get(name)
     ]:
         kind = data["architectures"][0]
         raise CheckpointError(
-            f"no transformers class computes this; nearest is {kind}, which has not {'; '.join(lost)}"
+            f"transformers has no class for this model: {kind} is closest but does not support {'; '.join(lost)}"
         )
 
 
 def _check_params(module: nn.Module, params: Params) -> None:
-    """Raise unless these are the module's parameters."""
+    """Raise unless names and shapes are those of the module's parameters."""
     ours, given = tree.flatten(families.abstract(module)), tree.flatten(params)
     problems = [f"{path} is missing" for path in ours if path not in given]
-    problems += [f"{path} is no parameter of it" for path in given if path not in ours]
+    problems += [f"{path} is not one of its parameters" for path in given if path not in ours]
     problems += [
         f"{path} is {list(given[path].shape)}, not {list(leaf.shape)}"
         for path, leaf in ours.items()
@@ -215,7 +218,7 @@ def _check_params(module: nn.Module, params: Params) -> None:
 
 
 def _form(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of all that decides what a module computes: of every field that is not marked."""
+    """Yield (dotted name, value) of every field that changes the computation (not marked training or precision)."""
     if not is_dataclass(value):
         yield path, value
         return
@@ -223,22 +226,22 @@ def _form(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     for field in fields(value):
         if field.name in _FLAX or field.metadata.keys() & {"training", "precision"}:
             continue
-        found = getattr(value, field.name)
-        if layers and isinstance(found, AttentionConfig):  # windows repeat over the layers: say them for each
-            found = replace(found, windows=tuple(islice(cycle(found.windows), layers)))
-        yield from _form(found, f"{path}.{field.name}" if path else field.name)
+        part = getattr(value, field.name)
+        if layers and isinstance(part, AttentionConfig):  # windows repeat over the layers: list one for each
+            part = replace(part, windows=tuple(islice(cycle(part.windows), layers)))
+        yield from _form(part, f"{path}.{field.name}" if path else field.name)
 
 
 def _tokenizer(folder: Path, module: nn.Module) -> Tokenizer | None:
-    """Read the folder's tokenizer and check that the model has a row for each of its tokens."""
+    """Read the folder's tokenizer and check that the embedding has a row for each of its tokens."""
     if not (folder / "tokenizer.json").is_file():
         return None
     try:
-        found = tokenizers.load(folder)
+        tokenizer = tokenizers.load(folder)
     except DataError as error:
         raise CheckpointError(str(error)) from error
-    _check_tokenizer(found, module)
-    return found
+    _check_tokenizer(tokenizer, module)
+    return tokenizer
 
 
 def _check_tokenizer(tokenizer: Tokenizer, module: nn.Module) -> None:
@@ -249,28 +252,29 @@ def _check_tokenizer(tokenizer: Tokenizer, module: nn.Module) -> None:
 
 
 def _preprocessing(folder: Path, module: nn.Module, kind: str, ignore: tuple[str, ...]) -> Preprocessing | None:
-    """Read what a model of images wants to see of one."""
+    """Read the preprocessing of an image model."""
     if preprocessors.FILE in ignore or not _channels(module):
         return None
     try:
         return preprocessors.read(folder, kind, ignore)
     except CheckpointError as error:
-        around = f"name {preprocessors.FILE} in ignore, or take it out of the folder"
-        raise CheckpointError(f"{error}; to do without it, {around}") from error
+        remedy = f"name {preprocessors.FILE} in ignore, or remove it from the folder"
+        raise CheckpointError(f"{error}; to load the model without it, {remedy}") from error
 
 
-def _check_preprocessing(found: Preprocessing, module: nn.Module) -> None:
-    """Raise unless the model takes the images that are made for it."""
+def _check_preprocessing(preprocessing: Preprocessing, module: nn.Module) -> None:
+    """Raise unless the preprocessed images have the channels and size that the model reads."""
     if (channels := _channels(module)) != 3:
-        raise CheckpointError(f"preprocessing makes images of 3 channels, the {type(module).__name__} reads {channels}")
+        raise CheckpointError(f"preprocessing makes images of 3 channels; the {type(module).__name__} reads {channels}")
     patches = getattr(backbone(module).cfg, "patches", None)
-    if patches and not patches.any_size and patches.image_size != (found.size, found.size):
+    if patches and not patches.any_size and patches.image_size != (preprocessing.size, preprocessing.size):
         height, width = patches.image_size
-        raise CheckpointError(f"preprocessing makes images of size {found.size}, the model is for {height} × {width}")
+        size = preprocessing.size
+        raise CheckpointError(f"preprocessing makes images of size {size}, but the model reads {height} × {width}")
 
 
 def _channels(module: nn.Module) -> int:
-    """Return how many channels the images have that a module reads; 0 of one that reads none."""
+    """Return the number of channels of the images that a module reads; 0 if it reads no images."""
     return backbone(module).cfg.in_channels if isinstance(backbone(module), Featured) else 0
 
 
@@ -286,12 +290,12 @@ def _dtype(params: Params) -> str:
 
 
 def _special(tokenizer: Tokenizer | None) -> dict[str, int]:
-    """Return the ids that generation and classifiers read from config.json; a model without a tokenizer has none."""
+    """Return the token ids that generation and classifiers read from config.json; {} without a tokenizer."""
     if tokenizer is None:
         return {}
     names: dict[str, tokenizers.Role] = {"bos_token_id": "start", "eos_token_id": "end", "pad_token_id": "pad"}
-    found: dict[str, int] = {}
+    special_ids: dict[str, int] = {}
     for name, role in names.items():
         with contextlib.suppress(DataError):
-            found[name] = tokenizer.special(role)
-    return found
+            special_ids[name] = tokenizer.special(role)
+    return special_ids

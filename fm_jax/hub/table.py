@@ -1,8 +1,8 @@
-"""Two-way name tables: our path <-> their name, read in both directions.
+"""Two-way name tables: our parameter path <-> the name in a transformers checkpoint, for reading and writing.
 
-Our layers are stacked, [L, …], theirs are tensors of their own: "{}" in a name stands for the layer. A leaf is filled
+Our layers are stacked, [L, …]; theirs are separate tensors: "{}" in a name stands for the layer. A leaf is filled
 layer by layer straight into its shards, so that neither a device nor a host ever holds more than its share and one of
-the file's tensors.
+the file's tensors. In this folder "ours" means fm_jax, "theirs" the other library.
 """
 
 import math
@@ -27,32 +27,32 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Entry:
-    """One of our leaves and where its numbers stand."""
+    """One of our leaves and the tensor that holds its values."""
 
-    path: str  # ours; a leaf [L, …] where `name` holds "{}"
+    path: str  # ours; a leaf [L, …] if `name` holds "{}"
     name: str  # theirs
-    axes: tuple[int, ...] = ()  # of their tensor in our order; () leaves them as they are
-    part: int = 0  # which of the `parts` equal parts along our last axis this leaf is (a fused projection)
+    axes: tuple[int, ...] = ()  # their axes in our order; () if the order is the same
+    part: int = 0  # index of this leaf among the `parts` equal parts along our last axis (a fused projection)
     parts: int = 1
-    singles: int = 0  # axes of size 1 that their tensor has before all others
+    singles: int = 0  # leading axes of size 1 of their tensor
 
     @property
     def stacked(self) -> bool:
-        """Say whether the leaf has the layers first."""
+        """Say whether the first axis of the leaf is the layer."""
         return "{}" in self.name
 
     @property
     def fused(self) -> int:
-        """Return the axis of theirs along which parts lie side by side."""
+        """Return the axis of their tensor along which the parts are concatenated."""
         return self.axes[-1] + self.singles if self.axes else -1
 
 
 class Blank(NamedTuple):
-    """A tensor that the other library wants beside one of ours, though it changes no number: written as zeros."""
+    """A tensor that the other library requires although it has no effect on the outputs; it is written as zeros."""
 
-    beside: str  # the name of a tensor that is written
+    beside: str  # name of a tensor that is written
     name: str
-    spec: Spec  # dtype "": that of the tensor beside it
+    spec: Spec  # dtype "": the dtype of the tensor beside it
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class Table:
     """All names of one model.
 
     Attributes:
-        entries: may list more than a configuration has (a bias, a head): leaves that the model lacks are passed over.
-        rename: (regular expression, replacement) for whole names in older files, the first that matches is applied.
-        skip: regular expressions of stored tensors that are no parameters, such as masks and position ids.
-        tied: stored copy -> the name it must equal; a copy is left out when written.
-        blank: tensors that `blanks` gives for a file; reading wants their names in `skip`.
+        entries: may list more than a configuration has (a bias, a head): leaves that the model lacks are ignored.
+        rename: (regular expression, replacement) for whole names in older files; the first match is applied.
+        skip: regular expressions of stored tensors that are not parameters, such as masks and position ids.
+        tied: (stored copy, name of the tensor it must equal); a copy is not written.
+        blank: tensors that `blanks` adds to a file; to read the file, their names must be in `skip`.
     """
 
     entries: tuple[Entry, ...]
@@ -74,17 +74,17 @@ class Table:
     blank: tuple[Blank, ...] = ()
 
     def current(self, name: str) -> str:
-        """Return the name that the table knows for one that an older file may have."""
+        """Return the table's name for a name that may come from an older file."""
         return next((re.sub(old, new, name) for old, new in self.rename if re.fullmatch(old, name)), name)
 
     def under(self, prefix: str, *more: Entry, **changes: Any) -> "Table":
-        """Return the table of a model that holds this one below `prefix`, with further entries of its own."""
+        """Return the table of a model whose backbone, at `prefix`, has this table; `more` are its own entries."""
         moved = tuple(replace(entry, path=f"{prefix}/{entry.path}") for entry in self.entries)
         return replace(self, entries=moved + more, **changes)
 
 
 def same(path: str, name: str) -> Entry:
-    """Return the entry of a leaf that is stored as it is."""
+    """Return the entry of a leaf that is stored with the same axes."""
     return Entry(path, name)
 
 
@@ -107,12 +107,12 @@ def read(table: Table, wanted: Params, weights: Weights) -> Params:
     """Return the model's parameters, each in the sharding and dtype of `wanted`.
 
     Args:
-        table: of the model.
-        wanted: `jax.ShapeDtypeStruct` of every leaf, with a sharding or without (then: the first local device).
-        weights: what was stored.
+        table: the model's names.
+        wanted: `jax.ShapeDtypeStruct` of every leaf; one without a sharding is put on the first local device.
+        weights: the stored tensors.
 
     Raises:
-        CheckpointError: names that are missing, left over, matched twice, or of another shape, all in one message.
+        CheckpointError: names that are missing, superfluous, matched twice, or of another shape, in one message.
     """
     leaves = tree.flatten(wanted)
     stored = _match(table, leaves, weights)
@@ -135,12 +135,12 @@ def write(table: Table, params: Params) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (their name, array) for every stored tensor, one at a time and in the order of the table.
 
     Raises:
-        CheckpointError: a leaf that the table has no name for.
+        CheckpointError: a leaf without a name in the table.
     """
     leaves = tree.flatten(params)
     named = {entry.path for entry in table.entries}
     if nameless := [path for path in leaves if path not in named]:
-        raise CheckpointError(f"no stored name for {_some(nameless)}: the other library's model has no such parameter")
+        raise CheckpointError(f"no stored name for {_some(nameless)}: the model in transformers has no such parameter")
     groups: dict[str, list[Entry]] = {}
     for entry in table.entries:
         if entry.path in leaves:
@@ -154,19 +154,19 @@ def write(table: Table, params: Params) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def specs(table: Table, params: Params) -> dict[str, Spec]:
-    """Return what `write` will yield, for arrays or abstract arrays, without touching a number."""
-    leaves, found = tree.flatten(params), dict[str, Spec]()
+    """Return the name, dtype and shape of what `write` yields, without reading any value."""
+    leaves, stored = tree.flatten(params), dict[str, Spec]()
     for entry in table.entries:
         if entry.path in leaves:
             leaf = leaves[entry.path]
             shape = _their_shape(entry, leaf.shape[1:] if entry.stacked else leaf.shape)
             for layer in range(leaf.shape[0] if entry.stacked else 1):
-                found[entry.name.replace("{}", str(layer))] = Spec(np.dtype(leaf.dtype).name, shape)
-    return found
+                stored[entry.name.replace("{}", str(layer))] = Spec(np.dtype(leaf.dtype).name, shape)
+    return stored
 
 
 def blanks(table: Table, written: Mapping[str, Spec]) -> dict[str, Spec]:
-    """Return the tensors of zeros that complete what is written."""
+    """Return the tensors of zeros to write beside the others."""
     return {
         blank.name: blank.spec._replace(dtype=blank.spec.dtype or written[blank.beside].dtype)
         for blank in table.blank
@@ -175,7 +175,7 @@ def blanks(table: Table, written: Mapping[str, Spec]) -> dict[str, Spec]:
 
 
 def _match(table: Table, leaves: Mapping[str, Any], weights: Weights) -> dict[str, str]:
-    """Return {their name as the table has it: the name in the file}, or raise with all that does not fit."""
+    """Return {name in the table: name in the file}, or raise one error for everything that does not fit."""
     problems: list[str] = []
     origin: dict[str, str] = {}
     for name in weights.specs:
@@ -183,7 +183,7 @@ def _match(table: Table, leaves: Mapping[str, Any], weights: Weights) -> dict[st
             continue
         new = table.current(name)
         if new in origin:
-            problems.append(f"{new}: stored twice, as {origin[new]} and as {name}")
+            problems.append(f"{new}: stored twice, as {origin[new]} and {name}")
         origin.setdefault(new, name)
     copies = _copies(table, origin, weights, problems)
     uses: dict[str, list[Entry]] = {}
@@ -192,7 +192,7 @@ def _match(table: Table, leaves: Mapping[str, Any], weights: Weights) -> dict[st
         if entry.path not in leaves:
             continue
         if entry.path not in missing:
-            problems.append(f"{entry.path}: the table names it twice")
+            problems.append(f"{entry.path}: it is in the name table twice")
         missing.discard(entry.path)
         leaf = leaves[entry.path]
         shape = _their_shape(entry, leaf.shape[1:] if entry.stacked else leaf.shape)
@@ -201,16 +201,16 @@ def _match(table: Table, leaves: Mapping[str, Any], weights: Weights) -> dict[st
             uses.setdefault(name, []).append(entry)
             if name not in origin:
                 problems.append(f"{name} (for {entry.path}): not stored")
-            elif (found := weights.specs[origin[name]]).shape != shape:
-                problems.append(f"{name}: stored as {list(found.shape)}, the config wants {list(shape)}")
-            elif jnp.issubdtype(found.dtype, jnp.floating) != jnp.issubdtype(leaf.dtype, jnp.floating):
-                problems.append(f"{name}: stored as {found.dtype}, which is no {np.dtype(leaf.dtype).name}")
-    problems += [f"{path}: the table has no name for it" for path in sorted(missing)]
+            elif (spec := weights.specs[origin[name]]).shape != shape:
+                problems.append(f"{name}: stored as {list(spec.shape)}, the config wants {list(shape)}")
+            elif jnp.issubdtype(spec.dtype, jnp.floating) != jnp.issubdtype(leaf.dtype, jnp.floating):
+                problems.append(f"{name}: stored as {spec.dtype}, which cannot be read as {np.dtype(leaf.dtype).name}")
+    problems += [f"{path}: it is not in the name table" for path in sorted(missing)]
     for name, entries in uses.items():
         if sorted(entry.part for entry in entries) != list(range(entries[0].parts)):
             problems.append(f"{name}: read for {', '.join(entry.path for entry in entries)}")
     known = {*uses, *copies}
-    problems += [f"{name}: stored, but the model has no place for it" for name in origin if name not in known]
+    problems += [f"{name}: stored, but the model has no such parameter" for name in origin if name not in known]
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise CheckpointError(
@@ -220,23 +220,23 @@ def _match(table: Table, leaves: Mapping[str, Any], weights: Weights) -> dict[st
 
 
 def _copies(table: Table, origin: Mapping[str, str], weights: Weights, problems: list[str]) -> set[str]:
-    """Return the names of stored copies of other tensors; one that differs from its original is a problem."""
-    found = set()
+    """Return the names of stored copies of other tensors; add a problem for a copy that differs."""
+    copies = set()
     for copy, original in table.tied:
         if copy not in origin or original not in origin:
             continue
-        found.add(copy)
+        copies.add(copy)
         shapes = [weights.specs[origin[name]].shape for name in (copy, original)]
         if shapes[0] != shapes[1] or not all(
             np.array_equal(weights.read(origin[copy], rows), weights.read(origin[original], rows))
             for rows in _rows(shapes[0])
         ):
             problems.append(f"{copy} differs from {original}, to which the config ties it")
-    return found
+    return copies
 
 
 def _rows(shape: tuple[int, ...]) -> Iterator[Index]:
-    """Yield the indices of a tensor's blocks of rows, of four million numbers or one row each."""
+    """Yield the index of each block of rows of a tensor: at most four million numbers, or one row."""
     rest = tuple(slice(0, size) for size in shape[1:])
     if not shape:
         yield ()
@@ -266,7 +266,7 @@ def _piece(
     index: Index,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Read a part of one layer of a leaf: `shape` is the layer's, `index` the slices of it; in `out` if it can."""
+    """Read the slices `index` of one layer, of shape `shape`, of a leaf; into `out` where possible."""
     cuts = [slice(*cut.indices(size)) for cut, size in zip(index, shape, strict=True)]
     axes = entry.axes or tuple(range(len(shape)))
     theirs = [slice(None)] * len(shape)
@@ -277,15 +277,15 @@ def _piece(
         start, last = entry.part * shape[-1], theirs[entry.fused]
         theirs[entry.fused] = slice(last.start + start, last.stop + start)
     name = stored[entry.name.replace("{}", str(layer))]
-    as_it_is = axes == tuple(range(len(shape))) and not entry.singles
-    if out is not None and as_it_is and weights.specs[name].dtype == out.dtype.name:
+    same_axes = axes == tuple(range(len(shape))) and not entry.singles
+    if out is not None and same_axes and weights.specs[name].dtype == out.dtype.name:
         return weights.read(name, tuple(theirs), out)
-    found = weights.read(name, tuple(theirs))
-    return found.reshape(found.shape[entry.singles :]).transpose(axes)
+    tensor = weights.read(name, tuple(theirs))
+    return tensor.reshape(tensor.shape[entry.singles :]).transpose(axes)
 
 
 def _theirs(entry: Entry, leaf: Any, layer: int) -> np.ndarray:
-    """Return one layer of a leaf as they store it, or their part of it."""
+    """Return one layer of a leaf with the axes of their tensor, or of its part of a fused one."""
     piece = np.asarray(jax.device_get(leaf[layer] if entry.stacked else leaf))
     piece = piece.transpose(np.argsort(entry.axes)) if entry.axes else piece
     return piece.reshape((1,) * entry.singles + piece.shape)

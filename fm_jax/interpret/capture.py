@@ -11,7 +11,7 @@ from fm_jax.core.types import Params, Tapped
 from fm_jax.layers.tap import STORED, Tap
 
 
-def run(model: nn.Module, params: Params, *inputs: Any, tap: Tap, **options: Any) -> tuple[Any, dict[str, jax.Array]]:
+def apply(model: nn.Module, params: Params, *inputs: Any, tap: Tap, **options: Any) -> tuple[Any, dict[str, jax.Array]]:
     """Apply the model with a tap and return (its output, {site: activation}).
 
     Activations of sites inside the repeated block have the layer axis first: [L, …]. Pure: works under jit, vmap, grad.

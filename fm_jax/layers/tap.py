@@ -101,5 +101,5 @@ def visit(module: nn.Module, tap: Tap | None, site: str, x: jax.Array) -> jax.Ar
     if site in tap.read:
         kept = module.sow("taps", STORED + tap.prefix + site, x, reduce_fn=lambda _, new: new, init_fn=lambda: None)
         if not kept:
-            raise ValueError(f'cannot return {site}; apply with mutable=["taps"], as interpret.capture.run does')
+            raise ValueError(f'cannot return {site}; apply with mutable=["taps"], as interpret.capture.apply does')
     return x

@@ -1,7 +1,7 @@
-"""Softmax classification.
+"""Softmax classification loss.
 
-Batch fields: label [B], weights [B] (0 for rows that only fill the batch), and the model's inputs. Where images are
-mixed (data/images/mixup.py) also target [B, C], the share of every class, of which label names the largest.
+Batch fields: label [B], weights [B] (0 for padding rows), and the model's inputs. For mixed images
+(data/images/mixup.py) also target [B, C], the share of every class; label is then the largest one.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,10 @@ def softmax(
 ) -> LossFn:
     """Make the cross-entropy loss of a classifier's `apply(variables, *inputs, rngs=…) -> logits [B, C]`.
 
-    Against target where the batch has one, else against label.
+    The target distribution is target [B, C] if the batch has it, else label [B].
 
     Returns:
-        LossFn whose metrics are "nll" (without smoothing, in nats) and "accuracy", both per weighted row.
+        LossFn with the metrics "nll" (in nats, without smoothing) and "accuracy", both per weighted row.
     """
 
     def loss(params: Params, batch: Batch, rng: jax.Array | None = None, step: jax.Array | None = None) -> Loss:

@@ -1,8 +1,8 @@
-"""Telling an image's other view from everything else in the batch.
+"""NT-Xent, the contrastive loss of SimCLR (Chen et al. 2020).
 
-Batch fields: image_a, image_b [B, ...] (two views of each image), weights [B] (0 for rows that only fill the batch).
+Batch fields: image_a, image_b [B, ...] (two views of each image), weights [B] (0 for padding rows).
 
-Dims: B images, V = 2B views, P the projection.
+Dims: B images, V = 2B views, P size of the projection.
 """
 
 import math
@@ -22,26 +22,26 @@ from fm_jax.objectives.embed import unit
 def nt_xent(
     apply: Callable[..., Any], views: tuple[str, str] = ("image_a", "image_b"), *, temperature: float = 0.1
 ) -> LossFn:
-    """Make SimCLR's loss: cross-entropy of finding a view's partner among the other 2B - 1, by cosine / temperature.
+    """Make SimCLR's loss: cross-entropy of a view's partner among the other 2B - 1 views; logits: cosine / temperature.
 
-    The mean over both views of every image, equation 1 of Chen et al. 2020 (their TensorFlow code adds the means of
-    the two sides up, which is twice that). Both views go through the model as one batch of 2B, so batch
-    normalisation takes its moments over both. Under `jit` a batch is the global one, on however many devices: moments
-    and negatives are those of all, and gradients flow to them. With accumulation a view is compared with those of its
-    own microbatch only, and under pmap with its own replica's. Rows of weight 0 are neither anchors nor negatives (but
-    batch normalisation sees them).
+    The loss is the mean over both views of every image, equation 1 of Chen et al. 2020 (their TensorFlow code adds the
+    means of the two sides, which is twice that). Both views go through the model as one batch of 2B, so batch
+    normalisation computes its moments over both. Under `jit` the batch is the global one on any number of devices:
+    moments and negatives come from all devices, and gradients flow to them. With accumulation a view is compared only
+    with views of its own microbatch, and under pmap only with those of its own replica. Rows of weight 0 are neither
+    anchors nor negatives (but batch normalisation includes them).
 
     Args:
-        apply: `apply(variables, images, …) -> projections [V, P]`, of any length.
-        views: fields of the two views.
-        temperature: cosines are divided by it.
+        apply: `apply(variables, images, …) -> projections [V, P]`, not normalised.
+        views: batch fields of the two views.
+        temperature: divisor of the cosines.
 
     Returns:
-        LossFn whose metrics are "accuracy" (no other view is nearer than the partner), "entropy" (of the distribution
+        LossFn with the metrics "accuracy" (no other view is nearer than the partner), "entropy" (of the distribution
         over the candidates, in nats) and "similarity" (cosine to the partner), all per weighted view.
 
     Raises:
-        ConfigError: a temperature that is not above 0.
+        ConfigError: the temperature is not finite and above 0.
     """
     if not (math.isfinite(temperature) and temperature > 0):
         raise ConfigError(f"temperature must be finite and above 0, not {temperature}")
@@ -50,7 +50,7 @@ def nt_xent(
         first, second = (batch[name] for name in views)
         out, updates = apply_with(apply, params, _alternate(first, second), rng=rng)
         z = constrain(unit(out), "batch", None)
-        # the second factor is gathered: each device compares its own rows with the views of all
+        # the second factor is gathered: each device compares its own rows with the views of all devices
         cosine = jnp.einsum("ap,bp->ab", z, constrain(z, None, None), precision=jax.lax.Precision.HIGHEST)
         partner = jnp.arange(len(z)) ^ 1
         weights = _alternate(batch["weights"], batch["weights"]).astype(jnp.float32)
@@ -70,10 +70,10 @@ def nt_xent(
 
 
 def _alternate(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Return [2B, ...] with an image's two views one after the other, so that no row leaves its device."""
+    """Interleave two [B, ...] to [2B, ...], an image's two views in adjacent rows, so that no row leaves its device."""
     return jnp.stack([first, second], axis=1).reshape(2 * len(first), *first.shape[1:])
 
 
 def _total(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """Add up what counts; a row of weight 0 may hold anything."""
+    """Return the weighted sum [] of values [V]; a value of weight 0 may be anything, even nan."""
     return jnp.where(weights > 0, values * weights, 0.0).sum()

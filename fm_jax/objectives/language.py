@@ -1,7 +1,7 @@
-"""Next-token prediction, exact under padding and packing.
+"""Next-token prediction loss, exact under padding and packing.
 
-Batch fields: tokens [B, T], targets [B, T] (the shift was made once, where the data was), weights [B, T], and for
-packed documents positions [B, T] and segments [B, T].
+Batch fields: tokens [B, T], targets [B, T] (already shifted by the data pipeline), weights [B, T], and for packed
+documents positions [B, T] and segments [B, T].
 """
 
 from collections.abc import Callable
@@ -20,13 +20,13 @@ def next_token(
 
     Args:
         apply: `model.apply`, with the methods "hidden" and "logits".
-        z_loss: weight of log(Z)², which keeps the softmax's normaliser near 1 (Chowdhery et al. 2022, section 5).
+        z_loss: weight of log(Z)², which keeps the softmax's normaliser Z near 1 (Chowdhery et al. 2022, section 5).
         label_smoothing: share of the target spread evenly over the vocabulary.
-        chunk: tokens whose logits exist at a time; 0 for all. Then no [tokens, V] array is ever held, forward or
-            backward: each chunk's logits are made again for its gradient.
+        chunk: number of tokens whose logits are computed at a time; 0 for all at once. With chunks no [tokens, V]
+            array exists, forward or backward: the logits of a chunk are recomputed for its gradient.
 
     Returns:
-        LossFn whose metrics are "nll" (the plain negative log-likelihood in nats, without z-loss and smoothing)
+        LossFn with the metrics "nll" (the plain negative log-likelihood in nats, without z-loss and smoothing)
         and "accuracy", both per weighted token.
     """
     fields = ("positions", "segments")
@@ -36,11 +36,11 @@ def next_token(
 def target_tokens(
     apply: Callable[..., Any], fields: tuple[str, ...], *, z_loss: float, label_smoothing: float, chunk: int
 ) -> LossFn:
-    """Make the loss of the batch's targets [B, T] under what a model makes of its tokens [B, T] and further fields.
+    """Make the loss of the batch's targets [B, T], predicted from its tokens [B, T] and further fields.
 
     Args:
         apply: as for `next_token`.
-        fields: of the batch, where it has them: handed to "hidden" by their names.
+        fields: batch fields passed to "hidden" as keyword arguments, if the batch has them.
         z_loss: as for `next_token`.
         label_smoothing: as for `next_token`.
         chunk: as for `next_token`.
@@ -69,7 +69,7 @@ def target_tokens(
 def _score(
     logits: jax.Array, targets: jax.Array, weights: jax.Array, *, z_loss: float, label_smoothing: float
 ) -> jax.Array:
-    """Return the weighted sums (objective, negative log-likelihood, correct) of logits [..., V] as [3]."""
+    """Return the weighted sums [3] of (objective, negative log-likelihood, correct); logits [..., V], others [...]."""
     log_z = jax.nn.logsumexp(logits, axis=-1)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     likelihood = log_z - picked
@@ -86,7 +86,7 @@ def _score(
 def _in_chunks(
     score: Callable[..., jax.Array], chunk: int, hidden: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> jax.Array:
-    """Add `score` over chunks of tokens, padding the last; hidden [B, T, D], the others [B, T]."""
+    """Sum `score` [3] over chunks of tokens, padding the last one; hidden [B, T, D], the others [B, T]."""
     tokens = targets.size
     size = min(chunk, tokens)
     pad = -tokens % size

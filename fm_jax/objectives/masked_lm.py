@@ -1,11 +1,11 @@
-"""Naming the words taken out of a text; which ones is drawn anew at every step, from the step's own key.
+"""Masked-language-model loss, with dynamic masking: every step masks other tokens, drawn from the step's key.
 
-Batch fields: tokens [B, T]; weights [B, T], 1 where a token is real, 0 in padding and in rows that only fill the batch;
-segments [B, T] of packed rows (default: a token of weight sees every other); for pairs of texts types [B, T] and
-not_next [B] (0: the second text follows the first, 1: it is another); for whole-word masking words [B, T] (the number
-of a token's word, the same for its neighbours of the same word only; -1 for special tokens).
+Batch fields: tokens [B, T]; weights [B, T], 1 for real tokens, 0 for padding and padding rows; segments [B, T] of
+packed rows (default: all real tokens of a row attend to each other); for pairs of texts types [B, T] and not_next [B]
+(0: the second text follows the first, 1: it is a random one); for whole-word masking words [B, T] (the number of a
+token's word, equal only for adjacent tokens of the same word; -1 for special tokens).
 
-Legend: B batch, T time, P places chosen in a row (at most), D d_model, V vocabulary.
+Legend: B batch, T time, P most positions masked in a row, D d_model, V vocabulary.
 """
 
 import math
@@ -20,12 +20,12 @@ from fm_jax.core.types import Batch, Loss, LossFn, Params
 
 
 class Masked(NamedTuple):
-    """A batch with tokens taken out."""
+    """A masked batch."""
 
-    tokens: jax.Array  # [B, T], what the model reads
-    places: jax.Array  # [B, P], which positions are asked for
-    targets: jax.Array  # [B, P], what stood there
-    weights: jax.Array  # [B, P], 0 where a row has fewer than P
+    tokens: jax.Array  # [B, T], the model's input
+    places: jax.Array  # [B, P], masked positions
+    targets: jax.Array  # [B, P], their original tokens
+    weights: jax.Array  # [B, P], 0 for unused positions
 
 
 Choose = Callable[[jax.Array, Batch], Masked]
@@ -34,18 +34,18 @@ Choose = Callable[[jax.Array, Batch], Masked]
 def masking(
     mask_id: int, vocab_size: int, special: tuple[int, ...], *, rate: float = 0.15, whole_word: bool = False
 ) -> Choose:
-    """Make BERT's way of taking tokens out (Devlin et al. 2019, section 3.1).
+    """Make BERT's masking function (Devlin et al. 2019, section 3.1).
 
-    Of each row's tokens that have weight and are not special, round(rate · their number) are chosen, at least one; of
-    these 80 % become [MASK], 10 % any token of the vocabulary and 10 % stay. The draw depends on the key and on the
-    row's own tokens, not on the batch the row stands in: an evaluation is the same in batches of any size.
+    In each row, round(rate · n) of the n tokens that have weight and are not special are chosen, at least one; 80 % of
+    these become [MASK], 10 % a random token of the vocabulary, and 10 % stay. The choice depends on the key and on the
+    row's own tokens, not on the rest of the batch: an evaluation gives the same numbers for every batch size.
 
     Args:
         mask_id: id of [MASK].
-        vocab_size: of the ids that a token may be replaced with.
+        vocab_size: random replacements have ids below this.
         special: ids that are never chosen.
         rate: share of the tokens to choose.
-        whole_word: choose words and take all their tokens; a word that would exceed the number is passed over.
+        whole_word: choose whole words, with all their tokens; words that would exceed the number are skipped.
     """
     if not 0 < rate < 1:
         raise ConfigError(f"the rate of masked tokens must be in (0, 1), not {rate}")
@@ -61,7 +61,7 @@ def masking(
         def row(tokens: jax.Array, free: jax.Array, words: jax.Array) -> Masked:
             order, kind, other = jax.random.split(jax.random.fold_in(key, _fingerprint(tokens)), 3)
             free = free & (words >= 0)
-            # numbered anew: a pair counts its words twice, and a window of a long text begins anywhere
+            # renumber: both texts of a pair count their words from 0, and a window of a long text starts anywhere
             words = jnp.cumsum(words != jnp.roll(words, 1)) - 1
             count = jnp.clip(jnp.round(rate * free.sum()).astype(jnp.int32), 1, size)
             pick = _whole_words if whole_word else _single
@@ -69,7 +69,7 @@ def masking(
             kind = jax.random.uniform(kind, tokens.shape)
             other = jax.random.randint(other, tokens.shape, 0, vocab_size, tokens.dtype)
             read = jnp.where(kind < 0.8, jnp.asarray(mask_id, tokens.dtype), jnp.where(kind < 0.9, other, tokens))
-            taken, places = jax.lax.top_k(chosen.astype(jnp.int32), size)  # in order: the first of equals comes first
+            taken, places = jax.lax.top_k(chosen.astype(jnp.int32), size)  # stable: ties keep their order
             return Masked(jnp.where(chosen, read, tokens), places, tokens[places], taken.astype(jnp.float32))
 
         return jax.vmap(row)(tokens, free, words)
@@ -78,18 +78,18 @@ def masking(
 
 
 def masked_lm(apply: Callable[..., Any], choose: Choose) -> LossFn:
-    """Make the loss of a `MaskedLM`: named words and, where the batch has `not_next`, the second text's place.
+    """Make the loss of a `MaskedLM`: masked tokens and, if the batch has `not_next`, next-sentence prediction.
 
-    A row's next-sentence loss weighs as much as P words: in full rows the whole is the sum of the two means, as BERT's
-    (but for rounding P up), and unlike that sum it is exact under accumulation.
+    A row's next-sentence loss has the weight of P tokens: for full rows the total is the sum of the two means, as in
+    BERT (except that P is rounded up), but unlike that sum it is exact under accumulation.
 
     Args:
         apply: `model.apply`, with the methods "hidden", "logits" and "pair".
-        choose: what is taken out, `masking(…)`; without a key (evaluation) it is given a fixed one.
+        choose: masking function, from `masking(…)`; without a key (evaluation) it gets a fixed one.
 
     Returns:
-        LossFn whose metrics are "nll" (of the words, in nats) and "accuracy", both per place, and for pairs
-        "next_nll" and "next_accuracy" per row.
+        LossFn with the metrics "nll" (in nats) and "accuracy", both per masked token, and for pairs "next_nll" and
+        "next_accuracy" per row.
     """
 
     def loss(params: Params, batch: Batch, rng: jax.Array | None = None, step: jax.Array | None = None) -> Loss:
@@ -118,7 +118,7 @@ def masked_lm(apply: Callable[..., Any], choose: Choose) -> LossFn:
 
 
 def _score(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the weighted sums of negative log-likelihood and of right answers; logits [..., C], the others [...]."""
+    """Return the weighted sums of negative log-likelihood and accuracy; logits [..., C], the others [...]."""
     logits = logits.astype(jnp.float32)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     nll = jax.nn.logsumexp(logits, axis=-1) - picked
@@ -127,22 +127,22 @@ def _score(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[j
 
 
 def _fingerprint(tokens: jax.Array) -> jax.Array:
-    """Return a number [] that differs between rows: a polynomial of their ids, modulo 2³²."""
+    """Return a hash [] of a row [T]: a polynomial of its ids, modulo 2³²."""
     powers = jnp.cumprod(jnp.full(tokens.shape, 0x9E3779B1, jnp.uint32))  # odd, so that no power vanishes
     return (tokens.astype(jnp.uint32) * powers).sum()
 
 
 def _single(noise: jax.Array, free: jax.Array, words: jax.Array, count: jax.Array) -> jax.Array:
-    """Choose `count` of the free tokens: those of the smallest noise. All [T]; `words` plays no part."""
+    """Choose the `count` free tokens with the smallest noise. All arrays [T]; `words` is not used."""
     rank = jnp.argsort(jnp.argsort(jnp.where(free, noise, 2.0)))
     return free & (rank < count)
 
 
 def _whole_words(noise: jax.Array, free: jax.Array, words: jax.Array, count: jax.Array) -> jax.Array:
-    """Choose words in the order of their noise, each that still fits into `count` tokens. All [T]."""
+    """Choose words in the order of their noise, each one that still fits into `count` tokens. All arrays [T]."""
     time = words.shape[0]
     sizes = jnp.zeros(time, jnp.int32).at[words].add(free.astype(jnp.int32), mode="drop")
-    order = jnp.argsort(noise)  # of the word numbers; one noise a word
+    order = jnp.argsort(noise)  # one noise value per word number
 
     def fit(left: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
         taken = (size > 0) & (size <= left)

@@ -1,7 +1,7 @@
-"""Finding the span of a text that answers a question.
+"""Extractive question-answering loss: the start and end of the answer in a text.
 
-Batch fields: start and end [B] (first and last token of the answer; anything outside the row's `length` is passed over,
-as where a window of a long paragraph does not hold it), length [B], weights [B], and the model's inputs.
+Batch fields: start and end [B] (first and last token of the answer; a position outside the row's `length` is ignored,
+as in a window of a long paragraph that does not hold the answer), length [B], weights [B], and the model's inputs.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def span(apply: Callable[..., Any], inputs: tuple[str, ...] = ("tokens", "length
     Half the cross-entropy of the start and half that of the end (Devlin et al. 2019, section 4.2).
 
     Returns:
-        LossFn whose metrics are "nll", per weighted row, and "exact", where both ends are right.
+        LossFn with the metrics "nll", per weighted row, and "exact", the share of rows with both ends correct.
     """
 
     def loss(params: Params, batch: Batch, rng: jax.Array | None = None, step: jax.Array | None = None) -> Loss:

@@ -1,7 +1,7 @@
-"""Labelling every token.
+"""Token-classification losses.
 
-Batch fields: labels [B, T], weights [B, T] (0 for padding, special tokens and all but a word's first piece, whatever
-stands in `labels` there), and the model's inputs.
+Batch fields: labels [B, T], weights [B, T] (0 for padding, special tokens and all but a word's first subword token;
+`labels` may hold anything there), and the model's inputs.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def tag(apply: Callable[..., Any], inputs: tuple[str, ...] = ("tokens", "length"
     """Make the cross-entropy of `apply(variables, *inputs, rngs=…) -> logits [B, T, C]`.
 
     Returns:
-        LossFn whose metrics are "nll" and "accuracy", both per weighted token.
+        LossFn with the metrics "nll" and "accuracy", both per weighted token.
     """
 
     def loss(params: Params, batch: Batch, rng: jax.Array | None = None, step: jax.Array | None = None) -> Loss:
@@ -35,7 +35,7 @@ def replaced(apply: Callable[..., Any], inputs: tuple[str, ...] = ("tokens", "le
     The binary cross-entropy of every weighted token (Clark et al. 2020, section 2).
 
     Returns:
-        LossFn whose metrics are "nll" and "accuracy", both per weighted token.
+        LossFn with the metrics "nll" and "accuracy", both per weighted token.
     """
 
     def loss(params: Params, batch: Batch, rng: jax.Array | None = None, step: jax.Array | None = None) -> Loss:

@@ -1,4 +1,4 @@
-"""What a training starts from: a run of this project, a folder as `transformers` writes it, or a public name."""
+"""Open the model that a training starts from: a run of this project, a checkpoint folder, or a public name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from fm_jax.checkpoint import model as models
-from fm_jax.checkpoint import read
+from fm_jax.checkpoint import read, seal
 from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Params
@@ -16,78 +16,86 @@ from fm_jax.core.types import Params
 
 @dataclass(frozen=True)
 class Init:
-    """What a training starts from."""
+    """The model that a training starts from."""
 
-    from_: Path | None = None  # a run's work directory, a folder, or OWNER/NAME; none: weights drawn anew
-    revision: str | None = None  # of OWNER/NAME: a commit, or a branch or tag, whose commit is printed
+    from_: Path | None = None  # a run's work directory, a checkpoint folder, or OWNER/NAME; none: random initialisation
+    revision: str | None = None  # commit, branch or tag of OWNER/NAME; the commit is printed
 
     def __post_init__(self) -> None:
-        """Refuse a revision of nothing."""
+        """Refuse a revision without a model."""
         if self.revision is not None and self.from_ is None:
-            raise ConfigError(f"revision {self.revision} is of nothing: set from to OWNER/NAME")
+            raise ConfigError(f"revision {self.revision} needs a public model: set from to OWNER/NAME")
 
     @property
     def source(self) -> Path:
-        """Return where the model is, for what cannot start without one.
+        """Return `from_`, for experiments that cannot start without a model.
 
         Raises:
-            ConfigError: none is named.
+            ConfigError: `from_` is not set.
         """
         if self.from_ is None:
-            raise ConfigError("init.from names no model to start from; give a run's work directory or a model's folder")
+            raise ConfigError("init.from is not set; give a run's work directory, a checkpoint folder, or OWNER/NAME")
         return self.from_
 
 
 @dataclass(frozen=True)
 class EarlierRun:
-    """What an earlier stage left in its work directory."""
+    """The checkpoint of an earlier run."""
 
     workdir: Path
-    step: str  # of its checkpoints
-    meta: dict[str, Any]  # that was saved with it
+    step: str  # "best", "last" or a number
+    meta: dict[str, Any]  # saved with the checkpoint
 
     @property
     def config(self) -> dict[str, Any]:
-        """Return its config, as JSON data."""
+        """Return the run's config as JSON data."""
         config: dict[str, Any] = self.meta["config"]
         return config
 
     def model(self) -> nn.Module:
-        """Return the model that it trained, as its checkpoint describes it.
+        """Return the trained model, as the checkpoint describes it.
 
         Raises:
-            CheckpointError: it describes none, or one that cannot be made here.
+            CheckpointError: it describes no model, or one that this version cannot build.
         """
         return models.build(self.meta, str(self.workdir))
 
     def params(self, combine: Callable[[Params, Params], Params] = tree.merge) -> Params:
-        """Read its parameters to the first local device; `combine` makes them of (trained, frozen).
+        """Read the parameters to the first local device; `combine` merges (trained, frozen).
 
-        Of a run that kept a running mean that is what is read: it was evaluated, and judged which step is best.
+        If the run kept an EMA, the EMA is read: it was evaluated and selected the best step.
         """
         part = "params" if self.config.get("ema_decay") is None else "ema"
         return read.load_params(self.workdir / "checkpoints", self.step, part=part, combine=combine)
 
 
+def resumes(workdir: Path) -> bool:
+    """Return whether a run has a checkpoint of its own to go on from: it then needs no pretrained weights."""
+    return bool(seal.steps(workdir / "checkpoints"))
+
+
 def open_run(source: str | Path, revision: str | None = None, step: str = "best") -> EarlierRun | None:
-    """Open what is the work directory of a run; None for what is a folder or a public name.
+    """Open a run's work directory; return None for a checkpoint folder or a public name.
 
     Args:
         source: see `Init.from_`.
         revision: see `Init.revision`.
-        step: "best" (the last, if none was judged), "last" or a number.
+        step: "best" (the last, if none was evaluated), "last" or a number.
 
     Raises:
-        CheckpointError: a path that does not exist, no such step, or a revision of a run.
+        CheckpointError: the path or the step does not exist, or a revision is given for a run.
     """
     workdir = Path(source)
-    # OWNER/NAME may be fetched; runs/NAME is a run that was never made, and so is what lacks in a folder that is there
+    # OWNER/NAME may be downloaded. A missing runs/NAME can only be a run, and so can a missing path in an existing
+    # folder.
     if not workdir.exists() and (workdir.parts[:1] == ("runs",) or workdir.parent.is_dir()):
-        raise CheckpointError(f"{workdir} does not exist; give a run's work directory, a model's folder, or OWNER/NAME")
+        raise CheckpointError(
+            f"{workdir} does not exist; give a run's work directory, a checkpoint folder, or OWNER/NAME"
+        )
     checkpoints = workdir / "checkpoints"
     if not checkpoints.is_dir() and not (workdir / "run.json").is_file():
         return None
     if revision is not None:
-        raise CheckpointError(f"{workdir} is a run and has no revision {revision!r}; leave the revision out")
+        raise CheckpointError(f"{workdir} is a run, which has no revision {revision!r}; remove the revision")
     step = "last" if step == "best" and not read.ranked(checkpoints) else step
     return EarlierRun(workdir, step, read.load_meta(checkpoints, step))

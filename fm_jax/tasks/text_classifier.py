@@ -1,12 +1,14 @@
-"""Training a text classifier on a pretrained encoder or decoder, by one of five methods, and its scores.
+"""Train and score a text classifier on a pretrained encoder or decoder, by one of five methods.
 
-    scratch   nothing is reused: the same model, randomly initialised, all of it trained
-    probe     only the new head is trained
-    lora      the head, and low-rank updates of the matrices that `lora.targets` names
-    full      everything is trained
-    frozen    the embeddings and the first `frozen_layers` layers stay, the rest is trained
+The method says which parameters are trained:
 
-Legend: N texts, C classes.
+    scratch   all of them, randomly initialised: the baseline without pretraining
+    probe     only the new head
+    lora      the head and low-rank updates of the matrices named by `lora.targets`
+    full      all parameters
+    frozen    all but the embeddings and the first `frozen_layers` layers
+
+Dims: N texts, C classes.
 """
 
 import re
@@ -36,53 +38,54 @@ from fm_jax.train import log, loop, stage, state
 
 Method = Literal["scratch", "probe", "lora", "full", "frozen"]
 METHODS: tuple[Method, ...] = ("scratch", "probe", "lora", "full", "frozen")
-_ROWS = 64  # texts that are classified at once
+_ROWS = 64  # texts per evaluation batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(stage.Plan):
-    """How a classifier is trained."""
+    """Everything that decides the training of a classifier."""
 
     fit: loop.FitConfig = loop.FitConfig(300)
     learning_rate: float = 3e-4
-    batch_size: int = 32  # texts a step, over all devices; all of them where there are fewer
-    warmup: float = 0.1  # share of the steps; a straight line down to 0 follows
-    method: Method = "full"
-    head: language.Head = "default"  # what is read: a decoder's mean (or last) state, an encoder's first (or mean)
-    length: int = 128  # tokens of a text (or of a pair together) that are read
+    batch_size: int = 32  # texts per step, over all devices; at most all of them
+    warmup: float = 0.1  # share of the steps; then linear decay to 0
+    method: Method = "full"  # which parameters are trained
+    head: language.Head = "default"  # pooling: mean or last for a decoder, first or mean for an encoder
+    length: int = 128  # maximum tokens of a text, or of a pair together
     lora: adapters.Config = adapters.Config(rank=8, alpha=16.0, trainable=("head/.*",))
-    frozen_layers: int = 2
+    frozen_layers: int = 2  # with method frozen
 
 
 class Setup:
-    """What several runs share: model, mesh and, for each method and learning rate, one compiled step."""
+    """Model, mesh and one compiled step per method and learning rate, shared by several runs."""
 
-    def __init__(self, found: Pretrained, classes: tuple[str, ...], cfg: Config, mesh: Mesh) -> None:
-        """Make the model; nothing is drawn yet.
+    def __init__(self, pretrained: Pretrained, classes: tuple[str, ...], cfg: Config, mesh: Mesh) -> None:
+        """Build the model without initialising parameters.
 
         Args:
-            found: what `language.load` gives.
-            classes: names of the classes, in order.
-            cfg: of the runs; each brings its own method, learning rate and seed (of its head and its batches), and
-                `cfg.seed` is of the dropout.
-            mesh: what `stage.open_mesh` gave.
+            pretrained: result of `language.load`.
+            classes: class names, in order.
+            cfg: settings of all runs. Each run has its own method, learning rate and seed (for head and batches);
+                `cfg.seed` seeds dropout.
+            mesh: result of `stage.open_mesh`.
         """
-        assert found.tokenizer is not None  # `load` refuses a model without one
-        self.tokenizer = found.tokenizer
+        assert pretrained.tokenizer is not None  # `load` refuses a model without one
+        self.tokenizer = pretrained.tokenizer
         self.classes, self.cfg, self.mesh = classes, cfg, mesh
-        self.model, self.given = language.classifier(found, classes, cfg.head)
+        self.model, self.given = language.classifier(pretrained, classes, cfg.head)
         backbone = self.model.backbone
-        paired = isinstance(backbone, Encoder) and backbone.cfg.num_types > 1  # it tells the texts of a pair apart
+        # token types mark the two texts of a pair
+        paired = isinstance(backbone, Encoder) and backbone.cfg.num_types > 1
         self.fields = ("tokens", "length", *(("types",) if paired else ()))
         self.inputs = (np.zeros((1, cfg.length), np.int32), np.ones(1, np.int32))
         self.layout = state.layout(self.model, self.inputs, mesh)
-        self.trainer = cache(self._trainer)  # so that no run compiles again what another has compiled
+        self.trainer = cache(self._trainer)  # each compiled once
         self.logits = jax.jit(
             lambda params, batch: self.model.apply({"params": params}, *(batch[name] for name in self.fields))
         )
 
     def rows(self, examples: docstrings.Examples, name: str) -> layout.Labelled:
-        """Tokenise texts and cut or pad them to the configured length."""
+        """Tokenize texts, truncated or padded to the configured length."""
         return layout.Labelled(
             examples.texts,
             examples.labels,
@@ -94,16 +97,16 @@ class Setup:
         )
 
     def check(self, method: Method) -> None:
-        """Raise, before anything is compiled, what a run of this method would raise about its parameters."""
+        """Raise, before any compilation, the error that a run of this method would raise for its parameters."""
         jax.eval_shape(lambda: self.params(method, 0))
 
     def params(self, method: Method, seed: int) -> tuple[Params, Params]:
-        """Return (trained, frozen) parameters before the first step; the head is drawn from `seed`."""
+        """Return the initial (trained, frozen) parameters; `seed` initialises the head."""
         fresh = state.init_params(self.model, self.inputs, jax.random.key(seed), self.mesh)
         if method == "scratch":
             return fresh, {}
-        drawn = sorted(set(tree.flatten(fresh)) - set(tree.flatten(self.given)))
-        params = surgery.load(fresh, self.given, fresh=[re.escape(path) for path in drawn if path.startswith("head/")])
+        new = sorted(set(tree.flatten(fresh)) - set(tree.flatten(self.given)))
+        params = surgery.load(fresh, self.given, fresh=[re.escape(path) for path in new if path.startswith("head/")])
         if method == "probe":
             return freeze.by_pattern(params, ("head/.*",))
         if method == "lora":
@@ -124,17 +127,17 @@ class Setup:
         store: bool = True,
         writer: log.Writer | None = None,
     ) -> tuple[Params, Params]:
-        """Train one classifier; return the whole model's parameters, and the trained ones alone.
+        """Train one classifier; return all its parameters, and the trained ones alone.
 
         Args:
-            method: what is trained.
-            learning_rate: the highest.
-            rows: of training.
-            seed: of the head and of the order of the rows.
-            workdir: see `stage.train`, as for `meta`, `store` and `writer`.
-            meta: see there.
-            store: see there.
-            writer: see there.
+            method: which parameters are trained.
+            learning_rate: peak learning rate.
+            rows: training rows.
+            seed: initialises the head and orders the rows.
+            workdir: see `stage.train`.
+            meta: see `stage.train`.
+            store: see `stage.train`.
+            writer: see `stage.train`.
         """
         cfg = stage.at_most(replace(self.cfg, seed=seed), len(rows), self.mesh)
         done = stage.train(
@@ -156,18 +159,18 @@ class Setup:
     def probabilities(self, params: Params, rows: layout.Labelled) -> np.ndarray:
         """Return the class probabilities [N, C] of all rows."""
         with jax.set_mesh(self.mesh):
-            logits, _ = runner.predict(self.logits, params, stage.once(self.cfg, rows, self.mesh, rows=_ROWS))
+            logits, _ = runner.predict(self.logits, params, stage.one_pass(self.cfg, rows, self.mesh, rows=_ROWS))
         return np.asarray(jax.nn.softmax(logits))
 
     def _trainer(self, method: Method, learning_rate: float) -> stage.Trainer:
         cfg = replace(self.cfg, learning_rate=learning_rate)
         loss, rates = softmax(self.model.apply, self.fields), stage.rates(cfg, "linear")
-        how = combine(method, cfg.lora)
-        return stage.make_trainer(cfg, loss, rates, lambda: self.params(method, 0), combine=how)
+        combined = combine(method, cfg.lora)
+        return stage.make_trainer(cfg, loss, rates, lambda: self.params(method, 0), combine=combined)
 
 
 def combine(method: Method, lora: adapters.Config) -> Callable[[Params, Params], Params]:
-    """Return how (trained, frozen) make the model's parameters."""
+    """Return the function (trained, frozen) -> the model's parameters."""
     return {"lora": adapters.combine(lora), "frozen": freeze.combine}.get(method, tree.merge)
 
 

@@ -1,4 +1,4 @@
-"""Open the vision backbone that an earlier stage left: a run of this project, or a public folder."""
+"""Open a pretrained vision backbone: a run of this project, or a public checkpoint."""
 
 import logging
 from dataclasses import replace
@@ -18,89 +18,99 @@ from fm_jax.tasks.init import EarlierRun, open_run
 
 _log = logging.getLogger(__name__)
 
-Backbone = resnet.Config | efficientnet.Config | vit.Config  # what an option may choose among
+Backbone = resnet.Config | efficientnet.Config | vit.Config  # the backbones that an option can choose
 
 
 def load(
-    source: str | Path, *, revision: str | None = None, dtype: Dtype = "float32", mesh: Mesh | None = None
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: Dtype = "float32",
+    mesh: Mesh | None = None,
+    shapes: bool = False,
 ) -> Pretrained:
-    """Read the backbone of a run's best checkpoint (the last, if none was judged), or of a folder of `transformers`.
+    """Read the backbone of a run's best checkpoint (the last, if none was evaluated), or of a public checkpoint.
 
-    The head, projection or decoder of a run's model stays behind. So do a folder's classes.
+    The head, projection or decoder of the model is not returned, and neither are its class names.
 
     Args:
-        source: a run's work directory; or what `hub.pretrained.load` takes.
-        revision: of a public name.
-        dtype: of the computation, and of a folder's parameters.
-        mesh: puts a folder's parameters in their shards; a run's go to the first local device.
+        source: a run's work directory, a checkpoint folder, or OWNER/NAME.
+        revision: commit, branch or tag of OWNER/NAME.
+        dtype: computation dtype, and the dtype of a folder's parameters.
+        mesh: shards a folder's parameters; those of a run go to the first local device.
+        shapes: give the parameters' shapes and read no weights: enough for a run that is resumed.
 
     Returns:
-        A module that has `features(image) -> [B, D]`, and its parameters.
+        A module with `features(image) -> [B, D]`, and its parameters.
 
     Raises:
-        CheckpointError: nothing there, something damaged, or a model that reads no images.
+        CheckpointError: the source is missing or damaged, or its model does not read images.
     """
     run = open_run(source, revision)
-    found = of_run(run) if run else public.load(source, dtype=dtype, mesh=mesh, revision=revision)
+    if run is None:
+        found = public.load(source, dtype=dtype, mesh=mesh, revision=revision, shapes=shapes)
+    else:
+        found = of_run(run, shapes=shapes)
     module, params = found.backbone()
     if not isinstance(module, Featured):
-        raise CheckpointError(
-            f"{source} holds a model of class {type(module).__name__}, which has no features of an image"
-        )
+        raise CheckpointError(f"{source} has a model of class {type(module).__name__}, which does not read images")
     return Pretrained(public.computing(module, dtype), params, None, preprocessing=found.preprocessing)
 
 
-def of_run(run: EarlierRun) -> Pretrained:
-    """Return what a run trained, in the form in which it is published.
+def of_run(run: EarlierRun, *, shapes: bool = False) -> Pretrained:
+    """Return the trained model of a run, in the form that is exported; `shapes` as in `load`.
 
-    That is a classifier with its classes' names, a masked autoencoder, or of what was trained by contrast the backbone.
+    This is a classifier with its class names, a masked autoencoder, or, for a contrastive run, its backbone.
 
     Raises:
-        CheckpointError: a run of something else.
+        CheckpointError: the run's model does not read images.
     """
     module, bare = run.model(), backbone(run.model())
     if not isinstance(bare, Featured):
-        raise CheckpointError(f"{run.workdir} trained a {type(module).__name__}, which has no features of an image")
-    params, seen, names = run.params(), preprocessing.of(_data(run)), tuple(run.meta.get("classes", ()))
+        raise CheckpointError(f"{run.workdir} trained a {type(module).__name__}, which does not read images")
+    seen, names = preprocessing.of(_data(run)), tuple(run.meta.get("classes", ()))
     if module is bare or any(family.writes(module) for family in families.FAMILIES):
-        return Pretrained(module, params, None, names, seen)
-    return Pretrained(bare, params["backbone"], None, preprocessing=seen)
+        return Pretrained(module, families.abstract(module) if shapes else run.params(), None, names, seen)
+    params = families.abstract(bare) if shapes else run.params()["backbone"]
+    return Pretrained(bare, params, None, preprocessing=seen)
 
 
 def images(source: str | Path) -> pictures.Config | None:
-    """Return what a run was trained on, and how it saw it; None for a folder, which says nothing of that.
+    """Return a run's training data and preprocessing; None for a public checkpoint, which names no data.
 
     Raises:
-        CheckpointError: nothing there, or a run on something else than images.
+        CheckpointError: the source is missing, or its run was not trained on images.
     """
     return _data(run) if (run := open_run(source)) else None
 
 
 def as_trained(found: Pretrained, data: pictures.Config) -> pictures.Config:
-    """Return data that a model sees as it was trained to, in all that is left at its default."""
+    """Return `data` with the model's preprocessing in all fields that are at their defaults."""
     if found.preprocessing is None:
         return data
     wanted, plain = preprocessing.onto(data, found.preprocessing), pictures.Config()
     names = [
-        name for name in ("size", "mean", "std", "middle", "stretch") if getattr(data, name) == getattr(plain, name)
+        name
+        for name in ("size", "mean", "std", "center_crop", "stretch")
+        if getattr(data, name) == getattr(plain, name)
     ]
     recipe = wanted.recipe if data.recipe.interpolation == plain.recipe.interpolation else data.recipe
     return replace(data, recipe=recipe, **{name: getattr(wanted, name) for name in names})
 
 
 def remind(found: Pretrained, data: pictures.Config) -> str:
-    """Return, and print as a warning, which options show a model its images as it was trained on them; "" if all do."""
+    """Return, and print as a warning, the options that match the pretrained preprocessing; "" if all match."""
     if found.preprocessing is None:
         return ""
     seen, like = found.preprocessing, preprocessing.onto(data, found.preprocessing)
     same = {"size"}  # that is a matter of choice
-    if round(seen.size / data.middle) == seen.scaled:  # a folder has whole pixels: 274 of 240 / 0.875
-        same.add("middle")
+    if round(seen.size / data.center_crop) == seen.scaled:  # a folder has whole pixels: 274 of 240 / 0.875
+        same.add("center_crop")
     wanted = {name: words for name, words in changes(data, like).items() if name not in same}
     if not wanted:
         return ""
     options = " ".join(f"--data.{name} {after}" for name, (_, after) in wanted.items())
-    text = f"the pretrained model saw its images otherwise than this run shows them; to show them alike: {options}"
+    text = f"image preprocessing differs from the pretrained model's; to match it, add: {options}"
     _log.warning("%s", text)
     return text
 

@@ -1,4 +1,4 @@
-"""Where metrics go: lines of JSON (the record), TensorBoard, the console. Only process 0 writes."""
+"""Metric writers: JSON lines (the record), TensorBoard and the console. Only process 0 writes."""
 
 import json
 import math
@@ -17,19 +17,19 @@ from fm_jax.core.workdir import write_atomically
 
 
 class Writer(Protocol):
-    """Takes the metrics of a step; may be given several sets for one step (training, then evaluation)."""
+    """Writes the metrics of a step; may be called several times for one step (training, then evaluation)."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics of the state after `step` steps."""
         ...
 
     def close(self) -> None:
-        """Write out what is held back and let go of files."""
+        """Flush and close all files."""
         ...
 
 
 def writers(workdir: Path, *, step: int, num_steps: int, console: bool = True, tensorboard: bool = False) -> "Tee":
-    """Return the writers of a run that goes on at `step`: metrics.jsonl, the console, TensorBoard if wanted."""
+    """Return the writers of a run that continues at `step`: metrics.jsonl, the console and, optionally, TensorBoard."""
     chosen: list[Writer] = [JsonLines(workdir / "metrics.jsonl", resume_step=step)]
     if console:
         chosen.append(Console(num_steps))
@@ -58,8 +58,8 @@ class Tee:
 class JsonLines:
     """One JSON object a line: {"step", "time" (Unix seconds), metric: value, …}; floats are exact.
 
-    With `resume_step` n, lines of later steps, left by a run that was killed after its last checkpoint, go:
-    the file reads as one run. The file as it was is kept beside it as .bak, .bak2, …
+    With `resume_step`, lines of later steps, left by a run that was killed after its last checkpoint, are removed, so
+    that the file reads as one run. The old file is kept beside it as .bak, .bak2, …
     """
 
     def __init__(self, path: Path, *, resume_step: int | None = None) -> None:
@@ -67,11 +67,11 @@ class JsonLines:
         self._file: IO[str] | None = None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append a line, and hand it to the system at once."""
+        """Append a line and flush it to the operating system."""
         if jax.process_index() != 0:
             return
         if taken := {"step", "time"} & metrics.keys():
-            raise ValueError(f"a metric may not be called {' or '.join(sorted(taken))}")
+            raise ValueError(f"a metric may not be called {' or '.join(sorted(taken))}; rename it")
         if self._file is None:
             _keep_until(self.path, self.resume_step)
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ class JsonLines:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines that `JsonLines` wrote, nan and infinities as floats again; a torn last line is left out."""
+    """Return the lines that `JsonLines` wrote, nan and infinities as floats; an incomplete last line is ignored."""
     lines = (_parse(line) for line in Path(path).read_text(encoding="utf-8").splitlines())
     return [
         {name: float(value) if isinstance(value, str) else value for name, value in line.items()}
@@ -100,25 +100,25 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def curves(path: Path, names: Mapping[str, str]) -> dict[str, tuple[list[int], list[float]]]:
-    """Return {title: (steps, values)} of the metrics {title: name} that a record holds; those it lacks are left out."""
+    """Return {title: (steps, values)} for the metrics {title: name} of a record; metrics it lacks are left out."""
     lines = read(path)
-    found = {title: [(line["step"], line[name]) for line in lines if name in line] for title, name in names.items()}
-    return {title: ([p[0] for p in points], [p[1] for p in points]) for title, points in found.items() if points}
+    series = {title: [(line["step"], line[name]) for line in lines if name in line] for title, name in names.items()}
+    return {title: ([p[0] for p in points], [p[1] for p in points]) for title, points in series.items() if points}
 
 
 class TensorBoard:
-    """TensorBoard event files, by tensorboardX; steps after `resume_step` of an earlier run are hidden."""
+    """TensorBoard event files, written by tensorboardX; steps of an earlier run after `resume_step` are hidden."""
 
     def __init__(self, directory: Path, *, resume_step: int | None = None) -> None:
         self.directory, self.resume_step = Path(directory), resume_step
         self._events: Any = None
         try:
-            import tensorboardX  # noqa: F401  (a missing package is to be known before the first step)
+            import tensorboardX  # noqa: F401  (a missing package must raise before the first step)
         except ImportError:
             raise ConfigError("TensorBoard logging needs the package tensorboardX; install it or turn it off") from None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add one scalar a metric."""
+        """Add one scalar for each metric."""
         if jax.process_index() != 0:
             return
         if self._events is None:
@@ -130,16 +130,16 @@ class TensorBoard:
             self._events.add_scalar(name, float(value), step)
 
     def close(self) -> None:
-        """Write out the events still held."""
+        """Flush and close the event file."""
         if self._events is not None:
             self._events.close()
             self._events = None
 
 
 class Console:
-    """A progress bar on a terminal; elsewhere (a log file) a plain line now and then.
+    """A progress bar on a terminal; elsewhere (a log file) a line every `every_seconds`.
 
-    Sets of metrics without a loss of the training, evaluations that is, get a line of their own.
+    Metrics without a training loss, such as an evaluation's, get a line of their own.
     """
 
     def __init__(self, num_steps: int, *, every_seconds: float = 10.0, file: IO[str] | None = None) -> None:
@@ -149,7 +149,7 @@ class Console:
         self._bar: Any = None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the metrics, and the time that is left at the rate since the first call."""
+        """Show the metrics and the time left, estimated from the rate since the first call."""
         if jax.process_index() != 0:
             return
         now = time.monotonic()
@@ -164,7 +164,7 @@ class Console:
             self._printed = now if progress else self._printed
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Stop the progress bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -198,21 +198,21 @@ def _exact(value: float) -> float | str:
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
+        record = json.loads(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def _keep_until(path: Path, step: int | None) -> None:
-    """Drop torn lines and lines of later steps, keeping the old file under another name."""
+    """Remove incomplete lines and lines of later steps; keep the old file under another name."""
     if not path.exists():
         return
     text = path.read_text(encoding="utf-8", errors="replace")
     kept = [
         line
         for line in text.split("\n")
-        if (found := _parse(line)) is not None and (step is None or found["step"] <= step)
+        if (record := _parse(line)) is not None and (step is None or record["step"] <= step)
     ]
     new = "".join(f"{line}\n" for line in kept)
     if new == text:

@@ -1,4 +1,4 @@
-"""The loop of every experiment: it only puts effects in order; the step is a pure function."""
+"""The training loop of every experiment: it orders the side effects; the step is a pure function."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,36 +25,36 @@ from fm_jax.train.state import TrainState
 from fm_jax.train.step import Step
 
 
-class Batches(Protocol):
-    """A stream of batches that is a function of (seed, step) alone, as `data.loader.Batches` is."""
+class Stream(Protocol):
+    """A stream of batches that depends on (seed, step) only, such as `data.stream.loader.Batches`."""
 
     def iterate(self, start: int) -> Iterator[Mapping[str, np.ndarray]]:
-        """Yield this process's rows of the global batches start, start + 1, …."""
+        """Yield this process's rows of the global batches start, start + 1, …: {field: [rows, …]}."""
         ...
 
     def state(self, next_batch: int) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the JSON data that a checkpoint stores of the stream."""
         ...
 
     def resume(self, state: dict[str, Any]) -> int:
-        """Return the number of the next batch; DataError if the state is of another stream."""
+        """Return the number of the next batch; DataError if the state belongs to another stream."""
         ...
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """When things happen, counted in steps; 0 means only at the end."""
+    """Intervals in steps; 0 means only at the end."""
 
     num_steps: int
     log_every: int = 10
     eval_every: int = 0
     save_every: int = 0
-    max_skipped: int = 10  # non-finite gradients in a row before the run is stopped
-    profile_at: int = 0  # first step of a profiler trace written to the work directory; 0 for none
+    max_skipped: int = 10  # consecutive non-finite gradients before the run stops
+    profile_at: int = 0  # first step of a profiler trace in the work directory; 0 for none
     profile_steps: int = 3
 
     def __post_init__(self) -> None:
-        """Refuse counts that cannot be."""
+        """Refuse counts that are out of range."""
         for name in ("num_steps", "log_every", "profile_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -65,40 +65,40 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class Work:
-    """What one step of this run does, for the rates: tokens (or images) and FLOPs of the whole batch."""
+    """Tokens (or images) and FLOPs of one step on the whole batch, for the logged rates."""
 
     units: int = 0
     unit: str = "tokens"
-    flops: float = 0.0  # forward and backward; the rule is the model's (see train/profile.py)
-    peak_flops: float | None = None  # of all devices together; None where unknown, and then no MFU is reported
+    flops: float = 0.0  # forward and backward; the formula depends on the model (train/profile.py)
+    peak_flops: float | None = None  # of all devices together; None if unknown, then no MFU is logged
 
 
-def start(
+def begin(
     create: Callable[[Params, Params], TrainState],
     make_params: Callable[[], tuple[Params, Params]],
     mesh: Mesh,
     *,
     store: Store | None,
-    batches: Batches,
+    batches: Stream,
     layout: Params | None = None,
 ) -> TrainState:
-    """Return the state to go on from.
+    """Return the state to start or resume from.
 
-    1. The work directory's newest sealed checkpoint, whatever mesh it was saved on.
-    2. Else `make_params()` — pretrained or freshly drawn (trained, frozen) — given to `create`, so that the optimiser
-       sees the loaded values.
+    1. The newest sealed checkpoint of the store, whatever mesh it was saved on.
+    2. Else the state that `create` makes of `make_params()`: pretrained or randomly initialised (trained, frozen)
+       parameters, so that the optimiser is initialised from the loaded values.
 
-    With `layout`, the model's parameters as `state.layout` gives them, a run that goes on makes no parameters:
-    `make_params` is only traced, for shapes. Without, it makes them for their layout, and lets them go.
+    With `layout`, the model's parameters as `state.layout` returns them, a resumed run makes no parameters:
+    `make_params` is only traced for its shapes. Without `layout` it makes them for their shardings and frees them.
 
     Raises:
-        DataError: the checkpoint was made on other data, so its place in the stream means nothing here.
+        DataError: the checkpoint was made on other data, so its position in the stream is meaningless.
     """
     if store is None or (step := store.last_step()) is None:
         return states.place(create, *make_params(), mesh)
-    given = make_params() if layout is None else states.traced(make_params, layout, mesh)
-    wanted = states.abstract(create, *given, mesh)
-    del given  # before the stored ones are read
+    params = make_params() if layout is None else states.traced(make_params, layout, mesh)
+    wanted = states.abstract(create, *params, mesh)
+    del params  # free them before the stored ones are read
     state, data = store.restore(step, wanted)
     batches.resume(data)
     return state
@@ -108,7 +108,7 @@ def fit(
     cfg: FitConfig,
     step: Step,
     state: TrainState,
-    batches: Batches,
+    batches: Stream,
     *,
     mesh: Mesh,
     store: Store | None = None,
@@ -117,13 +117,13 @@ def fit(
     work: Work | None = None,
     trace_dir: str | Path = "trace",
 ) -> TrainState:
-    """Train from the state's step to `cfg.num_steps` and return the last state, saved.
+    """Train from the state's step to `cfg.num_steps`; save and return the last state.
 
-    Metrics of the step before are fetched while the device runs the next one, so that it never waits for the host.
+    Metrics of a step are fetched while the device runs the next one, so that the device never waits for the host.
 
     Raises:
-        NumericError: more than `cfg.max_skipped` steps in a row had a non-finite gradient; nothing was changed by them.
-        Preempted: SIGTERM or SIGINT came; the state has been saved.
+        NumericError: more than `cfg.max_skipped` steps in a row had a non-finite gradient; they changed no parameter.
+        Preempted: SIGTERM or SIGINT was received; the state has been saved.
     """
     first, number = int(state.step), int(state.step)
     if first >= cfg.num_steps:
@@ -149,7 +149,7 @@ def fit(
                     clock.resume()
             if measured:
                 writer.write(number, measured)
-            # every process must take the same branch, so several of them agree at the steps they all log
+            # all processes must take the same branch, so they agree on a signal at the steps that they all log
             reason = stop.agreed() if jax.process_count() == 1 or number % cfg.log_every == 0 else None
             if store is not None and (last or reason or (cfg.save_every and number % cfg.save_every == 0)):
                 _settle(pending, cfg, clock, writer)
@@ -161,13 +161,14 @@ def fit(
     if store is not None:
         store.wait()
     if number < cfg.num_steps:
-        kept = f"saved at step {number}" if store is not None else f"stopped at step {number}, nothing saved"
-        raise Preempted(f"{reason}: {kept} of {cfg.num_steps}; the same command goes on from there")
+        at = f"at step {number} of {cfg.num_steps}"
+        said = f"saved {at}; run the same command again to continue" if store is not None else f"stopped {at}, unsaved"
+        raise Preempted(f"{reason}: {said}")
     return state
 
 
 def _settle(pending: tuple[int, dict[str, jax.Array]] | None, cfg: FitConfig, clock: "_Clock", writer: Writer) -> None:
-    """Fetch a finished step's metrics; write them when due; stop a run whose numbers stay bad."""
+    """Fetch a finished step's metrics; write them when due; stop the run after too many non-finite gradients."""
     if pending is None:
         return
     number, values = pending
@@ -178,15 +179,15 @@ def _settle(pending: tuple[int, dict[str, jax.Array]] | None, cfg: FitConfig, cl
         writer.write(number, {"train/skipped": skipped})
     if skipped > cfg.max_skipped:
         raise NumericError(
-            f"step {number}: gradient not finite {skipped} times in a row (limit {cfg.max_skipped}); parameters are as "
-            "they were before: lower the learning rate, or look at the data of these steps"
+            f"step {number}: gradient not finite {skipped} times in a row (limit {cfg.max_skipped}); these steps "
+            "changed no parameter: lower the learning rate, or check the data of these steps"
         )
     if number % cfg.log_every == 0 or number == cfg.num_steps:
         writer.write(number, {f"train/{name}": value for name, value in metrics.items()} | clock.rates())
 
 
 class _Clock:
-    """Rates since they were last asked for, without the first step (it compiles) and without pauses."""
+    """Rates since the last call of `rates`, excluding pauses and the first step, which compiles."""
 
     def __init__(self, work: Work) -> None:
         self.work, self.steps, self.since, self.paused = work, -1, time.perf_counter(), 0.0
@@ -198,11 +199,11 @@ class _Clock:
             self.since = time.perf_counter()
 
     def pause(self) -> None:
-        """Stop the watch, for an evaluation."""
+        """Stop the clock, for an evaluation."""
         self.paused = time.perf_counter()
 
     def resume(self) -> None:
-        """Let it run again."""
+        """Start the clock again."""
         self.since += time.perf_counter() - self.paused
 
     def rates(self) -> dict[str, float]:
@@ -212,9 +213,9 @@ class _Clock:
             return {}
         rate = self.steps / (now - self.since)
         self.steps, self.since = 0, now
-        found = {"rate/steps_per_second": rate}
+        rates = {"rate/steps_per_second": rate}
         if self.work.units:
-            found[f"rate/{self.work.unit}_per_second"] = rate * self.work.units
+            rates[f"rate/{self.work.unit}_per_second"] = rate * self.work.units
         if self.work.flops and self.work.peak_flops:
-            found["rate/mfu"] = rate * self.work.flops / self.work.peak_flops
-        return found
+            rates["rate/mfu"] = rate * self.work.flops / self.work.peak_flops
+        return rates

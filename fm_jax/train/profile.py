@@ -1,7 +1,7 @@
-"""How much of the hardware a run uses: FLOPs of a model by rule, peaks of devices by data sheet, profiler traces.
+"""Hardware utilisation: FLOPs of a model by formula, peak FLOP/s of devices from data sheets, profiler traces.
 
 Model FLOPs utilisation (MFU) is the model's FLOPs a second over the devices' peak. Model FLOPs are those of one
-forward and one backward pass as the mathematics needs them: what rematerialisation computes again does not
+forward and one backward pass as the mathematics needs them; recomputation by rematerialisation does not
 count. PaLM (Chowdhery et al. 2022, arXiv:2204.02311), section 4.1 and appendix B.
 """
 
@@ -16,8 +16,8 @@ import jax
 from fm_jax.core import tree
 from fm_jax.core.types import Params
 
-# Dense (no sparsity) bfloat16 peak of one device in TFLOP/s, from the makers' data sheets; NVIDIA prints most figures
-# with sparsity, which are twice these. A device is what JAX calls one: a chip of TPU v4 and later, a GPU.
+# Dense (no sparsity) bfloat16 peak of one device in TFLOP/s, from the vendors' data sheets; NVIDIA states most figures
+# with sparsity, which are twice these. A device is a JAX device: a chip of TPU v4 and later, or a GPU.
 _PEAK = (
     # cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e: "peak compute per chip (bf16)"
     (r"TPU v4", 275.0),
@@ -38,10 +38,10 @@ _PEAK_FLOAT16_ONLY = ((r".*\bV100\b.*\bPCIE\b.*", 112.0), (r".*\bV100\b.*", 125.
 
 
 def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
-    """Return the dense peak FLOP/s of a device by `jax.Device.device_kind`, or None where it is not known.
+    """Return the dense peak FLOP/s of a device by `jax.Device.device_kind`, or None if it is unknown.
 
-    `dtype` is that of the multiplications: bfloat16 or float16. For float32 there is no one figure (it depends on
-    the precision asked for), nor for CPUs or a slice of a GPU: there no MFU should be reported.
+    `dtype` is the dtype of the multiplications: bfloat16 or float16. There is no single figure for float32 (it depends
+    on the precision setting), for CPUs or for a slice of a GPU: for these no MFU should be reported.
     """
     if dtype not in ("bfloat16", "float16") or re.search(r"\bMIG\b", device_kind):
         return None
@@ -52,7 +52,7 @@ def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
 
 
 def total_peak_flops(devices: Iterable[jax.Device], dtype: str = "bfloat16") -> float | None:
-    """Return the peak FLOP/s of devices together, or None where that of one is not known."""
+    """Return the sum of the devices' peak FLOP/s, or None if one of them is unknown."""
     peaks = [peak_flops(device.device_kind, dtype) for device in devices]
     known = [peak for peak in peaks if peak is not None]
     return sum(known) if known and len(known) == len(peaks) else None
@@ -63,20 +63,20 @@ def decoder_flops_per_token(
 ) -> float:
     """Return training FLOPs a token of a dense decoder: 6 N + 12 L (H K) T.
 
-    N are the parameters that multiply (`multiplied_params`), L layers, H K the width of all query heads together,
-    T the length of a sequence. A multiply-add is two FLOPs, and the backward pass costs twice the forward: 6 N.
-    Scores and weighted sum are 2 T H K multiply-adds a token and layer: 12 L H K T. This counts the whole square of
-    the scores, as PaLM's appendix B does and as published MFUs do; `causal=True` halves that term, which is the work
-    that a causal kernel cannot avoid, and gives the lower figure.
+    N is the number of parameters used in multiplications (`multiplied_params`), L of layers, H K the width of all query
+    heads together, T the sequence length. A multiply-add is two FLOPs, and the backward pass costs twice the forward:
+    6 N. Scores and weighted sum are 2 T H K multiply-adds a token and layer: 12 L H K T. This counts the full matrix of
+    scores, as PaLM's appendix B and published MFUs do; `causal=True` halves that term, to the work that a causal kernel
+    cannot avoid, and gives the lower figure.
     """
     attention = 12.0 * num_layers * attention_width * seq_len
     return 6.0 * num_params + (attention / 2 if causal else attention)
 
 
 def multiplied_params(params: Params) -> int:
-    """Count a decoder's parameters without those that are only looked up.
+    """Count a decoder's parameters except those that are only looked up.
 
-    Embedding tables are looked up, save that a token table without an output head beside it is also the head.
+    Embedding tables are only looked up, except a token embedding that is tied to the output head.
     """
     flat = tree.flatten(params)
     tied = not any(path.startswith("head/") for path in flat)
@@ -86,7 +86,7 @@ def multiplied_params(params: Params) -> int:
 
 
 class Trace:
-    """A profiler trace of steps `first_step` to `first_step + num_steps - 1`, for XProf or Perfetto; 0 for none.
+    """A profiler trace of steps `first_step` to `first_step + num_steps - 1`, for XProf or Perfetto; none if 0.
 
         with Trace(10, 3, workdir / "trace") as trace:
             for step in range(start, stop):
@@ -100,9 +100,9 @@ class Trace:
         self._tracing = False
 
     def before(self, step: int, wait_for: Any = None) -> None:
-        """Start or stop as it is time, about to dispatch `step` (the first of a run is 0).
+        """Start or stop the trace if it is due; call it before `step` is dispatched (the first step is 0).
 
-        The device may be behind the host: given the newest state, the trace waits for it and is whole.
+        The device may be behind the host: give the newest state as `wait_for`, so that the trace is complete.
         """
         if self.first_step and step == self.first_step:
             self.directory.mkdir(parents=True, exist_ok=True)

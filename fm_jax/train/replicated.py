@@ -1,7 +1,7 @@
-"""The same pure step under `jax.pmap`: one copy of the state a device, gradients summed by name.
+"""The same pure step under `jax.pmap`: a copy of the state on each device, gradients summed with `psum`.
 
-`jax.jit` over a mesh is how everything else here runs (pmap is in maintenance, and is jit + shard_map inside).
-This file is the older form in full; a test holds the two to the same numbers.
+All other training here runs with `jax.jit` over a mesh (pmap is in maintenance mode, and is jit + shard_map inside).
+This file is the complete older form; a test checks that both give the same numbers.
 """
 
 from functools import partial
@@ -18,9 +18,9 @@ AXIS = "replica"
 
 
 def make_replicated_step(loss_fn: LossFn, tx: optax.GradientTransformation, **options: Any) -> Step:
-    """Make a pmapped step over all local devices: state replicated, batch split by its first axis.
+    """Make a pmapped step over all local devices: state replicated, batch split along its first axis.
 
-    For a plain loop of one's own, not for `fit`: pmap refuses to run where a mesh is set.
+    Use it in your own loop, not in `fit`: pmap does not run while a mesh is set.
     """
 
     def own_noise(params: Params, batch: Batch, rng: jax.Array | None, step: jax.Array | None) -> Loss:
@@ -44,6 +44,6 @@ def replicate(state: TrainState) -> TrainState:
 
 
 def split(batch: Batch) -> dict[str, jax.Array]:
-    """Deal a batch out to the local devices: [B, ...] -> [devices, B/devices, ...]."""
+    """Split a batch over the local devices: [B, ...] -> [devices, B/devices, ...]."""
     devices = jax.local_device_count()
     return {name: x.reshape(devices, x.shape[0] // devices, *x.shape[1:]) for name, x in batch.items()}

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT become a flag that the loop reads between steps."""
+"""Turn SIGTERM and SIGINT into a flag that the loop reads between steps."""
 
 import signal
 from types import FrameType
@@ -13,12 +13,12 @@ class StopSignal:
     """While entered, the first SIGTERM or SIGINT sets `received`; a second one ends the process at once."""
 
     def __init__(self) -> None:
-        """Start with nothing received."""
+        """Start without a received signal."""
         self.received: str | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        """Install the handlers (only the main thread may; elsewhere signals keep their meaning)."""
+        """Install the handlers (possible in the main thread only; elsewhere signals keep their handlers)."""
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._handle)
@@ -27,17 +27,17 @@ class StopSignal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Put the former handlers back."""
+        """Restore the previous handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.received = signal.Signals(number).name
-        # restoring now makes a second signal mean what it meant before: stop at once
+        # restore the previous handler now, so that a second signal stops the process at once
         signal.signal(number, self._before[number])
 
     def agreed(self) -> str | None:
-        """Return the signal's name if any process has received one, the same answer on every process."""
+        """Return the signal's name if any process has received one; all processes agree whether one has."""
         if jax.process_count() == 1:
             return self.received
         anyone = multihost_utils.process_allgather(np.array(self.received is not None))

@@ -1,6 +1,6 @@
-"""One stage of training in its work directory: the numbers that each one has, its batches, and its run.
+"""One stage of training in its work directory: its settings, its batches and its run.
 
-An experiment brings data, model and loss; everything that would be said again in each of them is said here.
+An experiment provides data, model and loss; the wiring that all experiments share is here.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,26 +29,26 @@ from fm_jax.train.hooks import Hook
 from fm_jax.train.step import Combine, Step, make_train_step
 
 RESUMABLE = ("fit.log_every", "fit.save_every", "fit.profile_*", "mesh.*", "workers")
-"""Options of a plan that may change from one start of a run to the next: they change no number."""
+"""Options of a plan that may change when a run is resumed: they change no result."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The numbers of a stage that are not its model's or its data's; the schedule spans `fit.num_steps`."""
+    """Settings of a stage, except those of its model and data; the schedule spans `fit.num_steps`."""
 
     fit: loop.FitConfig
     learning_rate: float
-    batch_size: int  # rows a step, over all devices
-    accumulate: int = 1  # parts a step's batch is worked through in
+    batch_size: int  # rows per step, over all devices
+    accumulate: int = 1  # microbatches per step
     warmup: float = 0.0  # share of the steps
     optimizer: optimizers.Config = optimizers.Config()
-    data_dir: Path | None = None  # where data sets and what is made of them are kept; None: in the work directory
+    data_dir: Path | None = None  # folder of data sets and derived files; None: in the work directory
     workers: int = 0  # processes that read ahead
     mesh: meshes.MeshConfig = meshes.MeshConfig()
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not fit together."""
+        """Refuse settings that do not fit together."""
         if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
             raise ConfigError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
         if not self.learning_rate >= 0:
@@ -64,7 +64,7 @@ def open_mesh(cfg: Plan) -> Mesh:
     """Return the mesh of a stage.
 
     Raises:
-        ConfigError: a mesh that the devices do not make up, or whose shards do not divide the batch.
+        ConfigError: the mesh does not match the number of devices, or the batch is not divisible by its shards.
     """
     mesh = meshes.make_mesh(cfg.mesh)
     if cfg.batch_size // cfg.accumulate % (ways := sharding.batch_ways(mesh)):
@@ -76,19 +76,19 @@ def open_mesh(cfg: Plan) -> Mesh:
 
 
 def batches(cfg: Plan, source: Source, *, repeats: int = 1) -> loader.Batches:
-    """Return this process's share of a training split's batches, shuffled anew at each pass."""
+    """Return this process's share of a training split's batches, reshuffled in each epoch."""
     options = {"seed": cfg.seed, "workers": cfg.workers, "repeats": repeats}
     return loader.Batches(source, cfg.batch_size, **options, **_place())
 
 
-def once(cfg: Plan, source: Source, mesh: Mesh, *, rows: int | None = None) -> Iterator[Batch]:
-    """Yield a split once, in order, on the devices; rows that fill the last batch up have weight 0.
+def one_pass(cfg: Plan, source: Source, mesh: Mesh, *, rows: int | None = None) -> Iterator[Batch]:
+    """Yield one pass over a split, in order, on the devices; rows that pad the last batch have weight 0.
 
     Args:
-        cfg: of the stage.
-        source: of the split.
-        mesh: what `open_mesh` gave.
-        rows: at a time, rounded down to whole shares of the mesh; as many as a step works through at once by default.
+        cfg: the stage's plan.
+        source: rows of the split.
+        mesh: mesh from `open_mesh`.
+        rows: rows per batch, rounded down to a multiple of the mesh's shards; by default those of a microbatch.
     """
     size = cfg.batch_size // cfg.accumulate
     if rows is not None:
@@ -98,15 +98,16 @@ def once(cfg: Plan, source: Source, mesh: Mesh, *, rows: int | None = None) -> I
 
 
 def at_most(cfg: Planned, rows: int, mesh: Mesh) -> Planned:
-    """Return the plan for a split of few rows: a batch no larger than they are, in whole shares of the mesh.
+    """Return the plan for a small split: a batch of at most `rows`, rounded down to a multiple of shards × accumulate.
 
     Raises:
-        DataError: fewer rows than there are shards and parts.
+        DataError: there are fewer rows than shards × accumulate.
     """
     parts = sharding.batch_ways(mesh) * cfg.accumulate
     if rows < parts:
         raise DataError(
-            f"{rows} rows are fewer than one for each of {parts} shards and parts of a batch; use fewer devices"
+            f"{rows} rows are fewer than one for each of {parts} shards and parts of a batch; use fewer devices, or a "
+            "smaller accumulate"
         )
     return cfg if cfg.batch_size <= rows else replace(cfg, batch_size=rows // parts * parts)
 
@@ -116,7 +117,7 @@ def _place() -> dict[str, int]:
 
 
 def rates(cfg: Plan, kind: schedule.Kind = "cosine", **more: Any) -> schedule.Config:
-    """Return the schedule of a stage in steps; `more` are fields of `schedule.Config`."""
+    """Return the learning-rate schedule of a stage in steps; `more` are fields of `schedule.Config`."""
     steps = cfg.fit.num_steps
     return schedule.Config(
         kind=kind, peak=cfg.learning_rate, num_steps=steps, warmup_steps=int(cfg.warmup * steps), **more
@@ -124,18 +125,18 @@ def rates(cfg: Plan, kind: schedule.Kind = "cosine", **more: Any) -> schedule.Co
 
 
 def epochs(count: int, rows: int, batch_size: int) -> loop.FitConfig:
-    """Return the plan of so many passes over so many rows: evaluated every twentieth of the way, saved every hundredth.
+    """Return the config of `count` epochs over `rows`: evaluate every 1/20 of the steps, save every 1/100.
 
-    The steps are rounded down once, over all passes together, as batches run on from one pass into the next.
+    The steps are rounded down once, over all epochs together, because batches cross the boundaries of epochs.
     """
     steps = count * rows // batch_size
     return loop.FitConfig(steps, log_every=50, eval_every=steps // 20, save_every=steps // 100)
 
 
 class Trainer(NamedTuple):
-    """What is compiled once: several fits that differ in their data and first weights alone may share it."""
+    """What is compiled once: fits that differ only in their data and initial weights may share it."""
 
-    create: Callable[[Params, Params], state.TrainState]  # the state before the first step, of (trained, frozen)
+    create: Callable[[Params, Params], state.TrainState]  # (trained, frozen) -> the state before the first step
     step: Step
 
 
@@ -151,12 +152,12 @@ def make_trainer(
     """Make the optimiser and the step of a stage.
 
     Args:
-        cfg: of the stage.
-        loss: of a batch.
-        rates: what the learning rate does.
-        make_params: returns (trained, frozen) parameters; traced here, for their shapes.
-        combine: how the two make the model's parameters.
-        ema_decay: of a running mean of the trained parameters.
+        cfg: the stage's plan.
+        loss: loss function of a batch.
+        rates: learning-rate schedule.
+        make_params: returns (trained, frozen) parameters; only traced here, for their shapes.
+        combine: (trained, frozen) -> the model's parameters.
+        ema_decay: decay of an exponential moving average of the trained parameters; None for no average.
     """
     tx = optimizers.make(cfg.optimizer, schedule.make(rates), jax.eval_shape(make_params)[0])
     key = jax.random.key(cfg.seed)
@@ -170,7 +171,7 @@ def train(
     trainer: Trainer,
     *,
     make_params: Callable[[], tuple[Params, Params]],
-    batches: loop.Batches,
+    batches: loop.Stream,
     mesh: Mesh,
     model: nn.Module,
     meta: Mapping[str, Any],
@@ -182,24 +183,24 @@ def train(
     store: bool = True,
     writer: log.Writer | None = None,
 ) -> state.TrainState:
-    """Train from the newest checkpoint of the work directory, or from `make_params`; return the last state, saved.
+    """Train from the newest checkpoint of the work directory, or from `make_params`; save and return the last state.
 
     Args:
-        cfg: of the stage.
-        workdir: gets checkpoints, metrics.jsonl, TensorBoard's events and profiler traces.
-        trainer: what `make_trainer` made.
+        cfg: the stage's plan.
+        workdir: folder for checkpoints, metrics.jsonl, TensorBoard events and profiler traces.
+        trainer: optimiser and step from `make_trainer`.
         make_params: returns (trained, frozen) parameters before the first step.
-        batches: of training.
-        mesh: what `open_mesh` gave.
-        model: what is trained; every checkpoint describes it, so that a later stage opens it again.
-        meta: saved with every checkpoint: "config", as JSON data, and what later stages need besides.
-        layout: what `state.layout` gives of the whole model; then a run that goes on makes no parameters first.
-        validate: (step, state) -> metrics, every `cfg.fit.eval_every` steps and after the last one.
-        metric: of those, which decides the best checkpoint (the lowest).
-        split: what `validate` measures on; "SPLIT/" stands before its metrics' names in the log and in checkpoints.
-        work: what a step does.
-        store: keep checkpoints and go on from them; False for a fit of seconds, which starts anew each time.
-        writer: of the metrics; metrics.jsonl, TensorBoard and the console by default.
+        batches: training batches.
+        mesh: mesh from `open_mesh`.
+        model: the trained model; every checkpoint describes it, so that a later stage can open it.
+        meta: saved with every checkpoint: "config", as JSON data, and what later stages also need.
+        layout: the whole model's `state.layout`; with it, a resumed run makes no initial parameters.
+        validate: (step, state) -> metrics, called every `cfg.fit.eval_every` steps and after the last step.
+        metric: name of the validation metric whose lowest value decides the best checkpoint.
+        split: split that `validate` measures; "SPLIT/" is the prefix of its metrics in the log and in checkpoints.
+        work: tokens or images, and FLOPs, per step.
+        store: save checkpoints and resume from them; False for a fit of seconds, which always starts from scratch.
+        writer: metric writer; by default metrics.jsonl, TensorBoard and the console.
     """
     hooks = [] if validate is None else [Hook(_named(split, validate), cfg.fit.eval_every)]
     with ExitStack() as stack:
@@ -208,14 +209,14 @@ def train(
             best = f"{split}/{metric}" if metric else None
             described = {**meta, "model": models.describe(model)}
             kept = stack.enter_context(Store(workdir / "checkpoints", metric=best, meta=described))
-        begun = loop.start(trainer.create, make_params, mesh, store=kept, batches=batches, layout=layout)
+        initial = loop.begin(trainer.create, make_params, mesh, store=kept, batches=batches, layout=layout)
         if writer is None:
-            writer = log.writers(workdir, step=int(begun.step), num_steps=cfg.fit.num_steps, tensorboard=True)
+            writer = log.writers(workdir, step=int(initial.step), num_steps=cfg.fit.num_steps, tensorboard=True)
             stack.callback(writer.close)
         return loop.fit(
             cfg.fit,
             trainer.step,
-            begun,
+            initial,
             batches,
             mesh=mesh,
             store=kept,
@@ -230,5 +231,5 @@ Validate = Callable[[int, state.TrainState], Mapping[str, float]]
 
 
 def _named(split: str, validate: Validate) -> Validate:
-    """Return the same measurement with "SPLIT/" before its metrics' names."""
+    """Return `validate` with the prefix "SPLIT/" before its metrics' names."""
     return lambda step, now: {f"{split}/{name}": value for name, value in validate(step, now).items()}

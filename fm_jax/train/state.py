@@ -1,4 +1,4 @@
-"""What changes during training, made directly in its shards."""
+"""The training state, created directly in its shards."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,19 +18,19 @@ from fm_jax.core.types import Params
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything a step reads and writes; the random key is not here, for it is a function of `step`."""
+    """Everything that a step reads and writes; the random key is not stored because it is a function of `step`."""
 
-    step: jax.Array  # int32: batches seen, skipped ones included
+    step: jax.Array  # [] int32: batches seen, including skipped ones
     params: Params  # the leaves being trained
-    frozen: Params  # leaves the optimiser never sees; {} when everything is trained
+    frozen: Params  # leaves without gradient and optimiser state; {} if everything is trained
     opt_state: Any
-    ema: Params | None  # running mean of `params`, or None
-    skipped: jax.Array  # int32: steps skipped one after another because of a non-finite gradient
+    ema: Params | None  # exponential moving average of `params`, or None
+    skipped: jax.Array  # [] int32: consecutive steps skipped because of a non-finite gradient
 
 
 def create(params: Params, tx: optax.GradientTransformation, *, frozen: Params | None = None, ema: bool) -> TrainState:
-    """Return the state before the first step. Pretrained parameters go in here, before `tx.init` sees them."""
-    # no two leaves may share a buffer: the step's donation would give it away twice
+    """Return the state before the first step; `tx.init` sees `params`, so give pretrained ones here."""
+    # no two leaves may share a buffer: the step would donate it twice
     counters = [jnp.zeros((), jnp.int32) for _ in range(2)]
     mean = jax.tree.map(jnp.copy, params) if ema else None
     return TrainState(counters[0], params, frozen or {}, tx.init(params), mean, counters[1])
@@ -39,23 +39,23 @@ def create(params: Params, tx: optax.GradientTransformation, *, frozen: Params |
 def init_params(
     model: nn.Module, inputs: Sequence[Any], key: jax.Array, mesh: Mesh, *, rngs: tuple[str, ...] = ("params",)
 ) -> Params:
-    """Draw a model's parameters; each device makes its own shard only.
+    """Initialise a model's parameters randomly; each device makes only its own shard.
 
     Args:
-        model: called with `inputs`.
-        inputs: arrays, of which shapes and types count.
-        key: of the draw.
-        mesh: of the run.
-        rngs: names of the random streams that the model asks for when it is initialised; all are given `key`.
+        model: the module to initialise.
+        inputs: example inputs; only their shapes and dtypes matter.
+        key: random key of the initialisation.
+        mesh: mesh of the run.
+        rngs: names of the random streams that the model uses in its initialisation; all get `key`.
     """
     shapes = _shapes(inputs)
     place = sharding.shardings(jax.eval_shape(partial(_boxed, model, shapes, rngs), key), mesh)
-    # model and shapes are static: draws of one model, however many, compile once
+    # model and shapes are static, so any number of initialisations of one model compiles once
     return jax.jit(_drawn, static_argnums=(0, 1, 2), out_shardings=place)(model, shapes, rngs, key)
 
 
 def layout(model: nn.Module, inputs: Sequence[Any], mesh: Mesh, *, rngs: tuple[str, ...] = ("params",)) -> Params:
-    """Return what `init_params` makes as shapes with shardings; nothing is drawn."""
+    """Return the shapes and shardings of what `init_params` makes, without making it."""
     boxed = jax.eval_shape(partial(_boxed, model, _shapes(inputs), rngs), jax.eval_shape(jax.random.key, 0))
     place = sharding.shardings(boxed, mesh)
     shaped: Params = jax.tree.map(
@@ -65,9 +65,9 @@ def layout(model: nn.Module, inputs: Sequence[Any], mesh: Mesh, *, rngs: tuple[s
 
 
 def traced(make_params: Callable[[], tuple[Params, Params]], model_layout: Params, mesh: Mesh) -> tuple[Params, Params]:
-    """Return what `make_params` makes as shapes with shardings; it is traced, and nothing is read or computed.
+    """Return the shapes and shardings of what `make_params` makes; it is only traced, nothing is read or computed.
 
-    A leaf, or a slice of a stacked one, lies as the model's at its path; what is no leaf of the model is replicated.
+    A leaf, or a slice of a stacked leaf, is sharded as the model's leaf at its path; other leaves are replicated.
     """
     known = tree.flatten(model_layout)
 
@@ -83,13 +83,13 @@ def traced(make_params: Callable[[], tuple[Params, Params]], model_layout: Param
 def abstract(
     create_state: Callable[[Params, Params], TrainState], params: Params, frozen: Params, mesh: Mesh
 ) -> TrainState:
-    """Return the state's shapes with shardings: what a checkpoint is restored onto, and how a new one is placed.
+    """Return the state's shapes with shardings, to restore a checkpoint or to create a new state.
 
-    Leaves of the optimiser's state and of the mean that stand at a parameter's path with its shape are laid out as
-    that parameter; everything else is replicated.
+    Leaves of the optimiser state and of the EMA at a parameter's path and with its shape are sharded as that
+    parameter; everything else is replicated.
     """
     shapes = jax.eval_shape(create_state, params, frozen)
-    # a stack that is frozen in part has its lower layers at the same path in the one tree as its upper in the other
+    # in a partly frozen stack, the lower layers in one tree have the same path as the upper layers in the other
     leaves = [*jax.tree_util.tree_leaves_with_path(params), *jax.tree_util.tree_leaves_with_path(frozen)]
     layouts = {(_key(path), leaf.shape): leaf.sharding for path, leaf in leaves}
 
@@ -108,7 +108,7 @@ def abstract(
 def place(
     create_state: Callable[[Params, Params], TrainState], params: Params, frozen: Params, mesh: Mesh
 ) -> TrainState:
-    """Create the state with every leaf already in its shard."""
+    """Create the state with every leaf directly in its shards."""
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract(create_state, params, frozen, mesh))
     with jax.set_mesh(mesh):
         return jax.jit(create_state, out_shardings=layout)(params, frozen)

@@ -29,19 +29,19 @@ def make_train_step(
     """Make the step; the loop jits it and donates the state.
 
     Sums and weights are added over microbatches and (by the partitioner, or by `total`) over devices, and divided
-    once: a mean of means would weigh a token by how full its microbatch is.
+    once: in a mean of means, the weight of a token would depend on how full its microbatch is.
 
     Args:
         loss_fn: called with `combine(params, frozen)` and the number of the step; it may update frozen leaves.
-        tx: sees the gradient of the trained leaves only.
-        key: of the run; a step's randomness is `fold_in(key, step)`, so a resumed run needs no stored key.
-        accumulate: microbatches a step; the batch is split along its first axis.
-        ema_decay: of the running mean of the parameters, if the state carries one.
-        combine: how trained and frozen leaves make the model's parameters (`tree.merge`, LoRA's, a stack's).
+        tx: optimiser; it gets the gradient of the trained leaves only.
+        key: random key of the run; a step uses `fold_in(key, step)`, so a resumed run needs no stored key.
+        accumulate: microbatches per step; the batch is split along its first axis.
+        ema_decay: decay of the moving average of the parameters, if the state has one.
+        combine: (trained, frozen) -> the model's parameters (`tree.merge`, LoRA's, a stack's).
         total: adds a tree over replicas; the identity under jit, `lax.psum` under pmap.
 
     Returns:
-        A step whose metrics are "loss", the loss function's, "grad_norm", "skipped" (in a row), "skip" (this step).
+        A step with the metrics "loss", those of the loss function, "grad_norm", "skipped" (in a row) and "skip" (now).
         A step with a non-finite loss or gradient changes nothing but the counters.
     """
 
@@ -54,7 +54,7 @@ def make_train_step(
 
         grads_of = jax.value_and_grad(objective, has_aux=True)
         (_, loss), grads = total(_accumulate(grads_of, state.params, batch, rng, accumulate))
-        safe = jnp.maximum(loss.weight, 1e-9)  # a batch of nothing but padding has sum 0 and weight 0: a zero gradient
+        safe = jnp.maximum(loss.weight, 1e-9)  # a batch of only padding has sum 0 and weight 0: zero gradient
         grads = jax.tree.map(lambda g: g / safe, grads)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss.sum) & jnp.isfinite(norm)
@@ -81,20 +81,20 @@ def _means(sums: Updates) -> dict[str, jax.Array]:
 
 
 def _updated(frozen: Params, trained: Params, new: dict[str, jax.Array], finite: jax.Array) -> Params:
-    """Return the frozen leaves with new values at some paths; the old ones stay where the step is skipped.
+    """Return the frozen leaves with new values at some paths, or unchanged if the step is skipped.
 
     Raises:
-        ConfigError: a path of a trained leaf, which the optimiser alone may change, or of none at all.
+        ConfigError: a path is a trained leaf, which only the optimiser may change, or does not exist.
     """
     if not new:
         return frozen
     leaves = tree.flatten(frozen)
     if others := sorted(new.keys() - leaves.keys()):
         if both := [path for path in others if path in tree.flatten(trained)]:
-            raise ConfigError(f"the loss updates {both[:3]}, which are among the trained leaves: split them off first")
+            raise ConfigError(f"the loss updates {both[:3]}, which are trained leaves: freeze them first")
         held = ", ".join(list(leaves)[:8])
         raise ConfigError(
-            f"the loss updates {others[:3]}, which are no leaves of the state; the frozen ones are {held}"
+            f"the loss updates {others[:3]}, which are not leaves of the state; the frozen leaves are {held}"
         )
     return tree.unflatten(leaves | {path: jnp.where(finite, value, leaves[path]) for path, value in new.items()})
 
@@ -107,8 +107,8 @@ def _accumulate(grads_of: Any, params: Params, batch: Batch, rng: jax.Array, par
 
     def add(carry: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
         piece, index = part
-        found = grads_of(params, piece, jax.random.fold_in(rng, index))
-        return jax.tree.map(jnp.add, carry, found), None
+        sums = grads_of(params, piece, jax.random.fold_in(rng, index))
+        return jax.tree.map(jnp.add, carry, sums), None
 
     shapes = jax.eval_shape(grads_of, params, jax.tree.map(lambda x: x[0], split), rng)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -116,7 +116,7 @@ def _accumulate(grads_of: Any, params: Params, batch: Batch, rng: jax.Array, par
 
 
 def _interleave(x: jax.Array, parts: int) -> jax.Array:
-    """Split [B, ...] into [parts, B/parts, ...] so that every device's rows are shared out evenly over the parts."""
+    """Split [B, ...] into [parts, B/parts, ...] so that every part has equally many rows of each device."""
     if x.shape[0] % parts:
         raise ConfigError(f"a batch of {x.shape[0]} rows cannot be accumulated in {parts} equal parts")
     return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)

@@ -57,15 +57,18 @@ CLASS = models.describe(GPT)
 @pytest.mark.parametrize(
     ("meta", "message"),
     [
-        ({}, r"runs/old does not say which model.*the revision that trained it checked out.*hub_convert"),
-        ({"git": None}, r"the revision that trained it checked out"),
-        ({"git": {"revision": "abc123"}}, r"with abc123 checked out"),
-        ({"model": {"class": "os.system"}}, r"class 'os\.system'; known here are language\.classifier\.Classifier"),
-        ({"model": "language.decoder.Decoder"}, r"class 'language.decoder.Decoder'; known here"),
-        ({"model": {**CLASS, "depth": 3}}, r"has no depth; was it trained by a later version"),
-        ({"model": {**CLASS, "cfg": {"vocab_size": 3}}}, r"Decoder cannot be made here: key \w+ is missing"),
-        ({"model": {"class": CLASS["class"]}}, r"Decoder cannot be made here"),
-        ({"model": {"class": "language.masked_lm.MaskedLM", "backbone": 3}}, r"class 3; known here"),
+        ({}, r"runs/old does not name its model.*check out the revision that trained it.*hub_convert"),
+        ({"git": None}, r"check out the revision that trained it"),
+        ({"git": {"revision": "abc123"}}, r"check out abc123"),
+        (
+            {"model": {"class": "os.system"}},
+            r"class 'os\.system', which is unknown; known are language\.classifier\.Classifier",
+        ),
+        ({"model": "language.decoder.Decoder"}, r"class 'language.decoder.Decoder', which is unknown"),
+        ({"model": {**CLASS, "depth": 3}}, r"has no depth; it may need a later version"),
+        ({"model": {**CLASS, "cfg": {"vocab_size": 3}}}, r"Decoder cannot be built: key \w+ is missing"),
+        ({"model": {"class": CLASS["class"]}}, r"Decoder cannot be built"),
+        ({"model": {"class": "language.masked_lm.MaskedLM", "backbone": 3}}, r"class 3, which is unknown"),
     ],
 )
 def test_what_describes_no_model_is_refused_and_never_imported(meta, message):

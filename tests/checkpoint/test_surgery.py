@@ -154,3 +154,11 @@ def test_leaves_go_where_the_target_lies():
     np.testing.assert_array_equal(loaded["w"], 1)
     abstract = {"w": jax.ShapeDtypeStruct((8, 2), jnp.float32, sharding=split)}
     assert surgery.load(abstract, {"w": jnp.ones((8, 2))})["w"].sharding == split
+
+
+def test_shapes_stand_in_for_weights_while_shapes_are_asked_for_and_never_else():
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _params())
+    wanted = jax.eval_shape(lambda: surgery.load(_params(1.0), _params()))
+    assert jax.eval_shape(lambda: surgery.load(jax.tree.map(jnp.copy, _params(1.0)), shapes)) == wanted
+    with pytest.raises(CheckpointError, match=r"weights were not read, only their shapes: .*blocks/attn/q/kernel"):
+        surgery.load(_params(1.0), shapes)

@@ -99,6 +99,9 @@ GOOD = [
     (["--lora", "none"], "lora", None),
     (["--start.path", "w"], "start", Start(Path("w"))),
     (["--rule.momentum", "0"], "rule", Sgd(0.0)),
+    (["--rule", "Sgd"], "rule", Sgd()),
+    (["--rule", "Opt"], "rule", Opt()),
+    (["--rule.lr", "3", "--rule", "Opt"], "rule", Opt(lr=3.0)),
 ]
 
 
@@ -159,6 +162,10 @@ BAD = [
     (["--seed", "1", "2"], r"unexpected argument '2'"),
     (["--model.num_heads", "3"], r"^model: num_heads 3 does not divide d_model 64$"),
     (["--lora", "none", "--lora.rank", "2"], r"cannot be combined with options inside"),
+    (["--rule", "Opd"], r"^--rule: 'Opd' is not Opt\|Sgd; did you mean Opt\?$"),
+    (["--rule.lr", "1"], r"^--rule\.lr is an option of --rule Opt; add that$"),
+    (["--rule", "Opt", "--rule.momentum", "1"], r"--rule\.momentum is an option of --rule Sgd; add that"),
+    (["--rule", "Opt", "--rule.lrr", "1"], r"unknown option --rule\.lrr; did you mean --rule\.lr\?"),
     (["--lora", "on"], r"--lora: 'on' is not section\|none"),
     (["--start.strict", "true"], r"--start\.path is required"),
     (["--name", "hf_ABCDEFGHIJKLMN"], r"--name: the value looks like a secret"),
@@ -238,7 +245,7 @@ def test_a_whole_number_in_a_float_field_is_written_as_a_float() -> None:
         ({"level": "1"}, r"level: \"1\" is not 1\|2\|auto"),
         ({"start": {}}, r"key start\.path is missing"),
         ({"model": {"num_heads": 3}}, r"^model: num_heads 3 does not divide"),
-        ({"rule": {"class": "os.system"}}, r"rule: .* is not section\|section"),
+        ({"rule": {"class": "os.system"}}, r"rule: .* is not Opt\|Sgd"),
         ({"_target_": "os.system"}, r"unknown key _target_"),
     ],
 )

@@ -133,8 +133,10 @@ def test_the_list_is_complete() -> None:
 def test_the_first_preset_is_called_default(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     presets: list[str] = []
     monkeypatch.setattr(cli, "main", lambda _, configs, **__: presets.extend(configs))
-    monkeypatch.delitem(sys.modules, f"experiments.{name}", raising=False)
-    runpy.run_module(f"experiments.{name}", run_name="__main__")
+    (path,) = (ROOT / "experiments").rglob(f"{name}.py")
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    runpy.run_module(module, run_name="__main__")
     assert presets[0] == "default" and presets[-1] == "debug"
 
 

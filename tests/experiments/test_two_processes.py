@@ -14,6 +14,7 @@ from tests.close import close
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
+EXPERIMENTS = ("language.lm_pretrain", "language.text_classify", "language.bert_squad", "vision.resnet_imagenet")
 FLAGS = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
 
 
@@ -57,17 +58,17 @@ def losses(workdir: Path) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("lm_pretrain")
-    alone("lm_pretrain", workdir)
+    alone("language.lm_pretrain", workdir)
     return workdir
 
 
-@pytest.mark.parametrize("name", ["lm_pretrain", "text_classify", "bert_squad", "resnet_imagenet"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_two_processes_share_the_work_of_one(name: str, language_model: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     options = ("--data_dir", str(tmp_path / "data"))
-    if name == "text_classify":
+    if name == "language.text_classify":
         options = ("--init.from", str(language_model), "--fit.log_every", "1", *options)
-    if name == "lm_pretrain":
+    if name == "language.lm_pretrain":
         one = language_model
     else:
         alone(name, one, *options)

@@ -257,7 +257,7 @@ REFUSED = [
     ({"r": 0}, "r 0"),
     ({"r": 3}, "A (2, 16), B (16, 2), not A (3, 16), B (16, 3)"),
     ({"rank_pattern": {"(q|v)_proj": 4}}, "'(q|v)_proj' is a regular expression"),
-    ({"alpha_pattern": {"q_proj": "many"}}, "'q_proj' stands for 'many'"),
+    ({"alpha_pattern": {"q_proj": "many"}}, "'q_proj' has the value 'many'"),
     ({"lora_alpha": -1}, "lora_alpha -1"),
 ]
 
@@ -278,9 +278,12 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
 # (change of the tensors, what the message must name)
 UNFIT = [
     (lambda a: a.pop(f"{Q}.lora_A.weight"), "q_proj: lora_A or lora_B is missing"),
-    (lambda a: a.update({f"{Q}.lora_magnitude_vector": np.ones(16, np.float32)}), "an adapter of another kind"),
-    (lambda a: a.update({"base_model.model.model.embed_tokens.lora_embedding_A": np.ones(2)}), "of another kind"),
-    (lambda a: a.update({"model.norm.weight": np.ones(16)}), "not below base_model.model."),
+    (
+        lambda a: a.update({f"{Q}.lora_magnitude_vector": np.ones(16, np.float32)}),
+        "this kind of adapter",
+    ),
+    (lambda a: a.update({"base_model.model.model.embed_tokens.lora_embedding_A": np.ones(2)}), "this kind of adapter"),
+    (lambda a: a.update({"model.norm.weight": np.ones(16)}), "does not begin with base_model.model."),
     (lambda a: a.update({"base_model.model.score.weight": np.ones((2, 16))}), "score.weight: stored, but"),
     (lambda a: a.update({f"{Q}.weight": np.ones((16, 16), np.float32)}), "q_proj.weight"),
     (lambda a: a.update({"base_model.model.model.embed_tokens.weight": np.ones((40, 16))}), "is tied to the head"),
@@ -305,10 +308,10 @@ def test_tensors_that_do_not_fit_are_refused_by_name(change, word, tmp_path):
 def test_what_peft_cannot_say_is_not_written(tmp_path):
     module, _ = build(FORMS["gpt2"])
     for words, message in (
-        ({"targets": ("embed/tokens",)}, "embed/tokens has an adapter, but is no matrix"),
-        ({"trainable": ("embed/tokens",)}, "transformer.wte.weight was trained in full and is tied"),
-        ({"trainable": ("blocks/attn/q/bias",)}, "blocks/attn/q/bias was trained in full and blocks/attn/k/bias"),
-        ({"trainable": ("blocks/attn/.*/bias",)}, "was trained in full and has an adapter"),
+        ({"targets": ("embed/tokens",)}, "embed/tokens has an adapter, but peft supports LoRA only on matrices"),
+        ({"trainable": ("embed/tokens",)}, "transformer.wte.weight was fully trained and is tied"),
+        ({"trainable": ("blocks/attn/q/bias",)}, "blocks/attn/q/bias was fully trained and blocks/attn/k/bias"),
+        ({"trainable": ("blocks/attn/.*/bias",)}, "was fully trained and has an adapter"),
     ):
         trained, _, cfg = train(module, **words)
         with pytest.raises(CheckpointError, match=re.escape(message)):
@@ -319,7 +322,7 @@ def test_what_peft_cannot_say_is_not_written(tmp_path):
         save(tmp_path / "adapter", mean, trained, cfg)
     trained, _, cfg = train(module)
     small, _ = build({**FORMS["gpt2"], "n_embd": 8})
-    with pytest.raises(CheckpointError, match="its adapter does not fit"):
+    with pytest.raises(CheckpointError, match="its adapter has another shape"):
         save(tmp_path / "adapter", small, trained, cfg)
     assert list(tmp_path.iterdir()) == []
 

@@ -52,7 +52,7 @@ def test_a_branch_is_resolved_to_a_commit_that_is_fetched_and_printed(hub, tmp_p
     assert hub.fetched == [("owner/name", COMMIT, ["config.json", "tokenizer.json", "model.safetensors"])]
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == f"owner/name: {revision or 'main'} is commit {COMMIT}; that revision repeats this run\n"
+    assert err == f"owner/name: {revision or 'main'} is commit {COMMIT}; give it as revision to repeat this\n"
 
 
 def test_what_a_model_wants_to_see_of_an_image_is_fetched_too(hub):
@@ -99,10 +99,10 @@ def test_every_chosen_name_means_itself_as_a_pattern():
     [
         (
             ["config.json", "pytorch_model.bin"],
-            r"only as pickles \(pytorch_model.bin\): nothing was fetched.*save_pretr",
+            r"only as pickles \(pytorch_model.bin\), which can run code: nothing was downloaded.*save_pretr",
         ),
-        (["config.json", "tf_model.h5"], "has no model.safetensors; there is config.json, tf_model.h5"),
-        ([], "there is nothing"),
+        (["config.json", "tf_model.h5"], "has no model.safetensors; it has config.json, tf_model.h5"),
+        ([], "it has no files"),
     ],
 )
 def test_a_checkpoint_without_safe_weights_is_told_before_anything_is_fetched(hub, files, said):
@@ -115,12 +115,12 @@ def test_a_checkpoint_without_safe_weights_is_told_before_anything_is_fetched(hu
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (http(errors.GatedRepoError), "owner/name at v1 is gated: ask its owner"),
-        (http(errors.RepositoryNotFoundError), "there is no public checkpoint owner/name at v1; mend the name"),
+        (http(errors.GatedRepoError), "owner/name at v1 is gated: request access"),
+        (http(errors.RepositoryNotFoundError), "there is no public checkpoint owner/name at v1; correct the name"),
         (http(errors.RevisionNotFoundError), "there is no such commit, branch or tag"),
-        (http(errors.HfHubHTTPError), "could not be fetched.*the server said so"),
-        (errors.LocalEntryNotFoundError("gone"), "could not be fetched"),
-        (ConnectionError("no\n route to host"), "no route to host.*mend the network.*HF_HUB_OFFLINE=1"),
+        (http(errors.HfHubHTTPError), "could not be downloaded.*the server said so"),
+        (errors.LocalEntryNotFoundError("gone"), "could not be downloaded"),
+        (ConnectionError("no\n route to host"), "no route to host.*check the network.*HF_HUB_OFFLINE=1"),
         (TimeoutError(), "TimeoutError"),
         (RuntimeError("anything " * 100), "RuntimeError"),
     ],
@@ -152,14 +152,14 @@ def test_offline_takes_what_the_cache_has_and_asks_nobody(hub, monkeypatch, tmp_
     "name", ["", "a/b/c", "../x", "/etc", "a b", "a/", "https://x/y", "a/..", "a--b", "a\n", "x" * 97]
 )
 def test_what_cannot_be_a_name_is_refused_before_the_library_sees_it(hub, name):
-    with pytest.raises(ConfigError, match="no name of a checkpoint"):
+    with pytest.raises(ConfigError, match="not a checkpoint name"):
         download.fetch(name)
     assert not hub.asked
 
 
 @pytest.mark.parametrize("revision", ["", "../main", "a b", "-x", "a\n"])
 def test_what_cannot_be_a_revision_is_refused_before_the_library_sees_it(hub, revision):
-    with pytest.raises(ConfigError, match="no revision"):
+    with pytest.raises(ConfigError, match="not a revision"):
         download.fetch("owner/name", revision)
     assert not hub.asked
 

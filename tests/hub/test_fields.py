@@ -33,7 +33,7 @@ def test_a_field_that_nobody_read_is_named_with_its_value():
     text = refused(
         fields(n_layer=2, rope_scaling={"factor": 8.0}).close, "rope_scaling", '{"factor": 8.0}', "n_layer (2)"
     )
-    assert "ignore it only if it changes no number" in text
+    assert "ignore it only if it changes no result" in text
 
 
 def test_an_unknown_field_that_is_null_says_nothing():
@@ -51,7 +51,7 @@ def test_ignored_and_skipped_fields_are_accounted_for():
 def test_ignoring_does_not_excuse_a_value_that_is_not_supported():
     config = fields(scale=False)
     config.expect("scale", True)
-    refused(lambda: config.close(ignore=["scale"]), "scale is false, only true is supported")
+    refused(lambda: config.close(ignore=["scale"]), "scale is false, but only true is supported")
 
 
 @pytest.mark.parametrize("name", sorted(_OFF))
@@ -75,12 +75,12 @@ def test_all_problems_come_in_one_message():
     config.refuse("its windows do not fit")
     refused(
         config.close,
-        "scale is false, only true",
-        "tie is 3, only true or false is supported",
+        "scale is false, but only true",
+        "tie is 3, but only true or false is supported",
         "its windows do not fit",
         "mystery ([1]) is unknown",
         'riddle ("x") is unknown',
-        "is_decoder is true, only false",
+        "is_decoder is true, but only false",
     )
 
 
@@ -159,7 +159,7 @@ def test_a_file_is_read_and_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"n": 1, "ünïcode": "ß"}), "utf-8")
     config = Fields.open(tmp_path / "config.json")
     assert config.take("n", int) == 1
-    with pytest.raises(CheckpointError, match=f"{tmp_path}/config.json asks for what is not supported: ünïcode"):
+    with pytest.raises(CheckpointError, match=f"{tmp_path}/config.json is not supported: ünïcode"):
         config.close()
 
 
@@ -169,12 +169,12 @@ def test_a_file_is_read_and_named(tmp_path):
         (b"", "is not JSON"),
         (b"{", "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
-        (b"[1]", "holds a list, not an object"),
+        (b"[1]", "holds a list, not a JSON object"),
         (b"3", "holds a int"),
         (b"null", "holds a NoneType"),
         (b"[" * 100_000, "is not JSON"),
         (b'{"a": 1' + b"0" * 5000 + b"}", "is not JSON"),
-        (b'{"n_layer": 2, "n_layer": 3}', "'n_layer' stands there twice"),
+        (b'{"n_layer": 2, "n_layer": 3}', "'n_layer' occurs twice"),
     ],
 )
 def test_a_file_that_is_no_config_is_refused_with_its_name(tmp_path, content, said):
@@ -198,7 +198,7 @@ def test_a_size_that_no_model_has_is_refused_before_anything_is_made_of_it(name,
     assert fields(**{name: -1}).take(name, int) == -1
     for value in (most + 1, -2, 10**100):
         refused(
-            lambda value=value: fields(**{name: value}).take(name, int), f"{name} is {value}, a size that no model has"
+            lambda value=value: fields(**{name: value}).take(name, int), f"{name} is {value}, which is out of range"
         )
 
 

@@ -118,7 +118,8 @@ def test_a_missing_fused_tensor_is_told_for_each_of_its_parts():
 
 def test_a_tensor_left_over_is_told():
     refused(
-        theirs() | {"transformer.h.3.ln_1.weight": np.zeros(D)}, "h.3.ln_1.weight: stored, but the model has no place"
+        theirs() | {"transformer.h.3.ln_1.weight": np.zeros(D)},
+        "h.3.ln_1.weight: stored, but the model has no such parameter",
     )
 
 
@@ -134,20 +135,20 @@ def test_a_wrong_shape_is_told_in_their_layout():
 def test_whole_numbers_are_not_taken_for_weights():
     arrays = theirs()
     arrays["lm_head.weight"] = np.ones((V, D), np.int8)
-    refused(arrays, "lm_head.weight: stored as int8, which is no float32")
+    refused(arrays, "lm_head.weight: stored as int8, which cannot be read as float32")
 
 
 def test_a_tensor_stored_under_an_old_and_a_new_name_is_told():
     arrays = theirs()
     arrays["wte.weight"] = arrays["transformer.wte.weight"]
-    refused(arrays, "transformer.wte.weight: stored twice, as transformer.wte.weight and as wte.weight")
+    refused(arrays, "transformer.wte.weight: stored twice, as transformer.wte.weight and wte.weight")
 
 
 def test_a_table_that_names_a_leaf_twice_or_not_at_all_is_told():
     twice = replace(TABLE, entries=(*TABLE.entries, same("embed/tokens", "other.weight")))
-    refused(theirs() | {"other.weight": np.zeros((V, D))}, "embed/tokens: the table names it twice", names=twice)
+    refused(theirs() | {"other.weight": np.zeros((V, D))}, "embed/tokens: it is in the name table twice", names=twice)
     less = replace(TABLE, entries=TABLE.entries[1:])
-    refused(theirs(), "embed/tokens: the table has no name for it", names=less)
+    refused(theirs(), "embed/tokens: it is not in the name table", names=less)
 
 
 def test_one_tensor_read_for_two_leaves_is_told():
@@ -172,7 +173,7 @@ def test_all_that_does_not_fit_comes_in_one_message_before_a_number_is_read():
     with pytest.raises(CheckpointError) as error:
         table.read(TABLE, wanted(), counting)
     assert not counting.reads
-    for said in ("5 problems", "not stored", "no place for it", "the config wants", "stored twice", "no float32"):
+    for said in ("5 problems", "not stored", "no such parameter", "the config wants", "stored twice", "as float32"):
         assert said in str(error.value)
 
 

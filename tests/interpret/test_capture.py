@@ -31,7 +31,7 @@ def params():
 def runner(remat="none"):
     """Return the jitted (tokens, tap) -> (logits, read)."""
     model, weights = decoder.Decoder(replace(GPT, remat=remat)), params()
-    return jax.jit(lambda tokens, tap: capture.run(model, weights, tokens, tap=tap))
+    return jax.jit(lambda tokens, tap: capture.apply(model, weights, tokens, tap=tap))
 
 
 @cache
@@ -68,7 +68,7 @@ def test_recomputing_layers_reads_the_same(remat):
 def test_reading_changes_nothing_with_or_without_jit():
     model = decoder.Decoder(GPT)
     plain = model.apply({"params": params()}, CLEAN)
-    logits, at = capture.run(model, params(), CLEAN, tap=Tap(("block.attn.z", "final")))
+    logits, at = capture.apply(model, params(), CLEAN, tap=Tap(("block.attn.z", "final")))
     assert set(at) == {"block.attn.z", "final"}
     close(logits, plain)
     close(read()[0], plain)
@@ -149,7 +149,7 @@ def test_a_sweep_by_vmap_is_the_loop():
 
 def test_a_module_without_sites_is_refused_by_name():
     with pytest.raises(ConfigError, match=r"a Dense names no activations"):
-        capture.run(nn.Dense(3), {}, jnp.ones(3), tap=Tap(("embed",)))
+        capture.apply(nn.Dense(3), {}, jnp.ones(3), tap=Tap(("embed",)))
 
 
 def test_a_name_that_no_site_has_is_refused_with_the_list():
@@ -157,7 +157,7 @@ def test_a_name_that_no_site_has_is_refused_with_the_list():
         with pytest.raises(
             ConfigError, match=r"unknown sites block.attn.pettern; this model has embed, block.resid_pre, .*final"
         ):
-            capture.run(decoder.Decoder(GPT), params(), CLEAN, tap=tap)
+            capture.apply(decoder.Decoder(GPT), params(), CLEAN, tap=tap)
 
 
 class Partly(nn.Module):
@@ -181,4 +181,4 @@ class Partly(nn.Module):
 )
 def test_a_site_that_was_never_reached_is_no_silent_success(tap):
     with pytest.raises(ConfigError, match="the model did not reach the sites embed in this configuration"):
-        capture.run(Partly(), {"w": jnp.ones(3)}, jnp.ones(3), tap=tap)
+        capture.apply(Partly(), {"w": jnp.ones(3)}, jnp.ones(3), tap=tap)

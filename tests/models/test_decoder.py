@@ -93,7 +93,7 @@ def test_gradients_flow_from_exactly_the_tokens_that_may_be_seen(form):
     @jax.jit
     def jacobian(params):
         def logit(delta, time):
-            out, _ = capture.run(model, params, rows, tap=Tap(add={"embed": delta}))
+            out, _ = capture.apply(model, params, rows, tap=Tap(add={"embed": delta}))
             return out[0, time, 3]
 
         return jax.vmap(jax.grad(logit), (None, 0))(jnp.zeros((1, T, cfg.d_model)), jnp.arange(T))
@@ -184,7 +184,7 @@ def dropout_run():
 
     @jax.jit
     def run(params, key):
-        return capture.run(model, params, tokens(), tap=Tap(read=sites), rngs={"dropout": key})
+        return capture.apply(model, params, tokens(), tap=Tap(read=sites), rngs={"dropout": key})
 
     return lambda key: run(fresh(GPT), key)
 

@@ -82,7 +82,7 @@ def test_every_token_of_its_segment_is_seen_and_no_other(form):
     def jacobian(params):
         def feature(delta, time):
             tap = Tap(add={"embed": delta})
-            out, _ = capture.run(model, params, TOKENS[1:2], tap=tap, segments=jnp.asarray(SEGMENTS[1:2]))
+            out, _ = capture.apply(model, params, TOKENS[1:2], tap=tap, segments=jnp.asarray(SEGMENTS[1:2]))
             return out[0, time, 3]
 
         return jax.vmap(jax.grad(feature), (None, 0))(jnp.zeros((1, T, cfg.d_model)), jnp.arange(T))
@@ -98,8 +98,8 @@ def test_a_shared_layer_is_a_stack_of_copies_of_itself():
     copies = jax.tree.map(lambda leaf: jnp.stack([leaf] * cfg.num_layers), params["block"])
     rest = {name: node for name, node in params.items() if name != "block"}
     reads = Tap(read=("block.resid_post", "block.attn.pattern"))
-    got, read = capture.run(Encoder(cfg), params, TOKENS, tap=reads)
-    want, wanted = capture.run(Encoder(apart), {**rest, "blocks": copies}, TOKENS, tap=reads)
+    got, read = capture.apply(Encoder(cfg), params, TOKENS, tap=reads)
+    want, wanted = capture.apply(Encoder(apart), {**rest, "blocks": copies}, TOKENS, tap=reads)
     close(got, want)
     for site, activation in wanted.items():
         assert activation.shape[0] == cfg.num_layers
@@ -110,7 +110,7 @@ def test_a_shared_layer_drops_other_units_at_every_depth():
     cfg = replace(FORMS["albert"], dropout=0.5)
     everywhere = np.ones((cfg.num_layers, 1, 1, 1), np.float32)
     tap = Tap(read=("block.resid_post",), put={"block.resid_pre": (everywhere > 0, everywhere)})
-    _, read = capture.run(Encoder(cfg), fresh(cfg), TOKENS, tap=tap, rngs={"dropout": jax.random.key(0)})
+    _, read = capture.apply(Encoder(cfg), fresh(cfg), TOKENS, tap=tap, rngs={"dropout": jax.random.key(0)})
     first, second, third = read["block.resid_post"]  # every layer read the same, so only dropout tells them apart
     assert min(float(jnp.abs(first - second).max()), float(jnp.abs(second - third).max())) > 0.1
 

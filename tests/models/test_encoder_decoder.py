@@ -62,7 +62,7 @@ def test_a_position_reads_what_is_not_after_it_and_the_real_source(cfg):
 
         def outputs(before, here):
             tap = Tap(add={"encoder.embed": before, "embed": here})
-            return (capture.run(model, params, tokens, source, LENGTH, tap=tap)[0] * READ).sum(-1)[1]
+            return (capture.apply(model, params, tokens, source, LENGTH, tap=tap)[0] * READ).sum(-1)[1]
 
         zeros = jnp.zeros((B, S, 32)), jnp.zeros((B, T, 32))
         return [jnp.abs(slope[:, 1]).sum(-1) for slope in jax.jacobian(outputs, argnums=(0, 1))(*zeros)]

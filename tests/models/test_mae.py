@@ -34,17 +34,17 @@ def params():
 
 
 @jax.jit
-def draw(params, image):
-    return MODEL.apply({"params": params}, image, NOISE, method="draw")
+def predict(params, image):
+    return MODEL.apply({"params": params}, image, NOISE, method="reconstruct")
 
 
 def test_the_encoder_sees_nothing_of_what_was_taken_out(params):
     """Where those pixels are not even numbers, the prediction is the same number for number."""
-    whole = draw(params, IMAGE)
+    whole = predict(params, IMAGE)
     assert (np.asarray(whole.removed) == (NOISE >= 4)).all()
     cut = jnp.where(whole.removed[..., None], jnp.nan, patches.patchify(IMAGE, 2))
     holes = patches.unpatchify(cut, 2, (4, 4))
-    found = draw(params, holes)
+    found = predict(params, holes)
     np.testing.assert_array_equal(found.prediction, whole.prediction)
     assert np.isnan(found.target[found.removed]).all()
     assert np.isfinite(found.target[~found.removed]).all()
@@ -66,7 +66,7 @@ def test_the_decoder_is_given_patches_and_no_registers():
     assert given["backbone"]["embed"]["registers"].shape == (3, 32)
     assert "registers" not in given["decoder"]["embed"]
     tap = mae.Tap(read=("encoder.final", "embed"))
-    _, read = capture.run(model, given, IMAGE, NOISE, tap=tap)
+    _, read = capture.apply(model, given, IMAGE, NOISE, tap=tap)
     latent, embedded = read["encoder.final"], read["embed"]
     assert latent.shape == (3, 1 + 3 + 4, 32)
     decoder = jax.tree.map(np.asarray, given["decoder"]["embed"])
@@ -79,9 +79,9 @@ def test_the_decoder_is_given_patches_and_no_registers():
 
 def test_every_removed_patch_is_asked_for_at_its_own_place(params):
     """A decoder whose positions are all alike gives one prediction to all removed patches of an image, else many."""
-    found = np.asarray(draw(params, IMAGE).prediction)
+    found = np.asarray(predict(params, IMAGE).prediction)
     flat = tree.map_with_path(lambda path, leaf: leaf * 0 if path == "decoder/embed/positions" else leaf, params)
-    blind = np.asarray(draw(flat, IMAGE).prediction)
+    blind = np.asarray(predict(flat, IMAGE).prediction)
     for row in range(3):
         gone = NOISE[row] >= 4
         small(np.ptp(blind[row, gone], axis=0).max() / np.abs(blind).max(), 1e-5)
@@ -93,17 +93,17 @@ def test_which_patch_is_where_survives_the_way_through_the_model(params):
     quiet = tree.map_with_path(
         lambda path, leaf: leaf * 0 if path.endswith(("o/kernel", "down/kernel")) else leaf, params
     )
-    whole, kept = draw(quiet, IMAGE), NOISE < 4
+    whole, kept = predict(quiet, IMAGE), NOISE < 4
     for patch in range(16):
         cut = jnp.asarray(patches.patchify(IMAGE, 2))
         changed = patches.unpatchify(cut.at[:, patch].add(1.0 + jnp.arange(12)), 2, (4, 4))
-        moved = np.abs(draw(quiet, changed).prediction - whole.prediction).max(axis=-1) > 1e-6
+        moved = np.abs(predict(quiet, changed).prediction - whole.prediction).max(axis=-1) > 1e-6
         np.testing.assert_array_equal(moved, kept & (np.arange(16) == patch))
 
 
 def test_a_reconstruction_is_the_image_with_predictions_in_the_holes(params):
-    drawing = draw(params, IMAGE)
-    made = MODEL.apply({"params": params}, IMAGE, NOISE, method="reconstruct")
+    drawing = predict(params, IMAGE)
+    made = MODEL.apply({"params": params}, IMAGE, NOISE, method="inpaint")
     assert made.shape == IMAGE.shape
     cut, true = patches.patchify(made, 2), patches.patchify(jnp.asarray(IMAGE), 2)
     np.testing.assert_array_equal(cut[~drawing.removed], true[~drawing.removed])
@@ -113,13 +113,13 @@ def test_a_reconstruction_is_the_image_with_predictions_in_the_holes(params):
     want = drawing.prediction * scale + mean
     close(cut[drawing.removed], want[drawing.removed])
     plain = MODEL.clone(cfg=replace(MODEL.cfg, standardise=False))
-    made = patches.patchify(plain.apply({"params": params}, IMAGE, NOISE, method="reconstruct"), 2)
+    made = patches.patchify(plain.apply({"params": params}, IMAGE, NOISE, method="inpaint"), 2)
     close(made[drawing.removed], drawing.prediction[drawing.removed])
 
 
 def test_masks_are_drawn_from_the_key_where_no_noise_is_given(params):
     one, same, other = (
-        MODEL.apply({"params": params}, IMAGE, rngs={"mask": jax.random.key(k)}, method="draw").removed
+        MODEL.apply({"params": params}, IMAGE, rngs={"mask": jax.random.key(k)}, method="reconstruct").removed
         for k in (0, 0, 1)
     )
     np.testing.assert_array_equal(one, same)

@@ -43,7 +43,7 @@ def test_a_mean_that_is_normed_is_the_mean_of_the_stream_behind_the_last_layer(p
     cfg, given = replace(TINY, pool="mean_norm"), dict(params)
     given["norm_final"] = {"scale": np.linspace(0.5, 2, 32), "bias": np.linspace(-1, 1, 32)}
     tap = Tap(read=("block.resid_post", "final"))
-    found, kept = capture.run(ViT(cfg), given, IMAGE, tap=tap)
+    found, kept = capture.apply(ViT(cfg), given, IMAGE, tap=tap)
     mean = np.asarray(kept["block.resid_post"][-1])[:, 1:].mean(axis=1, dtype=np.float64)
     centred = mean - mean.mean(axis=1, keepdims=True)
     unit = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + cfg.norm.epsilon)
@@ -59,9 +59,9 @@ def test_registers_are_read_by_all_and_no_feature_is_read_from_them(params):
     assert given["embed"]["registers"].shape == (3, 32)
     assert given["embed"]["positions"].shape == (17, 32)
     model, tap = ViT(cfg), Tap(read=("embed",))
-    out, read = capture.run(model, given, IMAGE, tap=tap)
+    out, read = capture.apply(model, given, IMAGE, tap=tap)
     plain = {**given, "embed": {name: leaf for name, leaf in given["embed"].items() if name != "registers"}}
-    bare, without = capture.run(ViT(replace(cfg, registers=0)), plain, IMAGE, tap=tap)
+    bare, without = capture.apply(ViT(replace(cfg, registers=0)), plain, IMAGE, tap=tap)
     front, tokens = read["embed"][:, 1:4], np.delete(read["embed"], (1, 2, 3), axis=1)
     np.testing.assert_array_equal(front, np.tile(given["embed"]["registers"], (3, 1, 1)))
     close(tokens, without["embed"])
@@ -71,7 +71,7 @@ def test_registers_are_read_by_all_and_no_feature_is_read_from_them(params):
     close(out[:, :32], hidden[:, 0])
     close(out[:, 32:], hidden[:, 4:].mean(axis=1))
     normed = ViT(replace(cfg, pool="mean_norm"))
-    found, kept = capture.run(normed, given, IMAGE, tap=Tap(read=("block.resid_post",)))
+    found, kept = capture.apply(normed, given, IMAGE, tap=Tap(read=("block.resid_post",)))
     mean = kept["block.resid_post"][-1][:, 4:].mean(axis=1)
     centred = mean - mean.mean(axis=1, keepdims=True)
     close(found, centred / jnp.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-6))
@@ -126,7 +126,7 @@ def test_a_layer_scale_of_zero_leaves_the_embeddings_and_of_one_changes_nothing(
     for value in (0.0, 1.0):
         given = tree.map_with_path(lambda path, leaf, v=value: leaf * 0 + v if "/scale_" in path else leaf, scaled)
         read = Tap(read=("embed", "block.resid_post"))
-        out, kept = capture.run(ViT(cfg), given, IMAGE, tap=read)
+        out, kept = capture.apply(ViT(cfg), given, IMAGE, tap=read)
         if value == 0:
             np.testing.assert_array_equal(kept["block.resid_post"][-1], kept["embed"])
         else:
@@ -138,7 +138,7 @@ def test_paths_are_dropped_image_by_image_and_more_often_in_higher_layers(params
     cfg = replace(TINY, num_layers=4, drop_path=0.8)
     deep, image = draw(cfg), np.repeat(IMAGE[:1], 400, axis=0)
     tap = Tap(read=("block.resid_pre", "block.resid_mid"))
-    _, read = capture.run(ViT(cfg), deep, image, tap=tap, rngs={"dropout": jax.random.key(0)})
+    _, read = capture.apply(ViT(cfg), deep, image, tap=tap, rngs={"dropout": jax.random.key(0)})
     left_out = np.asarray(read["block.resid_mid"] == read["block.resid_pre"]).all(axis=(2, 3)).mean(axis=1)
     assert np.abs(left_out - [0, 0.8 / 3, 1.6 / 3, 0.8]).max() < 5 * 0.025
     assert left_out[0] == 0

@@ -121,7 +121,7 @@ def ours(model: Any, rows: Mapping[str, np.ndarray], *, train: bool = False) -> 
         if train:
             logits, _ = model.apply({"params": params}, fields["image"], mutable=["statistics"])
             return {"outputs": {"logits": logits}, "loss": loss, "gradients": gradients, "statistics": moved}
-        logits, sites = capture.run(model, params, fields["image"], tap=Tap(read=model.sites))
+        logits, sites = capture.apply(model, params, fields["image"], tap=Tap(read=model.sites))
         states = {name: site[None] for name, site in sites.items()}
         return {"outputs": {"logits": logits}, "states": states, "loss": loss, "gradients": gradients}
 

@@ -66,7 +66,7 @@ def ours(model: Any, rows: Mapping[str, np.ndarray]) -> Any:
     @jax.jit
     def compute(params: Any) -> dict[str, Any]:
         tap = Tap(read=("embed", "block.resid_post"))
-        logits, read = capture.run(model, params, rows["tokens"], tap=tap)
+        logits, read = capture.apply(model, params, rows["tokens"], tap=tap)
 
         def mean(params: Any) -> jax.Array:
             total, weight, *_ = loss_fn(params, rows, None)

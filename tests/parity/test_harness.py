@@ -138,9 +138,9 @@ def test_the_same_weights_get_the_same_numbers(shots: int, folder: Path, tasks: 
 
 
 def test_a_task_that_is_not_there_is_named(folder: Path, tasks: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no task is named 'quizz' under .*; there are quiz, stories, texts"):
+    with pytest.raises(DataError, match=r"there is no task 'quizz' in .*; available: quiz, stories, texts"):
         experiment.run(experiment.Config(folder, ("quiz", "quizz"), tasks), tmp_path)
-    with pytest.raises(DataError, match="nowhere is no folder"):
+    with pytest.raises(DataError, match="nowhere is not a folder"):
         experiment.run(experiment.Config(folder, ("quiz",), tmp_path / "nowhere"), tmp_path)
 
 

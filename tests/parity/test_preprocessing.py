@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import transformers
 
-from fm_jax.data.images import pictures
+from fm_jax.data.images import pictures, scenes
 from fm_jax.hub import preprocessing, pretrained
 from fm_jax.hub.preprocessing import Preprocessing
 from tests.close import close
@@ -83,19 +83,21 @@ def test_a_file_that_names_no_class_is_the_families(name, tmp_path):
 def test_a_folder_of_ours_tells_transformers_what_our_evaluation_shows(name, tmp_path):
     model, _ = forms.build(forms.FORMS[name])
     cfg = pictures.Config(
-        kind="scenes",
+        scenes.Config(),
         size=8 if name == "vit" else 32,
         mean=pictures.IMAGENET_MEAN,
         std=pictures.IMAGENET_STD,
-        middle=0.8,
+        center_crop=0.8,
     )
     pretrained.save(tmp_path / "folder", model, forms.draw(model), preprocessing=preprocessing.of(cfg))
     compare(tmp_path / "folder", preprocessing.of(cfg))
     found = pretrained.load(tmp_path / "folder").preprocessing
     assert isinstance(found, Preprocessing) and preprocessing.onto(cfg, found) == cfg
-    shown = pictures.Evaluation(Still([RNG.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]), cfg)
+    shown = pictures.Evaluation(
+        Still([RNG.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]), cfg, pictures.Labels(1)
+    )
     for index in range(len(shown)):
-        want = theirs(tmp_path / "folder", shown._sound.pictures.images[index]).transpose(1, 2, 0)
+        want = theirs(tmp_path / "folder", shown._decodable.pictures.images[index]).transpose(1, 2, 0)
         close(shown[index]["image"], want, TOLERANCE)
 
 

@@ -66,7 +66,7 @@ def test_there_and_back(make, tmp_path, caplog):
     assert [opened.config.id2label[number] for number in range(10)] == list(digits.Digits("test", 0).classes)
     found = pretrained.load(tmp_path / "ours")
     picture = digits.Digits("test", 0)[0][0]
-    seen = pictures.Evaluation(digits.Digits("test", 0), run.data)[0]["image"]
+    seen = pictures.Evaluation(digits.Digits("test", 0), run.data, pictures.Labels(10))[0]["image"]
     theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path / "ours", backend="pil")
     pixels = theirs(picture, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
     close(pixels[0].permute(1, 2, 0).numpy(), seen)

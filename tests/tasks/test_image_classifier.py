@@ -10,6 +10,7 @@ from PIL import Image
 from fm_jax.core import tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import CheckpointError, ConfigError, DataError
+from fm_jax.data.images import folder as image_folder
 from fm_jax.data.images import pictures, views
 from fm_jax.data.images.mixup import Mix
 from fm_jax.hub.pretrained import Pretrained
@@ -65,12 +66,12 @@ def test_another_number_of_channels_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_and_a_split_with_an_unknown_class_are_refused(tmp_path: Path) -> None:
-    data = pictures.Config(kind="folder", path=tmp_path / "none")
+    data = pictures.Config(image_folder.Config(tmp_path / "none"))
     with pytest.raises(DataError, match=r"cannot read .*none/train"):
         Setup(resnet.ResNet(resnet.tiny()), config(data=data), tmp_path)
     root = folder(tmp_path / "found", ALL | {"test": ("cat", "horse")})
     with pytest.raises(DataError, match="'horse'"):
-        Setup(resnet.ResNet(resnet.tiny()), config(data=replace(data, path=root)), tmp_path)
+        Setup(resnet.ResNet(resnet.tiny()), config(data=replace(data, source=image_folder.Config(root))), tmp_path)
 
 
 def test_more_classes_than_the_head_has_are_refused(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_more_classes_than_the_head_has_are_refused(tmp_path: Path) -> None:
 
 def test_images_of_one_class_are_refused(tmp_path: Path) -> None:
     one = dict.fromkeys(pictures.SPLITS, ("images",))
-    data = pictures.Config(kind="folder", path=folder(tmp_path / "found", one))
+    data = pictures.Config(image_folder.Config(folder(tmp_path / "found", one)))
     with pytest.raises(DataError, match=r"train has one class, 'images'"):
         Setup(resnet.ResNet(resnet.tiny()), config(data=data), tmp_path)
     assert (
@@ -89,7 +90,7 @@ def test_images_of_one_class_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_head_wider_than_the_data_has_classes_by_number(tmp_path: Path) -> None:
-    data = pictures.Config(kind="folder", path=folder(tmp_path / "found", ALL), num_classes=4)
+    data = pictures.Config(image_folder.Config(folder(tmp_path / "found", ALL)), num_classes=4)
     setup = Setup(resnet.ResNet(resnet.tiny()), config(data=data), tmp_path)
     assert setup.classes == ("cat", "dog", "class 2", "class 3")
 
@@ -153,7 +154,7 @@ def test_running_statistics_move_and_are_in_the_checkpoint_that_a_later_run_open
 def test_views_of_an_image_are_repeated_and_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
     monkeypatch.setattr(stage, "train", lambda *args, **options: asked.update(options) or asked["make_params"]())
-    monkeypatch.setattr(image_classifier, "whole", lambda done: done)
+    monkeypatch.setattr(image_classifier, "evaluated", lambda done: done)
     setup = Setup(vit.ViT(vit.tiny()), config(repeats=3, mix=Mix()), tmp_path)
     setup.fit(tmp_path, lambda step, params: {}, {})
     assert (asked["batches"].batches.repeats, asked["batches"].mix) == (3, Mix())
@@ -189,5 +190,5 @@ def test_a_run_that_goes_on_opens_nothing_that_is_pretrained(tmp_path: Path, mon
     cfg = config(init=Init(tmp_path / "gone"))
     with pytest.raises(CheckpointError, match="gone does not exist"):
         Setup(resnet.ResNet(resnet.tiny()), cfg, tmp_path / "run")
-    monkeypatch.setattr(image_classifier.seal, "steps", lambda directory: [3] if directory.parent.name == "run" else [])
-    assert Setup(resnet.ResNet(resnet.tiny()), cfg, tmp_path / "run").found is None
+    monkeypatch.setattr(image_classifier, "resumes", lambda workdir: workdir.name == "run")
+    assert Setup(resnet.ResNet(resnet.tiny()), cfg, tmp_path / "run").pretrained is None

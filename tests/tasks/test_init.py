@@ -55,7 +55,7 @@ def test_a_path_that_is_not_there_is_not_taken_for_a_name(name: str, tmp_path: P
 
 def test_what_a_run_has_not_is_refused(tmp_path: Path) -> None:
     leave(tmp_path)
-    with pytest.raises(CheckpointError, match="is a run and has no revision 'main'"):
+    with pytest.raises(CheckpointError, match="is a run, which has no revision 'main'"):
         open_run(tmp_path, "main")
     with pytest.raises(CheckpointError, match="7"):
         open_run(tmp_path, step="7")
@@ -67,7 +67,7 @@ def test_what_a_run_has_not_is_refused(tmp_path: Path) -> None:
 
 def test_a_start_that_is_none_is_refused_where_one_is_needed() -> None:
     assert Init(Path("a"), "main").source == Path("a")
-    with pytest.raises(ConfigError, match=r"init\.from names no model"):
+    with pytest.raises(ConfigError, match=r"init\.from is not set"):
         _ = Init().source
-    with pytest.raises(ConfigError, match="revision main is of nothing"):
+    with pytest.raises(ConfigError, match="revision main needs a public model"):
         Init(revision="main")

@@ -75,7 +75,7 @@ def test_an_encoders_run_gives_its_masked_language_model(pairs: bool, tmp_path: 
 
 def test_a_run_that_trained_something_else_is_refused(tmp_path: Path) -> None:
     leave_run(tmp_path / "other", ImageClassifier(resnet.ResNet(resnet.tiny()), 3), {"x": np.ones(2)})
-    with pytest.raises(CheckpointError, match="other trained a ImageClassifier, which reads images and no text"):
+    with pytest.raises(CheckpointError, match="other trained a ImageClassifier, which reads images, not text"):
         language.load(tmp_path / "other")
     leave_run(tmp_path / "small", Decoder(decoder.tiny()), drawn(Decoder(decoder.tiny())))
     with pytest.raises(CheckpointError, match="the tokenizer has 258 tokens, but the model's embedding has 96 rows"):
@@ -153,7 +153,7 @@ def test_a_published_head_is_kept_for_the_same_classes_only(
     module = Classifier(BERT, 2, "first", hidden="tanh")
     model, given = language.classifier(Pretrained(module, drawn(module), None, labels), classes)
     assert ("head" in given) == kept and model.num_classes == len(classes) and model.hidden == "tanh"
-    assert ("starts afresh" in capsys.readouterr().out) == (not kept)
+    assert ("head is randomly initialised" in capsys.readouterr().out) == (not kept)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_published_head_is_kept_for_the_same_classes_only(
     [
         (Decoder(TINY), "first", "choose mean or last"),
         (BERT, "last", "choose first or mean"),
-        (encoder_decoder.EncoderDecoder(encoder_decoder.tiny()), "default", "only encoders and decoders"),
+        (encoder_decoder.EncoderDecoder(encoder_decoder.tiny()), "default", "needs an encoder or a decoder"),
     ],
 )
 def test_heads_that_cannot_classify_are_refused(module: Any, head: Any, message: str) -> None:
@@ -173,3 +173,28 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"experiment": "experiments.language.lm_pretrain"}))
     with pytest.raises(CheckpointError, match="no sealed checkpoint"):
         language.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["run", "folder"])
+def test_a_resumed_run_reads_no_weights_of_what_it_started_from(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = drawn(Decoder(TINY))
+    if kind == "run":
+        leave_run(tmp_path / "old", Decoder(TINY), params)
+    else:
+        public.save(tmp_path / "old", Decoder(TINY), params, tokenizers.train(TEXTS, 258))
+    whole = language.load(tmp_path / "old")
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(public.table, "read", read)
+    monkeypatch.setattr("fm_jax.checkpoint.read.load_params", read)
+    with pytest.raises(AssertionError, match="weights were read"):
+        language.load(tmp_path / "old")
+    bare = language.load(tmp_path / "old", shapes=True)
+    assert bare.module == whole.module and bare.tokenizer is not None
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), bare.params) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), whole.params
+    )

@@ -105,11 +105,11 @@ def test_images_that_are_shown_otherwise_than_they_were_are_told_of(
     assert found.preprocessing == seen
     text = vision_models.remind(found, pictures.Config(size=64))
     assert text.endswith(
-        "--data.mean 0.1,0.2,0.3 --data.std 0.4,0.5,0.6 --data.recipe.interpolation bicubic --data.middle 0.875 "
+        "--data.mean 0.1,0.2,0.3 --data.std 0.4,0.5,0.6 --data.recipe.interpolation bicubic --data.center_crop 0.875 "
         "--data.stretch true"
     )
     assert text in caplog.text
-    options = text.partition("alike: ")[2].split()
+    options = text.partition("add: ")[2].split()
     alike = apply_overrides(Shown(pictures.Config(size=64)), options).data
     assert vision_models.remind(found, alike) == ""
     assert vision_models.as_trained(found, pictures.Config()) == replace(alike, size=28)
@@ -121,18 +121,18 @@ def test_images_that_are_shown_otherwise_than_they_were_are_told_of(
 
 def test_a_share_that_a_folder_holds_in_whole_pixels_is_no_difference(tmp_path: Path) -> None:
     net, shown = resnet.ResNet(resnet.Config((1, 1), (8, 16), "basic", stem_width=8)), pictures.Config(size=240)
-    shown = replace(shown, middle=0.875)
+    shown = replace(shown, center_crop=0.875)
     public.save(tmp_path / "net", net, drawn(net, 32), preprocessing=preprocessing.of(shown))
     found = vision_models.load(tmp_path / "net")
     assert vision_models.remind(found, shown) == ""
-    assert "--data.middle 0.8759" in vision_models.remind(found, replace(shown, middle=0.9))
+    assert "--data.center_crop 0.8759" in vision_models.remind(found, replace(shown, center_crop=0.9))
 
 
 def test_what_is_not_there_or_reads_no_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         vision_models.load(tmp_path / "nothing")
     leave_run(tmp_path / "text", decoder.Decoder(decoder.tiny()), {"embed": np.ones((2, 2), np.float32)})
-    with pytest.raises(CheckpointError, match="text trained a Decoder, which has no features of an image"):
+    with pytest.raises(CheckpointError, match="text trained a Decoder, which does not read images"):
         vision_models.load(tmp_path / "text")
 
 

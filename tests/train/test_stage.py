@@ -103,9 +103,9 @@ def test_the_schedule_spans_the_run() -> None:
 
 def test_a_split_is_seen_once_with_weight_0_where_the_last_batch_is_filled_up() -> None:
     mesh = stage.open_mesh(replace(PLAN, mesh=MeshConfig(data=4, fsdp=2)))
-    seen = list(stage.once(PLAN, Rows(), mesh))
+    seen = list(stage.one_pass(PLAN, Rows(), mesh))
     assert [int(batch["weights"].sum()) for batch in seen] == [8, 2]
-    parts = stage.once(replace(PLAN, accumulate=2), Rows(), single())
+    parts = stage.one_pass(replace(PLAN, accumulate=2), Rows(), single())
     assert [int(batch["weights"].sum()) for batch in parts] == [4, 4, 2]  # as much at once as in training
     kept = np.concatenate([np.asarray(batch["x"])[np.asarray(batch["weights"]) > 0, 0] for batch in seen])
     np.testing.assert_array_equal(kept, np.arange(10))
@@ -202,7 +202,7 @@ def test_few_rows_make_a_small_batch_in_whole_shares_of_the_mesh() -> None:
 
 def test_an_evaluation_may_take_more_rows_at_once() -> None:
     mesh = stage.open_mesh(replace(PLAN, mesh=MeshConfig(data=4, fsdp=2)))
-    sizes = {rows: [len(batch["x"]) for batch in stage.once(PLAN, Rows(), mesh, rows=rows)] for rows in (1, 8, 17)}
+    sizes = {rows: [len(batch["x"]) for batch in stage.one_pass(PLAN, Rows(), mesh, rows=rows)] for rows in (1, 8, 17)}
     assert sizes == {1: [8, 8], 8: [8, 8], 17: [16]}
 
 

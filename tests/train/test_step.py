@@ -278,13 +278,15 @@ def test_a_step_with_bad_numbers_leaves_running_statistics_alone():
 
 def test_updates_of_trained_leaves_and_of_none_are_refused_by_name():
     batch = labelled()
-    with pytest.raises(ConfigError, match=r"updates \['norm/mean', 'norm/var'\].* trained leaves: split them off"):
+    with pytest.raises(ConfigError, match=r"updates \['norm/mean', 'norm/var'\].* trained leaves: freeze them first"):
         stepper(NORMED)(begin(params=normed(batch)), batch)
 
     def astray(params, batch, rng, step):
         return toy.noisy(params, batch, None)._replace(updates={"codebook/usage": (jnp.ones(3), jnp.ones(()))})
 
-    with pytest.raises(ConfigError, match=r"\['codebook/usage'\].* no leaves of the state; the frozen ones are other"):
+    with pytest.raises(
+        ConfigError, match=r"\['codebook/usage'\].* not leaves of the state; the frozen leaves are other"
+    ):
         stepper(astray, combine=lambda trained, _: trained)(begin(frozen={"other": jnp.zeros(3)}), toy.batch())
 
 

@@ -89,7 +89,7 @@ def train(workdir: Path, cfg: loop.FitConfig, mesh_cfg: MeshConfig, batches: Mad
         return state.create(params, tx, frozen=frozen, ema=True)
 
     layout = state.layout(model, inputs, mesh)
-    begun = loop.start(create, make_params, mesh, store=store, batches=batches, layout=layout)
+    begun = loop.begin(create, make_params, mesh, store=store, batches=batches, layout=layout)
     step = make_train_step(next_token(model.apply), tx, key=key, ema_decay=0.9)
     print("start", int(begun.step), flush=True)
     done = loop.fit(cfg, step, begun, batches, mesh=mesh, store=store, writer=Print())

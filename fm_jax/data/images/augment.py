@@ -1,7 +1,7 @@
 """Random augmentations of one image, each a pure function of (image, generator): equal generators give equal bytes.
 
 Images are uint8 [H, W, 3] unless a docstring says otherwise. The number of draws from the generator depends only on
-the arguments.
+the arguments. Operations that move pixels return the new image and its `geometry.Move`.
 """
 
 import math
@@ -9,14 +9,31 @@ import math
 import numpy as np
 
 from fm_jax.core.errors import DataError
+from fm_jax.data.images import geometry
+from fm_jax.data.images.geometry import Move, Moved
 from fm_jax.data.images.image import Interpolation, resize, to_bytes
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
-def flip(image: np.ndarray, rng: np.random.Generator, probability: float = 0.5) -> np.ndarray:
+def flip(image: np.ndarray, rng: np.random.Generator, probability: float = 0.5) -> Moved:
     """Mirror [H, W, 3] left to right with a probability."""
-    return np.ascontiguousarray(image[:, ::-1]) if rng.random() < probability else image
+    if rng.random() >= probability:
+        return image, geometry.still(image)
+    return np.ascontiguousarray(image[:, ::-1]), geometry.mirror(image.shape[:2])
+
+
+def resized(
+    image: np.ndarray,
+    height: int,
+    width: int,
+    *,
+    box: tuple[float, float, float, float] | None = None,
+    interpolation: Interpolation = "bilinear",
+) -> Moved:
+    """Resize [H, W, 3], or a box of it, to [height, width, 3]: see `image.resize`."""
+    move = geometry.resize(image.shape[:2], (height, width), box)
+    return resize(image, height, width, box=box, interpolation=interpolation), move
 
 
 def centre(
@@ -26,7 +43,7 @@ def centre(
     *,
     interpolation: Interpolation = "bilinear",
     stretch: bool = False,
-) -> np.ndarray:
+) -> Moved:
     """Resize [H, W, 3] to a shorter side of size / share (256 for 224 and 0.875), then crop the centre [size, size, 3].
 
     With `stretch` both sides are resized to size / share. An odd margin is split as in transformers: the larger half
@@ -35,9 +52,9 @@ def centre(
     height, width = image.shape[:2]
     short = round(size / share)
     scaled = [short if stretch else int(short * side / min(height, width)) for side in (height, width)]
-    image = resize(image, *scaled, interpolation=interpolation)
+    image, (matrix, _) = resized(image, *scaled, interpolation=interpolation)
     top, left = ((side - size) // 2 for side in scaled)
-    return image[top : top + size, left : left + size]
+    return image[top : top + size, left : left + size], Move(matrix - [[0, 0, left], [0, 0, top]], (size, size))
 
 
 def random_resized_crop(
@@ -48,22 +65,23 @@ def random_resized_crop(
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     interpolation: Interpolation = "bilinear",
-) -> np.ndarray:
+) -> Moved:
     """Crop a random rectangle of [H, W, 3] and resize it to [size, size, 3].
 
     Its share of the area is uniform, its aspect ratio (width / height) log-uniform. If ten draws do not fit, the
     largest centred rectangle of an allowed ratio is used. Source: Szegedy et al. 2015, section 6.
     """
     left, top, width, height = _rectangle(image.shape[0], image.shape[1], rng, area, ratio)
-    return resize(image, size, size, box=(left, top, left + width, top + height), interpolation=interpolation)
+    return resized(image, size, size, box=(left, top, left + width, top + height), interpolation=interpolation)
 
 
-def pad_crop(image: np.ndarray, rng: np.random.Generator, pad: int = 4, fill: int = 0) -> np.ndarray:
+def pad_crop(image: np.ndarray, rng: np.random.Generator, pad: int = 4, fill: int = 0) -> Moved:
     """Pad by `pad` pixels and crop a random [H, W, 3] of the old size. Source: He et al. 2015, section 4.2."""
     height, width = image.shape[:2]
     framed = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), constant_values=fill)
     top, left = rng.integers(0, 2 * pad + 1, 2)
-    return framed[top : top + height, left : left + width]
+    move = geometry.along_axes((height, width), shift=(pad - left, pad - top))
+    return framed[top : top + height, left : left + width], move
 
 
 def affine(
@@ -75,7 +93,7 @@ def affine(
     scale: float = 0.1,
     shear: float = 0.1,
     fill: int = 0,
-) -> np.ndarray:
+) -> Moved:
     """Rotate, translate (in shares of the sides), scale and shear [H, W, 3]; pixels from outside are `fill`.
 
     Each amount is uniform between minus and plus its argument.
@@ -86,7 +104,7 @@ def affine(
     return warp(image, turn @ [[1, slant], [0, 1]] * (1 + stretch), moved, fill=fill)
 
 
-def warp(image: np.ndarray, matrix: np.ndarray, shift: np.ndarray, *, fill: int = 0) -> np.ndarray:
+def warp(image: np.ndarray, matrix: np.ndarray, shift: np.ndarray, *, fill: int = 0) -> Moved:
     """Move every point p (x, y from the centre) of [H, W, 3] to matrix [2, 2] @ p + shift [2]; bilinear."""
     from PIL import Image
 
@@ -98,7 +116,8 @@ def warp(image: np.ndarray, matrix: np.ndarray, shift: np.ndarray, *, fill: int 
     moved = Image.fromarray(image).transform(
         (width, height), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=(fill,) * 3
     )
-    return np.asarray(moved)
+    onward = np.column_stack([matrix, middle + shift - np.asarray(matrix) @ middle])
+    return np.asarray(moved), Move(onward, (height, width))
 
 
 def color_jitter(

@@ -1,12 +1,27 @@
 """Labelled images of tensorflow-datasets (imagenet2012, cifar10, cifar100, …), decoded by `image.decode`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fm_jax.core.errors import DataError
+from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data.catalogue import line, open_split
 from fm_jax.data.images.image import MAX_PIXELS, decode
+
+
+@dataclass(frozen=True)
+class Config:
+    """A data set of tensorflow-datasets as the source of a run."""
+
+    name: str  # imagenet2012, cifar10, …
+    slices: tuple[str, str, str] = ("train", "validation", "test")  # of the splits, in this order; such as train[:90%]
+    download: bool = False  # let tensorflow-datasets download and prepare a missing data set
+
+    def __post_init__(self) -> None:
+        """Refuse an empty name."""
+        if not self.name:
+            raise ConfigError("name must be a data set of tensorflow-datasets, such as cifar10, not empty")
 
 
 class CatalogueImages:

@@ -1,6 +1,7 @@
 """Handwritten digits: 1,797 images of 8 × 8 pixels in 17 grey levels, included in scikit-learn (UCI, Alpaydın 1998)."""
 
 import hashlib
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -10,6 +11,13 @@ from fm_jax.core.errors import ConfigError, DataError
 CLASSES = tuple("0123456789")
 SPLITS = ("train", "validation", "test")
 SHARES = (0.625, 0.125, 0.25)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The digits as the source of a run."""
+
+    seed: int = 0  # of the division into splits
 
 
 class Digits:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,14 @@ from fm_jax.core.errors import DataError
 from fm_jax.data.images.image import MAX_PIXELS, decode
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Folders of images as the source of a run."""
+
+    path: Path  # has one folder for each split, and each of those one for each class
+    splits: tuple[str, str, str] = ("train", "validation", "test")  # names of the splits' folders, in this order
 
 
 class ImageFolder:
@@ -68,7 +77,7 @@ def _classes(folder: Path) -> tuple[str, ...]:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
-        more = "it must contain one folder per class; if the splits have other names, set data.splits"
+        more = "it must contain one folder per class; if the splits have other names, set data.source.splits"
         raise DataError(f"cannot read {folder}: {error.strerror or error}; {more}") from error
     if not names:
         raise DataError(f"{folder} has no folders; it must contain one folder per class")

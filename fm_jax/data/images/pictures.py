@@ -1,7 +1,7 @@
-"""Labelled images to rows of one shape: augmented at each visit for training, centre crops for evaluation.
+"""Images and what is known of them to rows of one shape: augmented at each visit for training, centre crops else.
 
-Rows are {"image": float32 [S, S, 3], normalised, "label": int32 [], "weights": float32 []}; two views are "image_a" and
-"image_b", small ones "image_small" [K, S', S', 3].
+Rows are {"image": float32 [S, S, 3], normalised, "weights": float32 []}; two views are "image_a" and "image_b", small
+ones "image_small" [K, S', S', 3]. What else a row has is made of the image's target: of a class "label", int32 [].
 """
 
 import hashlib
@@ -9,14 +9,14 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data.images import augment, catalogue, digits, folder, scenes, views
 from fm_jax.data.images.image import MAX_PIXELS, MOST_PIXELS, normalise
-from fm_jax.data.images.views import Recipe
+from fm_jax.data.images.views import Recipe, View
 
 _log = logging.getLogger(__name__)
 
@@ -24,19 +24,22 @@ SPLITS = ("train", "validation", "test")
 IMAGENET_TRAIN = 1_268_355  # training images of `imagenet()`, with one in a hundred held out
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision, DeiT, MAE, EfficientNet
 Row = dict[str, np.ndarray]
+Source = digits.Config | scenes.Config | folder.Config | catalogue.Config
+Target = TypeVar("Target")
+Given = TypeVar("Given", covariant=True)
+Taken = TypeVar("Taken", contravariant=True)
 
 
-class Pictures(Protocol):
-    """Labelled images by random access."""
+class Pictures(Protocol[Given]):
+    """Images by random access, each with a target: a class, boxes, a mask, a caption."""
 
     name: str  # for messages
     fingerprint: str  # changes with the images
-    classes: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """Return uint8 [H, W, 3] and the class; DataError if it cannot be decoded."""
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Given]:
+        """Return uint8 [H, W, 3] and the target; DataError if the image cannot be decoded."""
         ...
 
     def id(self, index: int) -> str:
@@ -44,37 +47,62 @@ class Pictures(Protocol):
         ...
 
 
+class Labelled(Pictures[int], Protocol):
+    """Images whose target is a class."""
+
+    classes: tuple[str, ...]
+
+
+class Fields(Protocol[Taken]):
+    """What a row says of a target."""
+
+    @property
+    def limits(self) -> Mapping[str, int]:
+        """Return the exclusive upper bounds of fields: see `stream.source.Source`."""
+        ...
+
+    def __call__(self, target: Taken, seen: Mapping[str, View]) -> Row:
+        """Return fields of one shape; the row's large views, by name, say where its pixels went."""
+        ...
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A class as the field "label"."""
+
+    count: int  # of the classes
+
+    @property
+    def limits(self) -> Mapping[str, int]:
+        """Return the number of classes as the bound of "label"."""
+        return {"label": self.count}
+
+    def __call__(self, target: int, seen: Mapping[str, View]) -> Row:
+        """Return {"label": int32 []}, which no view changes."""
+        return {"label": np.array(target, np.int32)}
+
+
 @dataclass(frozen=True)
 class Config:
-    """Source and preprocessing of images; which fields are read depends on `kind`."""
+    """Source and preprocessing of images."""
 
-    kind: Literal["digits", "scenes", "folder", "tfds"] = "digits"
-    name: str = ""  # tfds: imagenet2012, cifar10, …
-    path: Path | None = None  # folder: has folders train, validation and test, each with one folder per class
-    splits: tuple[str, str, str] = SPLITS  # folder: names of the train, validation and test folders
-    slices: tuple[str, str, str] = SPLITS  # tfds: train, validation and test as slices, such as train[:90%]
-    scene: scenes.Config = scenes.Config()
+    source: Source = digits.Config()  # where the images are; its own options follow
     size: int = 8  # S: height and width in pixels
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # normalisation, for values in 0 to 1
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # normalisation, for values in 0 to 1
     recipe: Recipe = Recipe()  # training augmentation
-    middle: float = 1.0  # evaluation: centre crop as a share of the shorter side; usual for ImageNet: 0.875
+    center_crop: float = 1.0  # evaluation: centre crop as a share of the shorter side; usual for ImageNet: 0.875
     stretch: bool = False  # evaluation: resize both sides to one length, ignoring the aspect ratio
     num_classes: int = 0  # 0: the number of classes of the data
     max_bad: float = 0.01  # share of images that may fail to decode
     max_pixels: int = MAX_PIXELS  # larger images are refused
-    download: bool = False  # tfds: let tensorflow-datasets download and prepare a missing data set
-    seed: int = 0  # digits: seed of the division into splits
 
     def __post_init__(self) -> None:
         """Check that values are in range."""
-        if self.kind == "tfds" and not self.name:
-            raise ConfigError("kind tfds needs a name, such as cifar10")
-        if self.kind == "folder" and self.path is None:
-            raise ConfigError("kind folder needs a path; set path to the folder of the splits")
-        if self.size < 1 or not 0 < self.middle <= 1 or not 0 <= self.max_bad < 1:
+        if self.size < 1 or not 0 < self.center_crop <= 1 or not 0 <= self.max_bad < 1:
             raise ConfigError(
-                f"size {self.size} must be above 0, middle {self.middle} in 0 to 1, max_bad {self.max_bad} below 1"
+                f"size {self.size} must be above 0, center_crop {self.center_crop} in 0 to 1, "
+                f"max_bad {self.max_bad} below 1"
             )
         if not 0 < self.max_pixels <= MOST_PIXELS:
             raise ConfigError(f"max_pixels must be between 1 and {MOST_PIXELS:,}, not {self.max_pixels}")
@@ -89,26 +117,23 @@ def cifar(name: Literal["cifar10", "cifar100"] = "cifar10") -> Config:
         "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     }
     mean, std = moments[name]
-    slices = ("train[:90%]", "train[90%:]", "test")
-    return Config(kind="tfds", name=name, slices=slices, size=32, mean=mean, std=std, recipe=views.cifar())
+    source = catalogue.Config(name, slices=("train[:90%]", "train[90%:]", "test"))
+    return Config(source, size=32, mean=mean, std=std, recipe=views.cifar())
 
 
 def imagenet(size: int = 224) -> Config:
     """Return ImageNet-1k: 1 % of its training set is held out for validation, its validation set is the test."""
-    slices = ("train[:99%]", "train[99%:]", "validation")
     return Config(
-        kind="tfds",
-        name="imagenet2012",
-        slices=slices,
+        catalogue.Config("imagenet2012", slices=("train[:99%]", "train[99%:]", "validation")),
         size=size,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         recipe=views.imagenet(),
-        middle=0.875,
+        center_crop=0.875,
     )
 
 
-def pictures(cfg: Config, split: str, data_dir: Path) -> Pictures:
+def pictures(cfg: Config, split: str, data_dir: Path) -> Labelled:
     """Open one split: train, validation or test.
 
     Raises:
@@ -116,19 +141,17 @@ def pictures(cfg: Config, split: str, data_dir: Path) -> Pictures:
     """
     if split not in SPLITS:
         raise DataError(f"images have no split {split!r}; choose {', '.join(SPLITS)}")
-    images: Pictures
-    number = SPLITS.index(split)
-    if cfg.kind == "digits":
-        images = digits.Digits(split, cfg.seed)
-    elif cfg.kind == "scenes":
-        images = scenes.Scenes(cfg.scene, split, cfg.size)
-    elif cfg.kind == "folder":
-        assert cfg.path is not None
-        images = folder.ImageFolder(cfg.path, cfg.splits[number], classes_from=cfg.splits[0], max_pixels=cfg.max_pixels)
-    else:
-        images = catalogue.CatalogueImages(
-            cfg.name, cfg.slices[number], data_dir, download=cfg.download, max_pixels=cfg.max_pixels
-        )
+    images: Labelled
+    number, most = SPLITS.index(split), cfg.max_pixels
+    match cfg.source:
+        case digits.Config(seed):
+            images = digits.Digits(split, seed)
+        case scenes.Config() as scene:
+            images = scenes.Scenes(scene, split, cfg.size)
+        case folder.Config(path, splits):
+            images = folder.ImageFolder(path, splits[number], classes_from=splits[0], max_pixels=most)
+        case catalogue.Config(name, slices, download):
+            images = catalogue.CatalogueImages(name, slices[number], data_dir, download=download, max_pixels=most)
     if cfg.num_classes and len(images.classes) > cfg.num_classes:
         raise DataError(
             f"{images.name} has {len(images.classes)} classes, more than num_classes {cfg.num_classes}; raise it"
@@ -136,14 +159,19 @@ def pictures(cfg: Config, split: str, data_dir: Path) -> Pictures:
     return images
 
 
-class Training:
+def labels(images: Labelled, cfg: Config) -> Labels:
+    """Return the fields of images with classes: at least as many as `num_classes`."""
+    return Labels(cfg.num_classes or len(images.classes))
+
+
+class Training(Generic[Target]):
     """Random views by the recipe at every visit (see `mixture.Drawn`); `source[index]` is always the same draw."""
 
-    def __init__(self, images: Pictures, cfg: Config) -> None:
-        self._decodable, self._cfg = Decodable(images, cfg.max_bad), cfg
+    def __init__(self, images: Pictures[Target], cfg: Config, fields: Fields[Target]) -> None:
+        self._decodable, self._cfg, self._fields = Decodable(images, cfg.max_bad), cfg, fields
         self.name = images.name
         self.fingerprint = _fingerprint(images, cfg, repr(cfg.recipe))
-        self.limits: Mapping[str, int] = {"label": cfg.num_classes or len(images.classes)}
+        self.limits: Mapping[str, int] = fields.limits
 
     def __len__(self) -> int:
         return len(self._decodable.pictures)
@@ -154,66 +182,66 @@ class Training:
     def draw(self, index: int, rng: np.random.Generator) -> Row:
         """Return random views of one image; an image that cannot be decoded is replaced by the next one that can."""
         cfg, recipe = self._cfg, self._cfg.recipe
-        image, label, _ = self._decodable.read(index)
+        image, target, _ = self._decodable.read(index)
         large, small = views.multi_crop(image, rng, cfg.size, recipe)
 
-        def finish(drawn: np.ndarray) -> np.ndarray:
-            return views.finished(drawn, rng, recipe, cfg.mean, cfg.std)
+        def finish(view: View) -> np.ndarray:
+            return views.finished(view.image, rng, recipe, cfg.mean, cfg.std)
 
-        names = ("image",) if recipe.views == 1 else ("image_a", "image_b")
-        row = {name: finish(crop) for name, crop in zip(names, large, strict=True)}
+        seen = dict(zip(("image",) if recipe.views == 1 else ("image_a", "image_b"), large, strict=True))
+        row = {name: finish(view) for name, view in seen.items()}
         if recipe.small:
-            row["image_small"] = np.stack([finish(crop) for crop in small])
-        return row | {"label": np.array(label, np.int32), "weights": np.array(1, np.float32)}
+            row["image_small"] = np.stack([finish(view) for view in small])
+        return row | self._fields(target, seen) | {"weights": np.array(1, np.float32)}
 
 
-class Evaluation:
+class Evaluation(Generic[Target]):
     """The centre crop of every image, in order; an image that cannot be decoded has weight 0."""
 
-    def __init__(self, images: Pictures, cfg: Config) -> None:
-        self._decodable, self._cfg = Decodable(images, cfg.max_bad), cfg
+    def __init__(self, images: Pictures[Target], cfg: Config, fields: Fields[Target]) -> None:
+        self._decodable, self._cfg, self._fields = Decodable(images, cfg.max_bad), cfg, fields
         self.name = images.name
-        self.fingerprint = _fingerprint(images, cfg, f"{cfg.middle}-{cfg.recipe.interpolation}-{cfg.stretch}")
-        self.limits: Mapping[str, int] = {"label": cfg.num_classes or len(images.classes)}
+        self.fingerprint = _fingerprint(images, cfg, f"{cfg.center_crop}-{cfg.recipe.interpolation}-{cfg.stretch}")
+        self.limits: Mapping[str, int] = fields.limits
 
     def __len__(self) -> int:
         return len(self._decodable.pictures)
 
     def __getitem__(self, index: int) -> Row:
-        image, label, own = self._decodable.read(index)
+        image, target, own = self._decodable.read(index)
         cfg = self._cfg
         how: dict[str, Any] = {"interpolation": cfg.recipe.interpolation, "stretch": cfg.stretch}
-        crop = augment.centre(image, cfg.size, cfg.middle, **how)
-        return {
-            "image": normalise(crop, cfg.mean, cfg.std),
-            "label": np.array(label, np.int32),
-            "weights": np.array(float(own), np.float32),
-        }
+        crop, move = augment.centre(image, cfg.size, cfg.center_crop, **how)
+        row = {"image": normalise(crop, cfg.mean, cfg.std)}
+        fields = self._fields(target, {"image": View(crop, (move,))})
+        return row | fields | {"weights": np.array(float(own), np.float32)}
 
 
-def training(cfg: Config, data_dir: Path) -> Training:
-    """Open the training split for training."""
-    return Training(pictures(cfg, "train", data_dir), cfg)
+def training(cfg: Config, data_dir: Path) -> Training[int]:
+    """Open the training split of images with classes for training."""
+    images = pictures(cfg, "train", data_dir)
+    return Training(images, cfg, labels(images, cfg))
 
 
-def evaluation(cfg: Config, split: str, data_dir: Path) -> Evaluation:
-    """Open a split for evaluation."""
-    return Evaluation(pictures(cfg, split, data_dir), cfg)
+def evaluation(cfg: Config, split: str, data_dir: Path) -> Evaluation[int]:
+    """Open a split of images with classes for evaluation."""
+    images = pictures(cfg, split, data_dir)
+    return Evaluation(images, cfg, labels(images, cfg))
 
 
-class Decodable:
+class Decodable(Generic[Target]):
     """Images in which the next decodable one replaces one that cannot be decoded, up to a share of `max_bad`.
 
     "Next" is in the images' own order, so rows do not depend on what was read before. Every process counts its own
     failures.
     """
 
-    def __init__(self, images: Pictures, max_bad: float) -> None:
+    def __init__(self, images: Pictures[Target], max_bad: float) -> None:
         self.pictures, self.max_bad = images, max_bad
         self.bad: dict[int, str] = {}
 
-    def read(self, index: int) -> tuple[np.ndarray, int, bool]:
-        """Return image uint8 [H, W, 3], class, and whether they are the row's own (False: a replacement).
+    def read(self, index: int) -> tuple[np.ndarray, Target, bool]:
+        """Return image uint8 [H, W, 3], target, and whether they are the row's own (False: a replacement).
 
         Raises:
             DataError: more than a share `max_bad` of the images cannot be decoded, or one has a wrong shape.
@@ -225,12 +253,12 @@ class Decodable:
             if row in self.bad:
                 continue
             try:
-                image, label = self.pictures[row]
+                image, target = self.pictures[row]
             except DataError as error:
                 self._count(row, error)
                 continue
             views.check(image)
-            return image, label, row == index
+            return image, target, row == index
         raise DataError(f"no image of {self.pictures.name} can be decoded")
 
     def _count(self, row: int, error: DataError) -> None:
@@ -248,6 +276,6 @@ class Decodable:
             )  # fmt: skip
 
 
-def _fingerprint(images: Pictures, cfg: Config, how: str) -> str:
+def _fingerprint(images: Pictures[Any], cfg: Config, how: str) -> str:
     text = f"{images.fingerprint}/{cfg.size}/{cfg.mean}/{cfg.std}/{how}"
     return f"images-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

@@ -1,12 +1,13 @@
 """Augmented views of an image for training: one recipe, applied once, twice, or for many crops."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data.images import augment
+from fm_jax.data.images.geometry import Move
 from fm_jax.data.images.image import Interpolation, normalise
 from fm_jax.data.images.rand_augment import TOP, rand_augment
 
@@ -15,7 +16,7 @@ from fm_jax.data.images.rand_augment import TOP, rand_augment
 class Recipe:
     """Augmentations of every view, in the order of the fields; the default changes nothing."""
 
-    place: Literal["centre", "crop", "pad", "affine"] = "centre"  # centre crop; random crop; pad and crop; affine map
+    geometry: Literal["centre", "crop", "pad", "affine"] = "centre"  # centre crop; random crop; pad and crop; affine
     area: tuple[float, float] = (0.08, 1.0)  # crop: smallest and largest share of the image's area
     affine: float = 1.0  # affine: strength; 1 is up to 12° rotation and 10 % shift, scale and shear
     flip: float = 0.0  # probability of a horizontal flip
@@ -49,24 +50,31 @@ class Recipe:
             raise ConfigError(f"views must be 1 or 2, not {self.views}; small_size above 0, not {self.small_size}")
 
 
+class View(NamedTuple):
+    """An image as a recipe shows it, and how its pixels came there: see `geometry.py`."""
+
+    image: np.ndarray  # uint8 [S, S, 3]
+    moves: tuple[Move, ...]
+
+
 def cifar() -> Recipe:
     """Return CIFAR's recipe: pad and crop, flips (He et al. 2015, section 4.2)."""
-    return Recipe(place="pad", flip=0.5)
+    return Recipe(geometry="pad", flip=0.5)
 
 
 def imagenet() -> Recipe:
     """Return random resized crops with flips (Szegedy et al. 2015), as for ResNet and for MAE's pretraining."""
-    return Recipe(place="crop", flip=0.5)
+    return Recipe(geometry="crop", flip=0.5)
 
 
 def finetune() -> Recipe:
     """Return the recipe of DeiT (table 9) and MAE finetuning: RandAugment (2, 9), erasing; `mixup.py` adds mixup."""
-    return Recipe(place="crop", flip=0.5, layers=2, magnitude=9.0, erase=0.25, interpolation="bicubic")
+    return Recipe(geometry="crop", flip=0.5, layers=2, magnitude=9.0, erase=0.25, interpolation="bicubic")
 
 
 def simclr(strength: float = 1.0, blur: float = 0.5) -> Recipe:
     """Return SimCLR's two views (Chen et al. 2020, appendix A; its README for CIFAR: strength 0.5, no blur)."""
-    return Recipe(place="crop", flip=0.5, jitter=strength, grey=0.2, blur=blur, views=2, interpolation="bicubic")
+    return Recipe(geometry="crop", flip=0.5, jitter=strength, grey=0.2, blur=blur, views=2, interpolation="bicubic")
 
 
 def swav() -> Recipe:
@@ -77,20 +85,21 @@ def swav() -> Recipe:
 def digits(views: int = 1) -> Recipe:
     """Return small affine changes that keep a digit recognisable; two views also get colour jitter and noise."""
     if views == 1:
-        return Recipe(place="affine")
-    return Recipe(place="affine", jitter=0.25, noise=0.1, views=2)
+        return Recipe(geometry="affine")
+    return Recipe(geometry="affine", jitter=0.25, noise=0.1, views=2)
 
 
-def view(image: np.ndarray, rng: np.random.Generator, size: int, recipe: Recipe) -> np.ndarray:
+def view(image: np.ndarray, rng: np.random.Generator, size: int, recipe: Recipe) -> View:
     """Draw one view, uint8 [size, size, 3], of [H, W, 3]; erasing follows after normalisation, in `finished`.
 
     Raises:
         DataError: an image that is not uint8 [H, W, 3].
     """
     check(image)
-    image = _placed(image, rng, size, recipe)
+    image, moves = _placed(image, rng, size, recipe)
     if recipe.flip:
-        image = augment.flip(image, rng, recipe.flip)
+        image, flipped = augment.flip(image, rng, recipe.flip)
+        moves += (flipped,)
     if recipe.jitter and rng.random() < 0.8:
         s = recipe.jitter
         image = augment.color_jitter(
@@ -102,12 +111,13 @@ def view(image: np.ndarray, rng: np.random.Generator, size: int, recipe: Recipe)
         image = augment.blur(image, rng)
     if recipe.noise:
         image = augment.noise(image, rng, recipe.noise)
-    return rand_augment(image, rng, recipe.layers, recipe.magnitude) if recipe.layers else image
+    if recipe.layers:
+        image, more = rand_augment(image, rng, recipe.layers, recipe.magnitude)
+        moves += more
+    return View(image, moves)
 
 
-def two_view(
-    image: np.ndarray, rng: np.random.Generator, size: int, recipe: Recipe | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def two_view(image: np.ndarray, rng: np.random.Generator, size: int, recipe: Recipe | None = None) -> tuple[View, View]:
     """Draw two independent views, uint8 [size, size, 3], of [H, W, 3]; the default recipe is SimCLR's."""
     recipe = recipe or simclr()
     return view(image, rng, size, recipe), view(image, rng, size, recipe)
@@ -115,8 +125,8 @@ def two_view(
 
 def multi_crop(
     image: np.ndarray, rng: np.random.Generator, size: int, recipe: Recipe | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw large views, uint8 [views, size, size, 3], and small ones, uint8 [small, S, S, 3], of 5 to 14 % of the area.
+) -> tuple[list[View], list[View]]:
+    """Draw large views, uint8 [size, size, 3], and small ones, uint8 [S, S, 3], of 5 to 14 % of the area.
 
     The default recipe is SwAV's: two large, six small. Source: Caron et al. 2020, section 3.2.
     """
@@ -124,8 +134,7 @@ def multi_crop(
     little = replace(recipe, area=(0.05, 0.14))
     large = [view(image, rng, size, recipe) for _ in range(recipe.views)]
     small = [view(image, rng, recipe.small_size, little) for _ in range(recipe.small)]
-    edge = recipe.small_size
-    return np.stack(large), np.stack(small) if small else np.zeros((0, edge, edge, 3), np.uint8)
+    return large, small
 
 
 def finished(
@@ -146,13 +155,18 @@ def check(image: np.ndarray) -> None:
         raise DataError(f"an image must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
 
 
-def _placed(image: np.ndarray, rng: np.random.Generator, size: int, recipe: Recipe) -> np.ndarray:
-    if recipe.place == "crop":
-        return augment.random_resized_crop(image, rng, size, area=recipe.area, interpolation=recipe.interpolation)
-    image = augment.centre(image, size, interpolation=recipe.interpolation)
-    if recipe.place == "pad":
-        return augment.pad_crop(image, rng, pad=max(1, size // 8))
-    if recipe.place == "affine":
+def _placed(
+    image: np.ndarray, rng: np.random.Generator, size: int, recipe: Recipe
+) -> tuple[np.ndarray, tuple[Move, ...]]:
+    if recipe.geometry == "crop":
+        image, cut = augment.random_resized_crop(image, rng, size, area=recipe.area, interpolation=recipe.interpolation)
+        return image, (cut,)
+    image, cut = augment.centre(image, size, interpolation=recipe.interpolation)
+    if recipe.geometry == "pad":
+        image, move = augment.pad_crop(image, rng, pad=max(1, size // 8))
+        return image, (cut, move)
+    if recipe.geometry == "affine":
         s = recipe.affine
-        return augment.affine(image, rng, degrees=12 * s, shift=0.1 * s, scale=0.1 * s, shear=0.1 * s)
-    return image
+        image, move = augment.affine(image, rng, degrees=12 * s, shift=0.1 * s, scale=0.1 * s, shear=0.1 * s)
+        return image, (cut, move)
+    return image, (cut,)

@@ -3,7 +3,7 @@
 Rajpurkar et al. 2016 (v1.1, every question has an answer) and 2018 (v2.0, some have none); the windows are those of
 Devlin et al. 2019, section 4.2. Positions of answers are characters (code points), as in the files.
 
-A question may have two fields beyond SQuAD's: "kind", by which scores are grouped, and "alike", all spans of the
+A question may have two fields beyond SQuAD's: "kind", by which scores are grouped, and "same_type", all spans of the
 context with the same type as the answer, which the baselines use.
 """
 
@@ -42,7 +42,7 @@ class Question:
     context: str
     answers: tuple[Span, ...]
     kind: str = ""
-    alike: tuple[Span, ...] = ()
+    same_type: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -257,8 +257,8 @@ def _question(entry: Mapping[str, Any], name: str, context: str, where: str) -> 
     kind = entry.get("kind", "")
     if not isinstance(kind, str):
         raise DataError(f"{where}: 'kind' is {kind!r}, not text")
-    alike = tuple(_span(span, context, where) for span in _list({"alike": [], **entry}, "alike", where))
-    return Question(name, _text(entry, "question", where), context, answers, kind, alike)
+    same_type = tuple(_span(span, context, where) for span in _list({"same_type": [], **entry}, "same_type", where))
+    return Question(name, _text(entry, "question", where), context, answers, kind, same_type)
 
 
 def _span(entry: Any, context: str, where: str) -> Span:

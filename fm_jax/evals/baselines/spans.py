@@ -11,15 +11,15 @@ from fm_jax.data.text.squad import Question
 _SENTENCE = re.compile(r"[^.!?]*[.!?]+|[^.!?]+")
 
 
-def first_alike(questions: Sequence[Question]) -> dict[str, str]:
+def first_same_type(questions: Sequence[Question]) -> dict[str, str]:
     """Answer with the first span of the answer's type; the type is given, so only the right span is unknown.
 
     Raises:
-        DataError: a question with an answer has no "alike" spans.
+        DataError: a question with an answer has no "same_type" spans.
     """
-    if absent := [question.id for question in questions if question.answers and not question.alike]:
-        raise DataError(f"question {absent[0]!r} has no 'alike' spans; this baseline needs them in the file")
-    first = {question.id: min(question.alike, key=lambda span: span.start, default=None) for question in questions}
+    if absent := [question.id for question in questions if question.answers and not question.same_type]:
+        raise DataError(f"question {absent[0]!r} has no 'same_type' spans; this baseline needs them in the file")
+    first = {question.id: min(question.same_type, key=lambda span: span.start, default=None) for question in questions}
     return {name: "" if span is None else span.text for name, span in first.items()}
 
 

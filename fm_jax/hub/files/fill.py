@@ -1,4 +1,4 @@
-"""Make an array straight in its shards from a function that reads parts of it.
+"""Make an array directly in its shards from a function that reads parts of it.
 
 Neither a device nor a host ever holds more than its share and one layer of a stacked leaf.
 """
@@ -17,18 +17,18 @@ from fm_jax.core.errors import CheckpointError
 
 _ALIGNED = 64  # bytes
 _BLOCK = 1 << 20  # bytes that are read at once
-_WHOLE = 1 << 25  # bytes of a stacked leaf below which the host puts it together at once
+_WHOLE = 1 << 25  # bytes of a stacked leaf up to which the host assembles it at once
 
 
 def fill(piece: Callable[..., np.ndarray], leaf: Any, *, path: str, stacked: bool, axis: int) -> jax.Array:
-    """Make one leaf in its shards.
+    """Make one leaf directly in its shards.
 
     Args:
-        piece: (shape, layer, index, out) -> a part of a layer; in `out` where that is given and fits.
-        leaf: shape, dtype and sharding of the leaf; without a sharding it goes to the first local device.
-        path: of the leaf, for messages.
-        stacked: whether the leaf has the layers first.
-        axis: ours that is the file's first: blocks are read along it.
+        piece: (shape, layer, index, out) -> a part of a layer; in `out` if that is given and fits.
+        leaf: shape, dtype and sharding of the leaf; without a sharding it is put on the first local device.
+        path: path of the leaf, for messages.
+        stacked: whether the first axis of the leaf is the layer.
+        axis: our axis that is the first axis in the file; blocks are read along it.
     """
     where = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
     dtype = np.dtype(leaf.dtype)
@@ -38,7 +38,7 @@ def fill(piece: Callable[..., np.ndarray], leaf: Any, *, path: str, stacked: boo
         return _cast(piece(shape, layer, index, out), dtype, path)
 
     def read_into(place: np.ndarray, shape: tuple[int, ...], layer: int, index: Any) -> None:
-        """Read in blocks of the file's rows: large arrays in between would cost more than the reading."""
+        """Read in blocks of the file's rows: large temporary arrays would cost more than the reading."""
         if not shape:
             place[...] = read_in(shape, layer, index)
             return
@@ -47,40 +47,40 @@ def fill(piece: Callable[..., np.ndarray], leaf: Any, *, path: str, stacked: boo
         for top in range(start, stop, height):
             rows = slice(top, min(top + height, stop))
             block = place[(*(slice(None),) * axis, slice(rows.start - start, rows.stop - start))]
-            found = read_in(shape, layer, (*index[:axis], rows, *index[axis + 1 :]), block)
-            if found is not block:
-                block[...] = found
+            part = read_in(shape, layer, (*index[:axis], rows, *index[axis + 1 :]), block)
+            if part is not block:
+                block[...] = part
 
-    def together(index: Any) -> np.ndarray:
-        whole = aligned(
+    def assemble(index: Any) -> np.ndarray:
+        assembled = aligned(
             tuple(len(range(*cut.indices(size))) for cut, size in zip(index, leaf.shape, strict=True)), dtype
         )
         if not stacked:
-            read_into(whole, leaf.shape, 0, index)
-            return whole
+            read_into(assembled, leaf.shape, 0, index)
+            return assembled
         for number, layer in enumerate(range(leaf.shape[0])[index[0]]):
-            read_into(whole[number, ...], leaf.shape[1:], layer, index[1:])
-        return whole
+            read_into(assembled[number, ...], leaf.shape[1:], layer, index[1:])
+        return assembled
 
     layers, shape = leaf.shape[0] if stacked else 1, leaf.shape[1:]
     if layers == 1 or _in_host_memory(where) or leaf.size * dtype.itemsize <= _WHOLE:
-        return _array(leaf.shape, where, together)
+        return _array(leaf.shape, where, assemble)
     start, put = _layer_writer(leaf.shape, dtype.name, where)
     made, inner = start(), _below(where)
     for layer in range(layers):
-        # waited for, or a fast disk would put layers on the host faster than the device takes them off
+        # wait, or a fast disk would fill the host with layers faster than the device takes them
         made = jax.block_until_ready(put(made, _array(shape, inner, partial(read_in, shape, layer)), layer))
     return made
 
 
 def _in_host_memory(where: Sharding) -> bool:
-    """Say whether what the host puts together can stay where it is."""
+    """Say whether the devices use the host's memory."""
     devices: set[Any] = where.device_set
     return {device.platform for device in devices} == {"cpu"}
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return an empty array that begins where jax wants it, so that a CPU device takes it as it is, uncopied."""
+    """Return an empty array of this shape, aligned so that a CPU device takes it without a copy."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + _ALIGNED, np.uint8)
     start = -memory.ctypes.data % _ALIGNED
@@ -88,7 +88,7 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _array(shape: tuple[int, ...], where: Sharding, read: Callable[[Any], np.ndarray]) -> jax.Array:
-    """Make an array of what `read(index)` returns; what several devices hold is read once."""
+    """Make an array from what `read(index)` returns; a part held by several devices is read once."""
     seen: dict[Any, np.ndarray] = {}
 
     def part(index: Any) -> np.ndarray:
@@ -101,17 +101,17 @@ def _array(shape: tuple[int, ...], where: Sharding, read: Callable[[Any], np.nda
 
 
 def _cast(array: np.ndarray, dtype: np.dtype, path: str) -> np.ndarray:
-    """Return an array in another dtype, in the order in which it lies; one too large for float16 is an error."""
+    """Return an array in another dtype with its memory order kept; a value too large for float16 is an error."""
     with np.errstate(over="ignore"):
-        found = array.astype(dtype, copy=False)
-    if dtype == np.float16 and array.dtype != dtype and (np.isinf(found) & ~np.isinf(array)).any():
+        converted = array.astype(dtype, copy=False)
+    if dtype == np.float16 and array.dtype != dtype and (np.isinf(converted) & ~np.isinf(array)).any():
         raise CheckpointError(f"{path} holds a number too large for float16; load it as bfloat16 or float32")
-    return found
+    return converted
 
 
 @lru_cache(maxsize=64)
 def _layer_writer(shape: tuple[int, ...], dtype: str, where: Sharding) -> tuple[Any, Any]:
-    """Return compiled () -> zeros in their shards, and (array, layer's array, number) -> array, in place."""
+    """Return two compiled functions: () -> zeros in their shards; (array, layer, number) -> array, in place."""
     start = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=where)
 
     def put(array: jax.Array, layer: jax.Array, number: jax.Array) -> jax.Array:

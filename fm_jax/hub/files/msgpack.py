@@ -1,7 +1,7 @@
-"""Weights of the Flax classes that `transformers` had until version 5, under the names of its torch classes.
+"""Read weights of the Flax classes that `transformers` had until version 5, under the names of its torch classes.
 
-A flax_model.msgpack is a tree of MessagePack maps with arrays at its leaves. Of the format only that much is
-understood: maps, names and arrays of plain numbers; where the numbers stand is noted, and they are read in parts.
+A flax_model.msgpack is a tree of MessagePack maps with arrays at its leaves. Only maps, names and arrays of plain
+numbers are supported; the positions of the numbers are recorded, so that arrays can be read in parts.
 """
 
 import math
@@ -25,7 +25,7 @@ _SIZED = {0xC4: "bytes", 0xC7: "extension", 0xCC: "number", 0xD9: "text", 0xDC: 
 
 
 class FlaxFile:
-    """Tensors of one file under torch's names and in torch's layouts; implements `weights.Weights`."""
+    """Tensors of one file with torch's names and layouts; implements `weights.Weights`."""
 
     def __init__(self, file: TensorFile) -> None:
         """Rename the tensors of a file whose names are paths in a Flax tree."""
@@ -35,28 +35,28 @@ class FlaxFile:
         for path, (dtype, shape) in file.specs.items():
             name, axes = torch_name(path), _axes(path, len(shape))
             if name in self.specs:
-                raise CheckpointError(f"{self.where}: {self._stored[name][0]} and {path} are both {name}")
+                raise CheckpointError(f"{self.where}: {self._stored[name][0]} and {path} are both {name} in torch")
             self._stored[name], self.specs[name] = (path, axes), Spec(dtype, tuple(shape[axis] for axis in axes))
 
     def read(self, name: str, index: Index, out: np.ndarray | None = None) -> np.ndarray:
         """Return a part of a tensor, one slice an axis of its torch layout."""
         path, axes = self._stored[name]
-        found = self._file.read(path, tuple(index[axis] for axis in np.argsort(axes))).transpose(axes)
+        tensor = self._file.read(path, tuple(index[axis] for axis in np.argsort(axes))).transpose(axes)
         if out is None:
-            return found
-        out[...] = found
+            return tensor
+        out[...] = tensor
         return out
 
 
 def open_file(path: str | Path, *, allow_nonfinite: bool = False) -> FlaxFile:
-    """Check a file from end to end and return its tensors, unread.
+    """Check a whole file and return its tensors, unread.
 
     Args:
-        path: of a .msgpack file.
-        allow_nonfinite: reads a tensor that holds an infinity or a NaN, which is otherwise an error when it is read.
+        path: path of a .msgpack file.
+        allow_nonfinite: allow infinities and NaNs; otherwise reading a tensor that holds one is an error.
 
     Raises:
-        CheckpointError: anything in it that is not a map of names or an array of plain numbers, or does not fit.
+        CheckpointError: the file holds anything except maps of names and arrays of plain numbers, or is damaged.
     """
     return FlaxFile(TensorFile.open(path, _places, allow_nonfinite=allow_nonfinite))
 
@@ -92,84 +92,84 @@ class _Array(NamedTuple):
 
 
 class _Cursor:
-    """Walks through a file; sees every byte but the numbers, and believes no length beyond the file's end."""
+    """Walks through a file; reads every byte except the numbers, and refuses lengths beyond the end of the file."""
 
     def __init__(self, where: str, file: BinaryIO) -> None:
         self.where, self.file, self.at, self.left = where, file, 0, MAX_TENSORS
         self.size = os.fstat(file.fileno()).st_size
 
     def tree(self) -> dict[str, Any]:
-        """Return {name: subtree, array, number or True} of the whole file."""
+        """Return {name: subtree, array, number or True} for the whole file."""
         kind, count = self.head()
         if kind != "map":
             raise self.bad(f"holds a {kind}, not a map of names")
-        found = self.branch(count, 1)
+        root = self.branch(count, 1)
         if self.at != self.size:
-            raise self.bad(f"has {self.size - self.at} bytes after its end")
-        return found
+            raise self.bad(f"has {self.size - self.at} extra bytes at its end")
+        return root
 
     def branch(self, count: int, depth: int) -> dict[str, Any]:
         if depth > MAX_DEPTH:
-            raise self.bad(f"is nested deeper than {MAX_DEPTH}")
-        found: dict[str, Any] = {}
+            raise self.bad(f"is nested deeper than {MAX_DEPTH} levels")
+        nodes: dict[str, Any] = {}
         for _ in range(count):
             self.left -= 1
             if self.left < 0:
                 raise self.bad(f"holds more than {MAX_TENSORS} names")
             name = self.text()
-            if name in found:
+            if name in nodes:
                 raise self.bad(f"holds {name[:80]!r} twice in one map")
             kind, value = self.head()
             if kind == "map":
-                found[name] = self.branch(value, depth + 1)
+                nodes[name] = self.branch(value, depth + 1)
             elif kind == "extension":
-                found[name] = self.array(name, value)
+                nodes[name] = self.array(name, value)
             elif kind in ("number", "true"):  # parts of a chunked array
-                found[name] = value if kind == "number" else True
+                nodes[name] = value if kind == "number" else True
             else:
                 raise self.bad(f"holds a {kind} as {name[:80]!r}, not an array")
-        return found
+        return nodes
 
     def array(self, name: str, size: int) -> _Array:
-        """Read what flax says of an array, and pass over its numbers."""
+        """Read the shape and dtype that flax stored of an array, and skip its numbers."""
         code = self.take(1)[0]
         end = self.at + size
         if code not in (_ARRAY, _SCALAR) or self.head() != ("list", 3):
-            raise self.bad(f"holds no array of plain numbers as {name[:80]!r} (extension {code})")
+            raise self.bad(f"holds extension {code} as {name[:80]!r}, not an array of plain numbers")
         kind, rank = self.head()
         if kind != "list" or rank > 32:
-            raise self.bad(f"has a shape for {name[:80]!r} that is no list")
+            raise self.bad(f"has a shape for {name[:80]!r} that is not a list")
         shape = tuple(self.natural() for _ in range(rank))
         dtype = self.text()
         kind, count = self.head()
         if dtype not in DTYPES.values():
             raise self.bad(f"has dtype {dtype[:40]!r} for {name[:80]!r}, not one of {', '.join(DTYPES.values())}")
         if kind != "bytes" or count != math.prod(shape) * np.dtype(dtype).itemsize or self.at + count != end:
-            raise self.bad(f"has {count} bytes for {name[:80]!r}, {dtype} {list(shape)}")
+            raise self.bad(f"has {count} bytes for {name[:80]!r}, which do not fit {dtype} {list(shape)}")
         if end > self.size:
             raise self.bad("is cut short; take a fresh copy")
-        found = _Array(dtype, shape, (self.at, count))
+        array = _Array(dtype, shape, (self.at, count))
         self.at = end
         self.file.seek(end)
-        return found
+        return array
 
     def text(self) -> str:
         kind, count = self.head()
         if kind not in ("text", "bytes") or count > 512:
-            raise self.bad(f"holds a {kind} of {count} where a name should be")
+            raise self.bad(f"holds a {kind} of length {count} instead of a name")
         try:
             return self.take(count).decode()
         except UnicodeDecodeError:
-            raise self.bad("holds a name that is no text") from None
+            raise self.bad("holds a name that is not UTF-8 text") from None
 
     def natural(self) -> int:
         kind, value = self.head()
         if kind != "number" or value >= 1 << 40:
-            raise self.bad("holds a size that is no number")
+            raise self.bad("holds a size that is not a number")
         return value
 
     def head(self) -> tuple[str, int]:
-        """Read what comes next: its kind and its length, or its value where it is a number."""
+        """Read the head of the next value: its kind, and its length or (of a number) its value."""
         byte = self.take(1)[0]
         for below, kind, bits in ((0x80, "number", 0x7F), (0x90, "map", 15), (0xA0, "list", 15), (0xC0, "text", 31)):
             if byte < below:
@@ -179,7 +179,7 @@ class _Cursor:
         if 0xD4 <= byte <= 0xD8:
             return "extension", 1 << (byte - 0xD4)
         for first, kind in _SIZED.items():
-            wide = byte - first + (kind in ("list", "map"))  # these begin with two bytes of length, the others with one
+            wide = byte - first + (kind in ("list", "map"))  # their lengths start at two bytes, others at one
             if first <= byte <= {"number": 0xCF, "list": 0xDD, "map": 0xDF}.get(kind, first + 2):
                 return kind, int.from_bytes(self.take(1 << wide), "big")
         return f"value of kind {byte:#x}", 0
@@ -210,7 +210,7 @@ def _flat(node: dict[str, Any], where: str, path: str = "") -> Iterator[tuple[st
             yield from _flat(value, where, inner)
         elif isinstance(value, _Array):
             if not NAME.fullmatch(inner):
-                raise CheckpointError(f"{where}: {inner[:120]!r} is a name that no model has")
+                raise CheckpointError(f"{where}: {inner[:120]!r} is not a valid tensor name")
             yield inner, Place(Spec(value.dtype, value.shape), (value.run,))
         else:
             raise CheckpointError(f"{where} holds a number as {inner[:120]!r}, not an array")
@@ -220,12 +220,12 @@ def _joined(node: dict[str, Any], where: str, path: str) -> Place:
     """Return the place of an array that flax wrote in chunks."""
     shape, chunks = (_ordered(node.get(name)) for name in ("shape", "chunks"))
     if not NAME.fullmatch(path) or shape is None or not chunks or not all(type(size) is int for size in shape):
-        raise CheckpointError(f"{where}: the chunks of {path[:120]!r} are not as flax writes them")
+        raise CheckpointError(f"{where}: the chunks of {path[:120]!r} are not in flax's format")
     if not all(isinstance(chunk, _Array) and chunk.dtype == chunks[0].dtype for chunk in chunks):
-        raise CheckpointError(f"{where}: the chunks of {path} are not of one dtype")
+        raise CheckpointError(f"{where}: the chunks of {path} have different dtypes")
     spec = Spec(chunks[0].dtype, tuple(shape))
     if sum(chunk.run[1] for chunk in chunks) != math.prod(shape) * np.dtype(spec.dtype).itemsize:
-        raise CheckpointError(f"{where}: the chunks of {path} do not make {list(shape)}")
+        raise CheckpointError(f"{where}: the chunks of {path} do not add up to shape {list(shape)}")
     return Place(spec, tuple(chunk.run for chunk in chunks))
 
 

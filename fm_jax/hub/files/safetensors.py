@@ -1,7 +1,8 @@
-"""The safetensors format: eight bytes of length, a JSON header of names, then nothing but numbers.
+"""Read and write the safetensors format: eight bytes of length, a JSON header, then the tensors' bytes.
 
-The library reads what is not sound (two tensors of one name, names that climb out of a folder, a header that takes 20 s
-to parse) and writes an array that is not contiguous wrongly, without a word. The format is small: here it is.
+The safetensors library accepts malformed files (two tensors of one name, names that leave a folder, a header that takes
+20 s to parse) and silently writes arrays that are not contiguous wrongly. So the format, which is small, is written
+out here.
 """
 
 import json
@@ -29,7 +30,7 @@ DTYPES = {
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
 }  # fmt: skip
-"""The format's word -> numpy's."""
+"""The format's dtype name -> numpy's."""
 
 _WORDS = {ours: theirs for theirs, ours in DTYPES.items()}
 _FORMAT = MappingProxyType({"format": "pt"})
@@ -39,11 +40,11 @@ def open_file(path: str | Path, *, allow_nonfinite: bool = False) -> TensorFile:
     """Check a file's header against the file, and return its tensors, unread.
 
     Args:
-        path: of a .safetensors file.
-        allow_nonfinite: reads a tensor that holds an infinity or a NaN, which is otherwise an error when it is read.
+        path: path of a .safetensors file.
+        allow_nonfinite: allow infinities and NaNs; otherwise reading a tensor that holds one is an error.
 
     Raises:
-        CheckpointError: the first thing in the header that is not as the format wants it.
+        CheckpointError: the header is malformed; the message names the first problem.
     """
     return TensorFile.open(path, _places, allow_nonfinite=allow_nonfinite)
 
@@ -56,21 +57,21 @@ def write(
     shard_bytes: int = 5_000_000_000,
     metadata: Mapping[str, str] = _FORMAT,
 ) -> None:
-    """Write tensors one at a time to one file, or to shards and their index, named as `transformers` names them.
+    """Write tensors one at a time to one file, or to shards and their index, with the file names of `transformers`.
 
-    What was written is on the disk when this returns; where it raises, the files are gone again. Give a folder of its
-    own and rename it at the end, and nobody sees a part.
+    The files are flushed to disk when this returns; they are deleted if it raises. To never expose incomplete files,
+    write into a new folder and rename it at the end.
 
     Args:
-        folder: must exist.
-        specs: of all tensors, which decide what goes into which shard.
+        folder: an existing folder.
+        specs: {name: dtype and shape} of all tensors; they decide which shard holds which tensor.
         tensors: (name, array), each name once, in any order; an array need not be contiguous.
-        shard_bytes: the most that a shard holds, unless one tensor alone is larger.
-        metadata: of every file's header.
+        shard_bytes: largest size of a shard, unless a single tensor is larger.
+        metadata: metadata of every file's header.
 
     Raises:
-        ValueError: a tensor that `specs` does not have, or has otherwise, or one that was not given.
-        ResourceError: the disk has no room for all.
+        ValueError: a tensor is not in `specs`, has another dtype or shape there, or was not given.
+        ResourceError: the disk has too little free space.
     """
     folder = Path(folder)
     shards = list(_shards(specs, shard_bytes))
@@ -83,7 +84,7 @@ def write(
     made: list[Path] = []
     total = sum(map(_size, specs.values()))
     if (free := shutil.disk_usage(folder).free) < total:
-        raise ResourceError(f"no space for {total / 1e9:.3g} GB of weights in {folder}, {free / 1e9:.3g} GB are free")
+        raise ResourceError(f"no space for {total / 1e9:.3g} GB of weights in {folder}; {free / 1e9:.3g} GB are free")
     index = folder / "model.safetensors.index.json"
     try:
         for file, shard in zip(files, shards, strict=True):
@@ -95,13 +96,13 @@ def write(
             where |= {name: (file, len(head) + offset) for name, offset in offsets.items()}
         _fill(specs, where, tensors)
         if count > 1:
-            ours = {
+            data = {
                 "metadata": {"total_size": total},
                 "weight_map": {name: file.name for name, (file, _) in where.items()},
             }
             with index.open("x", encoding="utf-8") as text:
                 made.append(index)
-                text.write(json.dumps(ours, indent=2, sort_keys=True) + "\n")
+                text.write(json.dumps(data, indent=2, sort_keys=True) + "\n")
         for path in (*made, folder):
             _sync(path)
     except BaseException:
@@ -111,25 +112,25 @@ def write(
 
 
 def _fill(specs: Mapping[str, Spec], where: Mapping[str, tuple[Path, int]], tensors: Iterable[Any]) -> None:
-    """Write every tensor to its place."""
+    """Write every tensor at its offset."""
     left = set(specs)
     for name, array in tensors:
         if name not in left:
             raise ValueError(f"{name} was given twice" if name in specs else f"{name} is not in the specs")
-        if (found := Spec(array.dtype.name, array.shape)) != specs[name]:
-            raise ValueError(f"{name} is {found}, the specs have {specs[name]}")
+        if (spec := Spec(array.dtype.name, array.shape)) != specs[name]:
+            raise ValueError(f"{name} is {spec}, the specs have {specs[name]}")
         left.discard(name)
         file, start = where[name]
         with file.open("r+b") as out:
             out.seek(start)
-            # bytes as they lie are right only for a row-major array
+            # the bytes in memory are in the file's order only if the array is row-major
             out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     if left:
         raise ValueError(f"{len(left)} tensors were not given: {', '.join(sorted(left)[:10])}")
 
 
 def _shards(specs: Mapping[str, Spec], shard_bytes: int) -> Iterator[dict[str, Spec]]:
-    """Yield what goes into each file: in order, a new one where the next tensor does not fit."""
+    """Yield the tensors of each file, in order; a new file starts when the next tensor does not fit."""
     shard, size = dict[str, Spec](), 0
     for name, spec in specs.items():
         if shard and size + _size(spec) > shard_bytes:
@@ -141,12 +142,12 @@ def _shards(specs: Mapping[str, Spec], shard_bytes: int) -> Iterator[dict[str, S
 
 
 def _head(shard: Mapping[str, Spec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
-    """Return length and header of a file, and where each tensor begins after it."""
+    """Return length and header of a file, and the offset of each tensor after them."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offsets, end = {}, 0
-    for name, spec in sorted(shard.items(), key=lambda pair: -np.dtype(pair[1].dtype).itemsize):  # each stays aligned
+    for name, spec in sorted(shard.items(), key=lambda pair: -np.dtype(pair[1].dtype).itemsize):  # keeps each aligned
         if spec.dtype not in _WORDS or not NAME.fullmatch(name):
-            raise ValueError(f"{name!r}: a dtype ({spec.dtype}) or a name that is not read again")
+            raise ValueError(f"{name!r}: this name or its dtype {spec.dtype} could not be read again")
         offsets[name], end = end, end + _size(spec)
         header[name] = {"dtype": _WORDS[spec.dtype], "shape": list(spec.shape), "data_offsets": [offsets[name], end]}
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -159,63 +160,65 @@ def _places(where: str, file: BinaryIO) -> dict[str, Place]:
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length < 2 or length > size - 8:
-        raise CheckpointError(f"{where} is no safetensors file, or is cut short ({size} bytes); take a fresh copy")
+        raise CheckpointError(f"{where} is not a safetensors file, or is cut short ({size} bytes); take a fresh copy")
     if length > MAX_HEADER:
-        raise CheckpointError(f"{where}: a header of {length} bytes; no more than {MAX_HEADER} are read")
+        raise CheckpointError(f"{where} has a header of {length} bytes; at most {MAX_HEADER} are supported")
     try:
         header = json.loads(file.read(length), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: its header is not as it should be: {str(error)[:120]}") from None
+        raise CheckpointError(f"{where} has an invalid header: {str(error)[:120]}") from None
     if not isinstance(header, dict):
-        raise CheckpointError(f"{where}: its header is no JSON object")
+        raise CheckpointError(f"{where} has a header that is not a JSON object")
     notes = header.pop("__metadata__", {})
     if not isinstance(notes, dict) or not all(isinstance(value, str) for value in notes.values()):
-        raise CheckpointError(f"{where}: its metadata are no words")
+        raise CheckpointError(f"{where} has metadata that are not strings")
     if len(header) > MAX_TENSORS:
-        raise CheckpointError(f"{where}: {len(header)} tensors; no more than {MAX_TENSORS} are read")
-    found = {name: _entry(where, name, entry) for name, entry in header.items()}
+        raise CheckpointError(f"{where} has {len(header)} tensors; at most {MAX_TENSORS} are supported")
+    places = {name: _entry(where, name, entry) for name, entry in header.items()}
     end = 0
-    for name, (_, ((start, count),)) in sorted(found.items(), key=lambda pair: pair[1].runs):
+    for name, (_, ((start, count),)) in sorted(places.items(), key=lambda pair: pair[1].runs):
         if start != end:
-            raise CheckpointError(f"{where}: {name} begins at byte {start} of the data, the one before ends at {end}")
+            raise CheckpointError(
+                f"{where}: {name} begins at byte {start} of the data, the tensor before ends at {end}"
+            )
         end = start + count
     if end != size - 8 - length:
         raise CheckpointError(
-            f"{where}: the header accounts for {end} bytes of data, the file has {size - 8 - length}; take a fresh copy"
+            f"{where}: the header describes {end} bytes of data, the file has {size - 8 - length}; take a fresh copy"
         )
-    return {name: Place(spec, ((start + 8 + length, count),)) for name, (spec, ((start, count),)) in found.items()}
+    return {name: Place(spec, ((start + 8 + length, count),)) for name, (spec, ((start, count),)) in places.items()}
 
 
 def _entry(where: str, name: str, entry: Any) -> Place:
-    """Check one tensor's entry by itself; its offset is still from the end of the header."""
+    """Check the entry of one tensor; its offset is relative to the end of the header."""
 
     def bad(problem: str) -> CheckpointError:
         return CheckpointError(f"{where}: tensor {name[:120]!r} {problem}")
 
     if not NAME.fullmatch(name):
-        raise bad("has a name that no model has")
+        raise bad("has an invalid name")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise bad("is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise bad(f"has dtype {str(dtype)[:40]!r}; supported are {', '.join(DTYPES)}")
     if not _naturals(shape) or len(shape) > 32 or math.prod(size or 1 for size in shape) >= 1 << 60:
-        raise bad(f"has shape {str(shape)[:80]}")
+        raise bad(f"has the invalid shape {str(shape)[:80]}")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1] or offsets[1] >= 1 << 63:
-        raise bad(f"has offsets {str(offsets)[:80]}")
+        raise bad(f"has the invalid offsets {str(offsets)[:80]}")
     spec = Spec(DTYPES[dtype], tuple(shape))
     if _size(spec) != offsets[1] - offsets[0]:
-        raise bad(f"needs {_size(spec)} bytes for {dtype} {shape} and has {offsets[1] - offsets[0]}")
+        raise bad(f"needs {_size(spec)} bytes for {dtype} {shape} but has {offsets[1] - offsets[0]}")
     return Place(spec, ((offsets[0], _size(spec)),))
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object (`object_pairs_hook`) whose names are all different, or raise ValueError."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    """Make a JSON object (an `object_pairs_hook`); a name that occurs twice raises ValueError."""
+    data = dict(pairs)
+    if len(data) != len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"{twice[:80]!r} stands there twice")
-    return found
+        raise ValueError(f"{twice[:80]!r} occurs twice")
+    return data
 
 
 def _naturals(value: Any) -> bool:

@@ -1,6 +1,6 @@
-"""The weights of a model folder, whichever way they are stored: one file, shards and their index, or old Flax files.
+"""Open the weights of a checkpoint folder: one file, shards and their index, or old Flax files.
 
-Nothing that could run code is opened: a pickle is told by its content, whatever its name.
+Nothing that could run code is opened: a pickle is recognised by its content, whatever its name.
 """
 
 import json
@@ -21,26 +21,26 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 class Kind(NamedTuple):
-    """One way of storing."""
+    """A file format of weights."""
 
     single: str
     shard: str  # regular expression of a shard's name
     open_file: Callable[..., Weights]
-    name: Callable[[str], str]  # of a tensor in the index -> its name here
+    name: Callable[[str], str]  # name of a tensor in the index -> name in `specs`
 
 
 KINDS = (
     Kind("model.safetensors", r"model-\d{5}-of-\d{5}\.safetensors", safetensors.open_file, str),
     Kind("flax_model.msgpack", r"flax_model-\d{5}-of-\d{5}\.msgpack", msgpack.open_file, msgpack.torch_name),
 )
-"""In order of preference; an index is called as the single file with ".index.json" behind."""
+"""Supported formats in order of preference; the index has the single file's name plus ".index.json"."""
 
 
 class Shards:
-    """The tensors of several files as one; implements `weights.Weights`."""
+    """The tensors of several files together; implements `weights.Weights`."""
 
     def __init__(self, where: str, files: Sequence[Weights]) -> None:
-        """Join files that have no name in common."""
+        """Join files that have no tensor name in common."""
         self.where = where
         self.specs: dict[str, Spec] = {name: spec for file in files for name, spec in file.specs.items()}
         self._holder = {name: file for file in files for name in file.specs}
@@ -51,45 +51,47 @@ class Shards:
 
 
 def open_weights(folder: str | Path, *, allow_nonfinite: bool = False) -> Weights:
-    """Return the tensors of a folder, unread: of safetensors, or else of an old Flax file.
+    """Return the tensors of a folder, unread, from safetensors or else from an old Flax file.
 
-    A link is followed wherever it leads, as in the cache of downloads; an index can only name files beside it.
+    Symbolic links are followed anywhere, as the download cache needs; an index can only name files beside it.
 
     Args:
-        folder: as `save_pretrained` writes it.
-        allow_nonfinite: reads a tensor that holds an infinity or a NaN, which is otherwise an error when it is read.
+        folder: a folder written by `save_pretrained`.
+        allow_nonfinite: allow infinities and NaNs; otherwise reading a tensor that holds one is an error.
 
     Raises:
-        CheckpointError: no weights, only pickles, two sets of weights, or a file or index that is not sound.
+        CheckpointError: no weights, only pickles, two sets of weights, or a damaged file or index.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no folder; give the one that holds config.json and the weights")
+        raise CheckpointError(f"{folder} is not a folder; give the folder that holds config.json and the weights")
     there = sorted(path.name for path in folder.iterdir())
     for kind in KINDS:
         index = f"{kind.single}.index.json"
         shards = [name for name in there if re.fullmatch(kind.shard, name)]
         if kind.single in there and (index in there or shards):
             other = index if index in there else shards[0]
-            raise CheckpointError(f"{folder} holds {kind.single} and {other}; move away the one that is not meant")
+            raise CheckpointError(f"{folder} holds {kind.single} and {other}; remove the one that should not be read")
         if kind.single in there:
             return kind.open_file(_sound(folder / kind.single), allow_nonfinite=allow_nonfinite)
         if index in there:
             return _sharded(folder, index, kind, shards, allow_nonfinite)
         if shards:
-            raise CheckpointError(f"{folder} holds {shards[0]} but no {index}, which says what belongs together")
+            raise CheckpointError(
+                f"{folder} holds {shards[0]} but no {index}, which lists them; fetch the folder again"
+            )
     raise _nothing(folder, there)
 
 
 def _sharded(folder: Path, index: str, kind: Kind, there: list[str], allow_nonfinite: bool) -> Shards:
-    """Open all shards of an index and compare what they hold with what it says."""
+    """Open all shards of an index and compare their tensors with the index."""
     listed = _listed(folder / index, kind)
     names = sorted(set(listed.values()))
     where = f"{folder / index} does not fit its files"
     if absent := [name for name in names if not (folder / name).is_file()]:
         raise CheckpointError(f"{where}: {_some(absent)} missing; fetch the folder again")
     if stray := [name for name in there if name not in names]:
-        raise CheckpointError(f"{where}: it does not name {_some(stray)}; move that away if it is of another model")
+        raise CheckpointError(f"{where}: it does not name {_some(stray)}; remove it if it belongs to another model")
     files = [kind.open_file(_sound(folder / name), allow_nonfinite=allow_nonfinite) for name in names]
     problems = list(_differences(listed, dict(zip(names, files, strict=True))))
     if problems:
@@ -104,7 +106,7 @@ def _differences(listed: Mapping[str, str], files: Mapping[str, Weights]) -> Ite
             if name in seen:
                 yield f"{name} is in {seen[name]} and in {file}"
             elif name not in listed:
-                yield f"{name} is in {file} and not in the index"
+                yield f"{name} is in {file} but not in the index"
             seen[name] = file
     for name, file in listed.items():
         if name not in files[file].specs:
@@ -112,63 +114,63 @@ def _differences(listed: Mapping[str, str], files: Mapping[str, Weights]) -> Ite
 
 
 def _listed(index: Path, kind: Kind) -> dict[str, str]:
-    """Read {tensor: file} of an index."""
+    """Read {tensor: file} from an index."""
     try:
         if index.stat().st_size > MAX_INDEX:
             raise CheckpointError(f"{index} is larger than {MAX_INDEX} bytes")
         data = json.loads(index.read_text("utf-8"), object_pairs_hook=safetensors.once)
     except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{index} cannot be read: {str(error)[:200]}") from None
-    found = data.get("weight_map") if isinstance(data, dict) else None
-    if not isinstance(found, dict) or not found:
+    weight_map = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map, which names the file of every tensor")
-    for name, file in found.items():
+    for name, file in weight_map.items():
         if not isinstance(file, str) or not re.fullmatch(r"(?!\.)[\w.\-]{1,255}", file, re.ASCII):
-            raise CheckpointError(f"{index}: {name[:80]!r} is in {str(file)[:80]!r}, which is no file beside it")
-    if len(named := {kind.name(name): file for name, file in found.items()}) != len(found):
+            raise CheckpointError(f"{index}: {name[:80]!r} is in {str(file)[:80]!r}, which is not a file beside it")
+    if len(named := {kind.name(name): file for name, file in weight_map.items()}) != len(weight_map):
         raise CheckpointError(f"{index} names a tensor twice")
     return named
 
 
 def _sound(file: Path) -> Path:
-    """Return a file that may be opened, or raise with what it is instead."""
+    """Return the file if it may be opened, or raise an error that says what it is instead."""
     if not file.is_file():
-        raise CheckpointError(f"{file} is no file, or a link to nothing; fetch the folder again")
+        raise CheckpointError(f"{file} is not a file, or is a broken link; fetch the folder again")
     kind = _disguise(file)
     if kind == "pickle":
-        raise CheckpointError(f"{file} is a pickle whatever its name says: {_CONVERT}")
+        raise CheckpointError(f"{file} is a pickle despite its name: {_CONVERT}")
     if kind:
         raise CheckpointError(f"{file} is {kind}, not the weights; fetch the file itself")
     return file
 
 
 _CONVERT = (
-    "nothing was opened, for a pickle can run code; where you trust it, load it with transformers and give the folder "
+    "a pickle can run code, so nothing was opened; if you trust it, load it with transformers and give the folder "
     "that save_pretrained writes (safetensors)"
 )
 
 
 def _disguise(file: Path) -> str:
-    """Tell by its first bytes a file that is no weights file at all; "" for one that may be."""
+    """Return what a file is by its first bytes if it is not a weights file; "" if it may be one."""
     with file.open("rb") as opened:
         head = opened.read(32)
     if not head:
         return "empty"
-    # torch saves one of these; a safetensors file may begin 80 02 too, with a length whose last five bytes are zero
+    # torch files begin so; a safetensors file may begin with 80 02 too, but the last five bytes of its length are 0
     if head.startswith(b"PK\x03\x04") or (re.match(rb"\x80[\x02-\x05]", head) and any(head[3:8])):
         return "pickle"
     if head.startswith(b"version https://git-lfs"):
-        return "a pointer of git-lfs"
-    return "a page of HTML" if head.lstrip().lower().startswith((b"<!doctype", b"<html")) else ""
+        return "a git-lfs pointer"
+    return "an HTML page" if head.lstrip().lower().startswith((b"<!doctype", b"<html")) else ""
 
 
 def _nothing(folder: Path, there: list[str]) -> CheckpointError:
-    """Return the error for a folder without weights that can be read."""
+    """Return the error for a folder without supported weights."""
     plain = [name for name in there if (folder / name).is_file()]
     if pickles := [name for name in plain if name.endswith(_PICKLES) or _disguise(folder / name) == "pickle"]:
         return CheckpointError(f"{folder} holds its weights only as pickles ({_some(pickles)}): {_CONVERT}")
-    what = _some(there) if there else "nothing"
-    return CheckpointError(f"{folder} holds no model.safetensors; there is {what}")
+    what = _some(there) if there else "no files"
+    return CheckpointError(f"{folder} has no model.safetensors; it has {what}")
 
 
 def _some(names: list[str]) -> str:

@@ -1,7 +1,7 @@
-"""Tensors at known places of one file, read in parts.
+"""Read parts of the tensors at known offsets of one file.
 
-Parts are read by position (`pread`), not from a memory map: as fast (6-8 GB/s from the page cache either way), no file
-page counts as the process's memory, and a file that is cut short while it is read is an error, not a bus error.
+Parts are read by position (`pread`), not from a memory map: it is as fast (6-8 GB/s from the page cache), file pages do
+not count as the process's memory, and a file that is truncated while it is read raises an error, not a bus error.
 """
 
 import io
@@ -19,14 +19,14 @@ from fm_jax.hub.files.fill import aligned
 from fm_jax.hub.files.weights import Index, Spec
 
 Runs = tuple[tuple[int, int], ...]
-_BLOCK = 1 << 22  # bytes read at once where columns are cut out of rows
-_PIECE = 1 << 17  # bytes of a row from which it pays to read the piece alone
-_CHECKED = 1 << 16  # numbers looked at together: they stay in the cache
-_EXPONENT = {"float16": 0x7C00, "bfloat16": 0x7F80}  # all bits set: an infinity or no number
+_BLOCK = 1 << 22  # bytes read at once when columns are sliced out of rows
+_PIECE = 1 << 17  # bytes of a slice from which reading it alone is faster
+_CHECKED = 1 << 16  # numbers checked at once: they stay in the CPU's cache
+_EXPONENT = {"float16": 0x7C00, "bfloat16": 0x7F80}  # all exponent bits set: an infinity or a NaN
 
 
 class Place(NamedTuple):
-    """Where one tensor stands."""
+    """Dtype, shape and offsets of one tensor."""
 
     spec: Spec
     runs: Runs  # (offset in the file, bytes) of its numbers, row-major, in order
@@ -41,21 +41,21 @@ class TensorFile:
     def __init__(
         self, where: str, file: BinaryIO, places: Mapping[str, Place], *, allow_nonfinite: bool = False
     ) -> None:
-        """Take over an open file; it is closed when this object goes."""
+        """Take over an open file; it is closed when this object is deleted."""
         self.where, self._file, self._places, self._any = where, file, places, allow_nonfinite
         self.specs = {name: place.spec for name, place in places.items()}
         weakref.finalize(self, file.close)
 
     @classmethod
     def open(cls, path: str | Path, find: Find, *, allow_nonfinite: bool = False) -> "TensorFile":
-        """Open a file and let `find(its name for messages, the file)` read its head and return the places.
+        """Open a file; `find(name for messages, file)` reads its header and returns the places.
 
         Raises:
-            CheckpointError: it cannot be opened, or what `find` raises.
+            CheckpointError: the file cannot be opened, or `find` raises it.
         """
         try:
             if not Path(path).is_file():  # opening a pipe would wait for ever
-                raise CheckpointError(f"{path} is no file")
+                raise CheckpointError(f"{path} is not a file")
             file: BinaryIO = io.BufferedReader(io.FileIO(path))
         except OSError as error:
             raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from None
@@ -66,10 +66,10 @@ class TensorFile:
             raise
 
     def read(self, name: str, index: Index, out: np.ndarray | None = None) -> np.ndarray:
-        """Return a part of a tensor, one slice an axis, as an array of its own, or in `out` where that is given.
+        """Return a part of a tensor, one slice an axis, as a new array or in `out` if that is given.
 
         Raises:
-            CheckpointError: it holds an infinity or a NaN, or the file could not be read.
+            CheckpointError: the part holds an infinity or a NaN, or the file could not be read.
         """
         spec, runs = self._places[name]
         cuts = [range(*cut.indices(size)) for cut, size in zip(index, spec.shape, strict=True)]
@@ -81,12 +81,12 @@ class TensorFile:
         if not self._any and not _finite(out):
             raise CheckpointError(
                 f"{self.where}: {name} holds an infinity or a NaN: the file is damaged, or its training diverged; "
-                "take another one"
+                "use another file"
             )
         return out
 
     def _fill(self, out: np.ndarray, runs: Runs, start: int, shape: Sequence[int], cuts: Sequence[range]) -> None:
-        """Fill `out` with the cuts of a tensor of `shape` that begins `start` bytes into its runs."""
+        """Fill `out` with the ranges `cuts` of a tensor of `shape` that begins `start` bytes into its runs."""
         row = math.prod(shape[1:]) * out.itemsize
         start += cuts[0].start * row if cuts else 0
         if all(len(cut) == size for cut, size in zip(cuts[1:], shape[1:], strict=True)):
@@ -103,7 +103,7 @@ class TensorFile:
                 out[top : top + len(block)] = block[inside]
 
     def _copy(self, out: np.ndarray, runs: Runs, start: int) -> None:
-        """Fill a contiguous array with what stands `start` bytes into the runs."""
+        """Fill a contiguous array with the bytes from `start` on in the runs."""
         view = out.reshape(-1).view(np.uint8).data
         for offset, size in runs:
             if start < size and view:
@@ -125,7 +125,7 @@ class TensorFile:
 
 
 def _finite(array: np.ndarray) -> bool:
-    """Say whether no number is infinite or NaN; several times faster than numpy on floats of two bytes."""
+    """Say whether all numbers are finite; several times faster than numpy for floats of two bytes."""
     name, flat = array.dtype.name, array.reshape(-1)
     if name in _EXPONENT:
         bits, mask = flat.view(np.uint16), np.uint16(_EXPONENT[name])

@@ -1,4 +1,4 @@
-"""Named tensors that can be read in parts: what every kind of file is to a name table, and arrays in memory as one."""
+"""Named tensors that can be read in parts: the interface of every weights file, and the same for arrays in memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ Index = tuple[slice, ...]
 
 
 class Spec(NamedTuple):
-    """What is known of a stored tensor without reading it."""
+    """Dtype and shape of a stored tensor."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -27,13 +27,13 @@ class Weights(Protocol):
         ...
 
     def read(self, name: str, index: Index, out: np.ndarray | None = None) -> np.ndarray:
-        """Return a part of a tensor, one slice an axis; in `out`, of its shape and dtype, where that is given."""
+        """Return a part of a tensor, one slice an axis; in `out`, of its shape and dtype, if that is given."""
         ...
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Weights that are in memory already."""
+    """Weights that are already in memory."""
 
     arrays: Mapping[str, np.ndarray]
     where: str = "the given arrays"
@@ -44,7 +44,7 @@ class Arrays:
         return {name: Spec(np.dtype(array.dtype).name, array.shape) for name, array in self.arrays.items()}
 
     def read(self, name: str, index: Index, out: np.ndarray | None = None) -> np.ndarray:
-        """Return a part of an array, copied: jax may keep the memory it is given."""
+        """Return a copy of a part of an array: jax may keep the memory it is given."""
         if out is None:
             return self.arrays[name][index].copy()
         out[...] = self.arrays[name][index]

@@ -1,4 +1,4 @@
-"""BERT, RoBERTa, XLM-RoBERTa, DistilBERT, ELECTRA and ALBERT, with the heads that each is published with."""
+"""Configs of BERT, RoBERTa, XLM-RoBERTa, DistilBERT, ELECTRA and ALBERT in transformers, with their heads."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ table = bert_names.table
 
 
 def module(fields: Fields) -> nn.Module:
-    """Build the module that a config.json of one of these families describes, with the head `architectures` names."""
+    """Build the module of a config.json of one of these families, with the head that `architectures` names."""
     kind, stem = OF_TYPE[fields.kind], KINDS[fields.kind]
     encoder = Encoder(_distilbert(fields) if kind is DISTILBERT else _config(fields, kind))
     task = fields.architecture.removeprefix(stem)
@@ -38,12 +38,14 @@ def module(fields: Fields) -> nn.Module:
     if task == "ForMaskedLM" or (task == "ForPreTraining" and kind.pair):
         fields.expect("tie_word_embeddings", True)
         if kind in (ROBERTA, ELECTRA) and act != "gelu":
-            fields.refuse(f"{fields.architecture} has a gelu in its head, and {act} in its layers")
+            fields.refuse(
+                f"{fields.architecture} has gelu in its head, and {act} in its layers; only gelu in both is supported"
+            )
         return MaskedLM(encoder, next_sentence=task == "ForPreTraining")
     fields.skip("tie_word_embeddings")
     if task == "ForPreTraining" and kind is ELECTRA:
         if act != "gelu":
-            fields.refuse(f"a discriminator with {act} in its head")
+            fields.refuse(f"a discriminator with {act} in its head is not supported, only with gelu")
         return Tagger(encoder, 1, hidden="gelu")
     if task == "ForSequenceClassification":
         return Classifier(encoder, heads.num_classes(fields), pool="first", dropout=dropout, hidden=kind.hidden)
@@ -52,7 +54,7 @@ def module(fields: Fields) -> nn.Module:
     if task == "ForQuestionAnswering":
         return SpanFinder(encoder, dropout)
     raise CheckpointError(
-        f"{fields.where}: architectures names {fields.architecture or 'nothing'}; supported are {stem}Model and "
+        f"{fields.where}: architectures is {fields.architecture or 'empty'}; supported are {stem}Model and "
         f"{stem}For(MaskedLM, PreTraining, SequenceClassification, TokenClassification, QuestionAnswering)"
     )
 
@@ -63,7 +65,7 @@ def _config(fields: Fields, kind: Kind) -> Config:
     fields.expect("is_decoder", False)
     fields.expect("is_encoder_decoder", False)
     fields.expect("position_embedding_type", "absolute")
-    # written by the first TensorFlow checkpoints, and read by none
+    # written by the first TensorFlow checkpoints, and never read
     pooler = ("fc_size", "num_attention_heads", "num_fc_layers", "size_per_head", "type")
     fields.skip("directionality", *(f"pooler_{word}" for word in pooler))
     embed = 0
@@ -96,7 +98,7 @@ def _config(fields: Fields, kind: Kind) -> Config:
 
 def _distilbert(fields: Fields) -> Config:
     width, count = fields.take("dim", int), fields.take("n_heads", int)
-    fields.skip("sinusoidal_pos_embds", "tie_weights_")  # how the stored positions were drawn
+    fields.skip("sinusoidal_pos_embds", "tie_weights_")  # initialisation of the positions, which are stored
     fields.expect("is_encoder_decoder", False)
     activation: Any = fields.choose("activation", ACTIVATIONS, "gelu")
     attention = fields.take("attention_dropout", float, 0.1)
@@ -113,7 +115,7 @@ def _distilbert(fields: Fields) -> Config:
 
 
 def _head_dropout(fields: Fields, kind: Kind, task: str) -> float:
-    """Return the dropout of what a head's last layer reads, and account for those of the others."""
+    """Return the dropout before a head's last layer, and read the dropout fields of the other heads."""
     if kind is DISTILBERT:
         own = {
             "ForSequenceClassification": fields.take("seq_classif_dropout", float, 0.2),
@@ -121,8 +123,8 @@ def _head_dropout(fields: Fields, kind: Kind, task: str) -> float:
         }
         return own.get(task, fields.take("dropout", float, 0.1))
     general = fields.take("hidden_dropout_prob", float, 0.0 if kind is ALBERT else 0.1)
-    found = fields.take("classifier_dropout_prob" if kind is ALBERT else "classifier_dropout", float, general)
-    return 0.0 if task == "ForQuestionAnswering" else found
+    dropout = fields.take("classifier_dropout_prob" if kind is ALBERT else "classifier_dropout", float, general)
+    return 0.0 if task == "ForQuestionAnswering" else dropout
 
 
 def writes(module: nn.Module) -> bool:
@@ -131,7 +133,7 @@ def writes(module: nn.Module) -> bool:
 
 
 def example(module: nn.Module, rng: np.random.Generator, size: Size) -> Example:
-    """Draw what an encoder, or a head on one, is called with; where it tells texts apart each row has two."""
+    """Draw random inputs of an encoder or a head on one; with token types each row is a pair of texts."""
     cfg = backbone(module).cfg
     tokens, length, inside = text(cfg, rng, size)
     inputs = {"tokens": tokens}
@@ -146,17 +148,17 @@ def example(module: nn.Module, rng: np.random.Generator, size: Size) -> Example:
 
 
 def sites(module: nn.Module) -> dict[str, str]:
-    """Return our name of each activation that is compared, by theirs; only a model without a head gives its last."""
-    found = {"embed": "embed", "layer": "block.resid_post"}
-    return found | ({"final": "final"} if isinstance(module, Encoder) else {})
+    """Return {their output: our site} to compare; only a model without a head returns its final hidden state."""
+    names = {"embed": "embed", "layer": "block.resid_post"}
+    return names | ({"final": "final"} if isinstance(module, Encoder) else {})
 
 
 def fields(module: nn.Module) -> dict[str, Any]:
-    """Return the config.json from which `module` builds this module again."""
+    """Return the config.json from which `module` builds an equal module."""
     kind, cfg = kind_of(module), backbone(module).cfg
     word = _WORDS.get(cfg.mlp.activation, cfg.mlp.activation)
     shared = {
-        "model_type": next(name for name, found in OF_TYPE.items() if found is kind),
+        "model_type": next(name for name, other in OF_TYPE.items() if other is kind),
         "architectures": [kind.stem + _task(module)],
         "vocab_size": cfg.vocab_size,
         "max_position_embeddings": cfg.max_length + cfg.position_offset,
@@ -191,7 +193,7 @@ def fields(module: nn.Module) -> dict[str, Any]:
 
 
 def _task(module: nn.Module) -> str:
-    """Return the part of the class name that says what the head is for."""
+    """Return the task in the class name, such as ForMaskedLM."""
     if isinstance(module, Encoder):
         return "Model"
     if isinstance(module, MaskedLM):
@@ -202,11 +204,11 @@ def _task(module: nn.Module) -> str:
         return "ForPreTraining" if module.hidden == "gelu" else "ForTokenClassification"
     if isinstance(module, Classifier):
         return "ForSequenceClassification"
-    raise CheckpointError(f"a {type(module).__name__} has no form in another library: save its backbone")
+    raise CheckpointError(f"transformers has no class for a {type(module).__name__}; save its backbone instead")
 
 
 def _outputs(module: nn.Module) -> int:
-    """Return how many labels the head tells apart, 0 where it has none."""
+    """Return the number of classes or labels of the head; 0 if it has none."""
     if isinstance(module, Classifier):
         return module.num_classes
     return module.num_labels if isinstance(module, Tagger) else 0

@@ -1,4 +1,4 @@
-"""The names of BERT, RoBERTa, DistilBERT, ELECTRA and ALBERT, and of the heads that each is published with."""
+"""Tensor names of BERT, RoBERTa, DistilBERT, ELECTRA and ALBERT in transformers, with their heads."""
 
 from dataclasses import dataclass, replace
 
@@ -21,19 +21,19 @@ _AS_BERT = (
     (r"generator_lm_head\.bias", "cls.predictions.bias"),
     (r"generator_lm_head\.weight", "cls.predictions.decoder.weight"),
 )
-_UNREAD = (r"cls\.seq_relationship\..*", r"sop_classifier\..*")  # in files of masked-word models, and read by none
+_UNREAD = (r"cls\.seq_relationship\..*", r"sop_classifier\..*")  # in files of masked language models, and never read
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What sets a family's names and heads apart."""
+    """Names and heads of one family."""
 
-    stem: str  # of its class names
+    stem: str  # stem of its class names
     body: tuple[Entry, ...]
-    words: tuple[str, str, str]  # masked words: dense, norm, bias
+    words: tuple[str, str, str]  # masked-language-model head: dense, norm, bias
     labels: tuple[str, str]  # classifier: hidden layer, last layer
     hidden: Hidden  # activation of the classifier's hidden layer
-    pair: tuple[str, str] | None = None  # next sentence: pooler, last layer
+    pair: tuple[str, str] | None = None  # next-sentence head: pooler, last layer
 
 
 def _embeddings(prefix: str) -> tuple[Entry, ...]:
@@ -118,10 +118,10 @@ OF_TYPE = {  # model_type: its names and heads
 
 
 def kind_of(module: nn.Module) -> Kind:
-    """Return the family that has a module's form; ELECTRA without a narrower embedding and its own heads is BERT."""
+    """Return the family of a module; ELECTRA without a narrower embedding and its own heads is BERT."""
     bare = backbone(module)
     if not isinstance(bare, Encoder):
-        raise CheckpointError(f"a {type(bare).__name__} is no encoder, and has no name in this family")
+        raise CheckpointError(f"a {type(bare).__name__} is not an encoder, so this family has no names for it")
     cfg = bare.cfg
     if cfg.shared:
         return ALBERT
@@ -133,13 +133,13 @@ def kind_of(module: nn.Module) -> Kind:
 
 
 def table(module: nn.Module) -> Table:
-    """Return the names of a module's tensors."""
+    """Return the table of a module's tensor names."""
     kind = kind_of(module)
     prefix = kind.body[0].name.split(".")[0]
-    found = Table(
+    names = Table(
         kind.body,
         rename=(
-            (r"(.*LayerNorm)\.gamma", r"\1.weight"),  # as the first published files have it
+            (r"(.*LayerNorm)\.gamma", r"\1.weight"),  # in the first published files
             (r"(.*LayerNorm)\.beta", r"\1.bias"),
             # base models have no prefix; an ELECTRA of BERT's form is read under BERT's names
             (r"((?:embeddings|encoder|embeddings_project|transformer|pooler)\..*)", rf"{prefix}.\1"),
@@ -147,27 +147,27 @@ def table(module: nn.Module) -> Table:
         ),
         skip=(r"(?:.*\.)?position_ids",),
     )
-    no_pooler = (*found.skip, rf"(?:{prefix}\.)?pooler\..*")  # files of all tasks may hold one
+    no_pooler = (*names.skip, rf"(?:{prefix}\.)?pooler\..*")  # files of all tasks may hold one
     if isinstance(module, Encoder):
-        return replace(found, skip=no_pooler)
+        return replace(names, skip=no_pooler)
     if isinstance(module, MaskedLM):
         dense, normed, bias = kind.words
         entries: tuple[Entry, ...] = (*linear("head/dense", dense), *norm("head/norm", normed), same("head/bias", bias))
         if module.next_sentence and kind.pair:
             entries += (*linear("next/hidden", kind.pair[0]), *linear("next", kind.pair[1]))
-            return found.under("backbone", *entries, tied=_tied(kind))
-        return found.under("backbone", *entries, skip=(*no_pooler, *_UNREAD), tied=_tied(kind))
+            return names.under("backbone", *entries, tied=_tied(kind))
+        return names.under("backbone", *entries, skip=(*no_pooler, *_UNREAD), tied=_tied(kind))
     if isinstance(module, Classifier):
         entries = (*linear("head/hidden", kind.labels[0]), *linear("head", kind.labels[1]))
-        return found.under("backbone", *entries, skip=found.skip if "pooler" in kind.labels[0] else no_pooler)
+        return names.under("backbone", *entries, skip=names.skip if "pooler" in kind.labels[0] else no_pooler)
     entries = linear("head", "qa_outputs" if isinstance(module, SpanFinder) else "classifier")
     if isinstance(module, Tagger) and module.hidden != "none":
         entries = (*linear("head/hidden", f"{_DETECT}.dense"), *linear("head", f"{_DETECT}.dense_prediction"))
-    return found.under("backbone", *entries, skip=no_pooler)
+    return names.under("backbone", *entries, skip=no_pooler)
 
 
 def _tied(kind: Kind) -> tuple[tuple[str, str], ...]:
-    """Return the copies of the token table and of its bias that files may hold."""
+    """Return (copy, original) for the copies of the token embedding and of the output bias that files may hold."""
     tokens, bias = kind.body[0].name, kind.words[2]
     stem = bias.rpartition(".")[0]
     if kind in (DISTILBERT, ELECTRA):

@@ -1,4 +1,4 @@
-"""GPT-2 and GPT-Neo: Radford et al. 2019; EleutherAI's replication of GPT-3's alternating windows."""
+"""Configs and names of GPT-2 (Radford et al. 2019) and GPT-Neo, EleutherAI's GPT with alternating local attention."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ _BODY = (
 
 
 def _conv1d(path: str, name: str) -> tuple[Entry, Entry]:
-    """Return kernel and bias of GPT-2's Conv1D, which is stored [in, out] already."""
+    """Return kernel and bias of GPT-2's Conv1D, which is stored as [in, out], like ours."""
     return same(f"{path}/kernel", f"{name}.weight"), same(f"{path}/bias", f"{name}.bias")
 
 
@@ -61,7 +61,7 @@ def module(fields: Fields) -> nn.Module:
 
 
 def writes(module: nn.Module) -> bool:
-    """Say whether a module is a decoder with learned positions, or a head on one."""
+    """Say whether a module is a decoder with learned positions, or a classifier on one."""
     bare = types.backbone(module)
     return isinstance(bare, Decoder) and bare.cfg.attention.rope is None
 
@@ -97,7 +97,7 @@ def _neo(fields: Fields) -> Config:
     layers, window = fields.take("num_layers", int), fields.take("window_size", int, 256)
     pairs = fields.take("attention_types", list)
     if not all(isinstance(p, list) and list(map(type, p)) == [list, int] and 0 <= p[1] <= layers for p in pairs):
-        raise CheckpointError(f"{fields.where}: attention_types {str(pairs)[:80]} is no list of [kinds, times]")
+        raise CheckpointError(f"{fields.where}: attention_types {str(pairs)[:80]} is not a list of [kinds, times]")
     kinds = [kind for group, times in pairs for _ in range(times) for kind in group]
     fields.expect("attention_layers", kinds)
     if len(kinds) != layers or set(kinds) - {"global", "local"}:
@@ -130,10 +130,10 @@ def _neo(fields: Fields) -> Config:
 
 
 def table(module: nn.Module) -> Table:
-    """Return the names of a GPT-2's or GPT-Neo's tensors."""
+    """Return the table of a GPT-2's or GPT-Neo's tensor names."""
     decoder = heads.backbone(module)
     neo = not decoder.cfg.attention.qkv_bias
-    found = Table(
+    names = Table(
         _NEO if neo else _GPT2,
         # the first published files, and base models today, have no "transformer." before their names
         rename=((r"((?:wte|wpe|ln_f|h\.\d+)\..*)", r"transformer.\1"),),
@@ -141,12 +141,12 @@ def table(module: nn.Module) -> Table:
         tied=(("lm_head.weight", "transformer.wte.weight"),),
     )
     if isinstance(module, Classifier):
-        return found.under("backbone", flipped("head/kernel", "score.weight"), tied=())
-    return found
+        return names.under("backbone", flipped("head/kernel", "score.weight"), tied=())
+    return names
 
 
 def fields(module: nn.Module) -> dict[str, Any]:
-    """Return the config.json from which `module` builds this module again."""
+    """Return the config.json from which `module` builds an equal module."""
     cfg = heads.backbone(module).cfg
     if not cfg.attention.qkv_bias:
         kinds = ["local" if window else "global" for window in cfg.attention.windows]

@@ -1,4 +1,4 @@
-"""LLaMA 1 to 3, Mistral, Qwen 2, 2.5 and 3, and Gemma: one set of names, and what sets each apart in its config."""
+"""Configs and names of LLaMA 1 to 3, Mistral, Qwen 2, 2.5 and 3, and Gemma; the names are the same for all."""
 
 from dataclasses import replace
 from typing import Any
@@ -18,15 +18,18 @@ from fm_jax.models.language.decoder import Config, Decoder
 from fm_jax.ops.positions import Rope
 
 KINDS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma": "Gemma"}
-# where a config.json leaves a field out, its family's class has this
+# default of rope_theta, if a config.json has none
 _BASES = {"llama": 10_000.0, "mistral": 10_000.0, "qwen2": 10_000.0, "qwen3": 10_000.0, "gemma": 10_000.0}
-# how many turns stretch in full, and how many not at all; () where the config must say
+# rotations below which a frequency is scaled fully, and above which it is not; () if the config must have the field
 _TURNS: dict[str, dict[str, tuple[float, ...]]] = {
     "llama3": {"low_freq_factor": (), "high_freq_factor": ()},
     "yarn": {"beta_slow": (1.0,), "beta_fast": (32.0,)},
 }
 example, sites = heads.example, heads.sites
-_GELUS = {"gelu": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}  # Gemma was trained with tanh, whatever the word
+_GELUS = {
+    "gelu": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}  # Gemma was trained with the tanh form, whatever its config says
 
 _ENTRIES = (
     same("embed/tokens", "model.embed_tokens.weight"),
@@ -49,7 +52,7 @@ def module(fields: Fields) -> nn.Module:
     biased = kind == "qwen2"
     fields.expect("attention_bias", biased)
     fields.expect("mlp_bias", False)
-    fields.expect("pretraining_tp", 1)  # above 1 it only splits the same products
+    fields.expect("pretraining_tp", 1)  # above 1 it only splits the same matrix products
     attention = AttentionConfig(
         count,
         fields.take("num_key_value_heads", int, count),
@@ -82,13 +85,13 @@ def module(fields: Fields) -> nn.Module:
 
 
 def writes(module: nn.Module) -> bool:
-    """Say whether a module is a decoder with rotary positions, or a head on one."""
+    """Say whether a module is a decoder with rotary positions, or a classifier on one."""
     bare = types.backbone(module)
     return isinstance(bare, Decoder) and bare.cfg.attention.rope is not None
 
 
 def _windows(fields: Fields) -> tuple[int, ...]:
-    """Return the window of each layer: Mistral's on all, Qwen's on those from `max_window_layers` up."""
+    """Return the attention window of each layer: Mistral's in all, Qwen's from layer `max_window_layers` on."""
     layers = fields.take("num_hidden_layers", int)
     size = fields.take("sliding_window", int, 0)
     first = fields.take("max_window_layers", int, layers)
@@ -96,22 +99,22 @@ def _windows(fields: Fields) -> tuple[int, ...]:
         return (size,)
     if fields.kind not in ("qwen2", "qwen3"):
         if size:
-            fields.refuse(f"sliding_window is {size}, which {fields.kind} has not")
+            fields.refuse(f"sliding_window is {size}, but {fields.kind} has no sliding window")
         return (0,)
     if not fields.take("use_sliding_window", bool, False):
         fields.expect("layer_types", ["full_attention"] * layers)
         return (0,)
-    usual = ["sliding_attention" if layer >= first else "full_attention" for layer in range(layers)]
-    kinds = fields.take("layer_types", list, usual)
+    default = ["sliding_attention" if layer >= first else "full_attention" for layer in range(layers)]
+    kinds = fields.take("layer_types", list, default)
     if len(kinds) != layers or set(kinds) - {"sliding_attention", "full_attention"}:
         fields.refuse(f"layer_types {kinds} does not name sliding_attention or full_attention for {layers} layers")
     return tuple(size if kind == "sliding_attention" else 0 for kind in kinds)
 
 
 def _rope(fields: Fields) -> Rope:
-    """Translate `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before)."""
-    found = dict(fields.take("rope_scaling", dict, {})) | dict(fields.take("rope_parameters", dict, {}))
-    theirs = Fields(found, f"{fields.where}, rope scaling")
+    """Read `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before)."""
+    data = dict(fields.take("rope_scaling", dict, {})) | dict(fields.take("rope_parameters", dict, {}))
+    theirs = Fields(data, f"{fields.where}, rope scaling")
     base = theirs.take("rope_theta", float, fields.take("rope_theta", float, _BASES[fields.kind]))
     kind = theirs.take("rope_type", str, theirs.take("type", str, "default"))
     length = fields.take("max_position_embeddings", int)
@@ -120,36 +123,34 @@ def _rope(fields: Fields) -> Rope:
     elif kind == "linear":
         rope = Rope(base, "linear", theirs.take("factor", float))
     elif kind in ("llama3", "yarn"):
-        low, high = (theirs.take(word, float, *usual) for word, usual in _TURNS[kind].items())
+        low, high = (theirs.take(word, float, *default) for word, default in _TURNS[kind].items())
         original = theirs.take("original_max_position_embeddings", int, length)
         rope = Rope(base, "llama3" if kind == "llama3" else "yarn", theirs.take("factor", float), original, low, high)
     else:
-        raise CheckpointError(f"{fields.where}: rope_type {kind!r} is not supported; default, linear, llama3, yarn are")
+        raise CheckpointError(
+            f"{fields.where}: rope_type {kind!r} is not supported, only default, linear, llama3, yarn"
+        )
     theirs.expect("partial_rotary_factor", 1.0)
     theirs.close()
     return rope
 
 
 def table(module: nn.Module) -> Table:
-    """Return the names of these families' tensors."""
+    """Return the table of these families' tensor names."""
     tied = (("lm_head.weight", "model.embed_tokens.weight"),) if heads.backbone(module).cfg.tied else ()
-    found = Table(
+    names = Table(
         _ENTRIES,
         rename=((r"((?:embed_tokens|layers|norm)\..*)", r"model.\1"),),
         skip=(r"(?:model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
         tied=tied,
     )
     if isinstance(module, Classifier):
-        return found.under("backbone", flipped("head/kernel", "score.weight"), tied=())
-    return replace(found, entries=(*_ENTRIES, flipped("head/kernel", "lm_head.weight")))
+        return names.under("backbone", flipped("head/kernel", "score.weight"), tied=())
+    return replace(names, entries=(*_ENTRIES, flipped("head/kernel", "lm_head.weight")))
 
 
 def kind(cfg: Config) -> str:
-    """Return the model_type of a decoder with rotary positions.
-
-    Raises:
-        CheckpointError: no family has this mixture of pieces; it names what stands in the way.
-    """
+    """Return the model_type that is closest to a decoder with rotary positions; "llama" if no other fits."""
     windows = any(cfg.attention.windows)
     forms = {
         "gemma": (cfg.norm.offset == 1.0, cfg.scale_embedding, cfg.mlp.activation == "gelu_tanh", not windows),
@@ -161,13 +162,13 @@ def kind(cfg: Config) -> str:
 
 
 def fields(module: nn.Module) -> dict[str, Any]:
-    """Return the config.json from which `module` builds this module again."""
+    """Return the config.json from which `module` builds an equal module."""
     cfg = heads.backbone(module).cfg
-    group, found = cfg.attention, kind(cfg)
+    group, model_type = cfg.attention, kind(cfg)
     data: dict[str, Any] = {
-        "model_type": found,
+        "model_type": model_type,
         "architectures": [
-            KINDS[found] + ("ForSequenceClassification" if isinstance(module, Classifier) else "ForCausalLM")
+            KINDS[model_type] + ("ForSequenceClassification" if isinstance(module, Classifier) else "ForCausalLM")
         ],
         "vocab_size": cfg.vocab_size,
         "max_position_embeddings": cfg.max_length,
@@ -177,20 +178,20 @@ def fields(module: nn.Module) -> dict[str, Any]:
         "num_attention_heads": group.num_heads,
         "num_key_value_heads": group.num_kv_heads,
         "head_dim": group.head_dim,
-        "hidden_act": "gelu_pytorch_tanh" if found == "gemma" else cfg.mlp.activation,
+        "hidden_act": "gelu_pytorch_tanh" if model_type == "gemma" else cfg.mlp.activation,
         "rms_norm_eps": cfg.norm.epsilon,
         "tie_word_embeddings": cfg.tied,
         "attention_dropout": group.dropout,
         "rope_parameters": _rope_fields(group.rope or Rope(), cfg.max_length),
     }
-    if found != "qwen2":
+    if model_type != "qwen2":
         data["attention_bias"] = group.qkv_bias
     windows = [group.windows[layer % len(group.windows)] for layer in range(cfg.num_layers)]
-    if found == "mistral":
+    if model_type == "mistral":
         data["sliding_window"] = windows[0] or None
-    if found in ("qwen2", "qwen3") and any(windows):
+    if model_type in ("qwen2", "qwen3") and any(windows):
         kinds = ["sliding_attention" if window else "full_attention" for window in windows]
-        # transformers reads the kinds; the older field says the same where the windowed layers are the upper ones
+        # transformers reads layer_types; the older field says the same if the upper layers have the windows
         data |= {"use_sliding_window": True, "sliding_window": max(windows), "layer_types": kinds}
         data["max_window_layers"] = kinds.index("sliding_attention")
     if isinstance(module, Classifier):

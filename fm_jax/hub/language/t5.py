@@ -1,9 +1,9 @@
-"""T5, T5 v1.1 and mT5: Raffel et al. 2020, Xue et al. 2021.
+"""Configs and names of T5, T5 v1.1 (Raffel et al. 2020) and mT5 (Xue et al. 2021).
 
-Whether such a model has a head of its own, its config.json does not say reliably: transformers 5 writes
-`tie_word_embeddings: true` beside a head that differs from the token table, and reads the head when it finds one.
-`settle` does the same. Whether what the head reads is divided by sqrt(d_model) stands in `scale_decoder_outputs`,
-before transformers 5 in `tie_word_embeddings`; mT5 never divides.
+The config.json does not say reliably whether the head is tied to the token embedding: transformers 5 writes
+`tie_word_embeddings: true` beside a head that differs from it, and reads that head if the file has one. `settle` does
+the same. `scale_decoder_outputs` (before transformers 5: `tie_word_embeddings`) says whether the input of the head is
+divided by sqrt(d_model); mT5 never divides.
 """
 
 from dataclasses import replace
@@ -25,7 +25,7 @@ from fm_jax.models.language.encoder_decoder import Config, EncoderDecoder, with_
 from fm_jax.ops.positions import Buckets
 
 KINDS = {"t5": "T5", "mt5": "MT5"}
-# their word -> (our activation, gated, their word for the activation alone); "gated-gelu" has always been the tanh form
+# their name -> (our activation, gated, their name of the activation alone); "gated-gelu" always is the tanh form
 _FEEDS = {
     "relu": ("relu", False, "relu"),
     "gelu": ("gelu", False, "gelu"),
@@ -35,24 +35,24 @@ _FEEDS = {
     "gated-relu": ("relu", True, "relu"),
     "gated-silu": ("silu", True, "silu"),
 }
-_LENGTH = 512  # tokens to generate at most, where no `n_positions` says
+_LENGTH = 512  # most tokens to generate, if the config has no `n_positions`
 
 
 def _stack(ours: str, *parts: tuple[str, str]) -> tuple[Entry, ...]:
-    """Return the names of one side; `parts` are (our name of a layer's half, theirs), in their order."""
-    found = [
+    """Return the names of the encoder or decoder; `parts` are (our name of a sublayer, theirs), in their order."""
+    entries = [
         same(f"{ours}/bias/table", f"{ours}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
         same(f"{ours}/norm_final/scale", f"{ours}.final_layer_norm.weight"),
     ]
     for number, (half, theirs) in enumerate(parts):
         layer, names = f"{ours}.block.{{}}.layer.{number}", "qkvo"
-        found.append(same(f"{ours}/blocks/norm_{half}/scale", f"{layer}.layer_norm.weight"))
+        entries.append(same(f"{ours}/blocks/norm_{half}/scale", f"{layer}.layer_norm.weight"))
         if half != "mlp":
-            found += [flipped(f"{ours}/blocks/{half}/{h}/kernel", f"{layer}.{theirs}.{h}.weight") for h in names]
+            entries += [flipped(f"{ours}/blocks/{half}/{h}/kernel", f"{layer}.{theirs}.{h}.weight") for h in names]
             continue
         words = {"gate": "wi_0", "up": "wi_1", "down": "wo"}
-        found += [flipped(f"{ours}/blocks/mlp/{h}/kernel", f"{layer}.{theirs}.{w}.weight") for h, w in words.items()]
-    return tuple(found)
+        entries += [flipped(f"{ours}/blocks/mlp/{h}/kernel", f"{layer}.{theirs}.{w}.weight") for h, w in words.items()]
+    return tuple(entries)
 
 
 _GATED = (
@@ -68,12 +68,12 @@ def module(fields: Fields) -> nn.Module:
     """Build the module that a config.json of model_type "t5" or "mt5" describes."""
     kind = KINDS[fields.kind]
     if fields.architecture not in ("", f"{kind}ForConditionalGeneration", f"{kind}WithLMHeadModel"):
-        fields.refuse(f"architectures names {fields.architecture}: supported is {kind}ForConditionalGeneration")
+        fields.refuse(f"architectures is {fields.architecture}; supported is {kind}ForConditionalGeneration")
     for name, value in {"is_encoder_decoder": True, "is_decoder": False, "tie_encoder_decoder": False}.items():
         fields.expect(name, value)
     fields.skip("classifier_dropout")
-    usual = {"t5": "relu", "mt5": "gated-gelu"}[fields.kind]
-    activation, gated, word = fields.choose("feed_forward_proj", _FEEDS, usual)
+    default = {"t5": "relu", "mt5": "gated-gelu"}[fields.kind]
+    activation, gated, word = fields.choose("feed_forward_proj", _FEEDS, default)
     fields.expect("dense_act_fn", word)
     fields.expect("is_gated_act", gated)
     count, layers = fields.take("num_heads", int), fields.take("num_layers", int)
@@ -101,34 +101,34 @@ def module(fields: Fields) -> nn.Module:
 
 
 def settle(module: nn.Module, weights: Weights) -> nn.Module:
-    """Return the module with a head of its own where the file holds one, whatever the config says."""
+    """Return the module with an untied head if the file holds one, whatever the config says."""
     head, table = "lm_head.weight", "shared.weight"
     if not _model(module).cfg.tied or head not in weights.specs or table not in weights.specs:
         return module
-    whole = (slice(None), slice(None))
+    everything = (slice(None), slice(None))
     if weights.specs[head].shape == weights.specs[table].shape and np.array_equal(
-        weights.read(head, whole), weights.read(table, whole)
+        weights.read(head, everything), weights.read(table, everything)
     ):
         return module
     return module.clone(cfg=replace(_model(module).cfg, tied=False))
 
 
 def table(module: nn.Module) -> Table:
-    """Return the names of a T5's tensors."""
+    """Return the table of a T5's tensor names."""
     cfg = _model(module).cfg
     copies = [(f"{side}.embed_tokens.weight", "shared.weight") for side in ("encoder", "decoder")]
     if cfg.tied:
         copies.append(("lm_head.weight", "shared.weight"))
     return Table(
         _GATED if cfg.mlp.gated else _PLAIN,
-        # the first published files hold a table that no layer reads
+        # a table in the first published files that no layer reads
         skip=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
         tied=tuple(copies),
     )
 
 
 def fields(module: nn.Module) -> dict[str, Any]:
-    """Return the config.json from which `module` builds this module again."""
+    """Return the config.json from which `module` builds an equal module."""
     cfg = _model(module).cfg
     words = {(activation, gated): word for word, (activation, gated, _) in _FEEDS.items()}
     return {
@@ -162,7 +162,7 @@ def writes(module: nn.Module) -> bool:
 
 
 def example(module: nn.Module, rng: np.random.Generator, size: Size) -> Example:
-    """Draw what an encoder-decoder is called with; only the source is padded."""
+    """Draw random inputs of an encoder-decoder; only the source is padded."""
     cfg = _model(module).cfg
     source, length, inside = text(cfg, rng, size)
     tokens = ids(cfg, rng, source.shape, size.pad)
@@ -170,13 +170,15 @@ def example(module: nn.Module, rng: np.random.Generator, size: Size) -> Example:
 
 
 def sites(module: nn.Module) -> dict[str, str]:
-    """Return our name of each activation that is compared, by theirs; "layer" is every layer's output."""
+    """Return {their output: our site} to compare; "layer" stands for every layer's output."""
     _model(module)
-    found = {"embed": "embed", "layer": "block.resid_post", "final": "final"}
-    return {f"encoder {name}": ENCODER + site for name, site in found.items()} | found
+    names = {"embed": "embed", "layer": "block.resid_post", "final": "final"}
+    return {f"encoder {name}": ENCODER + site for name, site in names.items()} | names
 
 
 def _model(module: nn.Module) -> EncoderDecoder:
     if not isinstance(module, EncoderDecoder):
-        raise CheckpointError(f"a {type(module).__name__} is no encoder-decoder, and has no name in this family")
+        raise CheckpointError(
+            f"a {type(module).__name__} is not an encoder-decoder, so this family has no names for it"
+        )
     return module

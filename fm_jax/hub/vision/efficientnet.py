@@ -1,8 +1,8 @@
-"""EfficientNet (Tan & Le 2019) as transformers stores it.
+"""Config and names of EfficientNet (Tan & Le 2019) in transformers.
 
-Theirs pads as TensorFlow does at one image size only: `depthwise_padding` lists the blocks that halve a map of odd
-height there. Ours looks at the map. Their `batch_norm_momentum` is TensorFlow's number, the share that stays, though
-they hand it to torch, which takes it for the share that goes: it is ours.
+Their padding equals TensorFlow's at one image size only: `depthwise_padding` lists the blocks that halve a feature map
+of odd height at that size. Ours pads by the actual size. Their `batch_norm_momentum` is TensorFlow's momentum, the
+share of the old mean that is kept, as here; they pass it to torch, where it means the share that is replaced.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ def module(fields: Fields) -> nn.Module:
         parts.sizes(fields, name, [getattr(stage, field) for stage in BASELINE]) for name, field in _NAMES.items()
     ]
     if len({len(column) for column in columns}) > 1:
-        raise CheckpointError(f"{fields.where}: {', '.join(_NAMES)} do not name equally many stages")
+        raise CheckpointError(f"{fields.where}: {', '.join(_NAMES)} must have equal lengths, one value a stage")
     stages = tuple(Stage(*row) for row in zip(*columns, strict=True))
     size = fields.take("image_size", int, 600)
     cfg = Config(
@@ -61,20 +61,22 @@ def module(fields: Fields) -> nn.Module:
 
 
 def _check_padding(fields: Fields, cfg: Config) -> None:
-    """Refuse a config whose paddings are not "SAME" at its own image size."""
+    """Refuse a config whose padding is not "SAME" at its own image size."""
     firsts = [sum(map(cfg.repeats, cfg.stages[:index])) for index in range(len(cfg.stages))]
     halving = {first for first, stage in zip(firsts, cfg.stages, strict=True) if stage.stride == 2}
     listed = fields.take("depthwise_padding", list, [])
     if cfg.image_size % 2:
-        fields.refuse(f"image_size is {cfg.image_size}: the stem pads as TensorFlow does at even sizes only")
+        fields.refuse(
+            f"image_size is {cfg.image_size}; only even sizes are supported, where stems pad as in TensorFlow"
+        )
     if any(stage.stride > 2 for stage in cfg.stages):
-        fields.refuse(f"strides {[stage.stride for stage in cfg.stages]}: only 1 and 2 are supported")
-    if (found := sorted(block for block in listed if block in halving)) != list(cfg.odd_blocks()):
-        fields.refuse(f"depthwise_padding has {found}, which at image_size {cfg.image_size} is {cfg.odd_blocks()}")
+        fields.refuse(f"strides is {[stage.stride for stage in cfg.stages]}, but only 1 and 2 are supported")
+    if (padded := sorted(block for block in listed if block in halving)) != list(cfg.odd_blocks()):
+        fields.refuse(f"depthwise_padding has {padded}, but image_size {cfg.image_size} needs {cfg.odd_blocks()}")
 
 
 def table(module: nn.Module) -> Table:
-    """Return the names of an EfficientNet's tensors."""
+    """Return the table of an EfficientNet's tensor names."""
     cfg = backbone(module).cfg
     entries: list[Entry] = [
         *convolution("stem", "efficientnet.embeddings.convolution"),
@@ -95,14 +97,14 @@ def table(module: nn.Module) -> Table:
         ]
     entries += convolution("top", "efficientnet.encoder.top_conv")
     entries += batch_norm("norm_top", "efficientnet.encoder.top_bn")
-    found = parts.table(entries, "efficientnet", "embeddings|encoder")
+    names = parts.table(entries, "efficientnet", "embeddings|encoder")
     if isinstance(module, ImageClassifier):
-        return found.under("backbone", *linear("head", "classifier"))
-    return found
+        return names.under("backbone", *linear("head", "classifier"))
+    return names
 
 
 def fields(module: nn.Module) -> dict[str, Any]:
-    """Return the config.json from which `module` builds this module again."""
+    """Return the config.json from which `module` builds an equal module."""
     cfg = backbone(module).cfg
     return {
         **parts.architecture(module, "EfficientNet"),
@@ -132,12 +134,12 @@ def writes(module: nn.Module) -> bool:
 
 
 def example(module: nn.Module, rng: np.random.Generator, size: Size) -> Example:
-    """Draw what the module is called with."""
+    """Draw random inputs of the module."""
     return parts.example(module, rng, size, backbone(module).cfg.image_size)
 
 
 def sites(module: nn.Module) -> dict[str, str]:
-    """Return our name of each activation that is compared, by theirs: each stage's output is that of its last layer."""
+    """Return {their output: our site} to compare: the output of each stage is that of its last layer."""
     cfg = backbone(module).cfg
-    ends = np.cumsum([cfg.repeats(stage) for stage in cfg.stages]) - 1  # theirs has no stages, only blocks
+    ends = np.cumsum([cfg.repeats(stage) for stage in cfg.stages]) - 1  # transformers numbers blocks, not stages
     return parts.stages(module, ends.tolist())

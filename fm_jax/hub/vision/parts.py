@@ -1,4 +1,4 @@
-"""What the convolutional families share: names of their layers, and the classifier on a backbone."""
+"""Tensor names and config fields that image families share: convolution, batch norm, the classification head."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,37 +15,37 @@ from fm_jax.hub.language import heads
 from fm_jax.hub.table import Blank, Entry, Table, same
 from fm_jax.models.vision.classifier import ImageClassifier
 
-COUNTERS = r".*\.num_batches_tracked"  # of torch's batch normalisation; read only where it has no momentum
+COUNTERS = r".*\.num_batches_tracked"  # of torch's batch normalisation; only used without a momentum
 _LARGEST = 100_000
 
 
 def convolution(path: str, name: str, *, bias: bool = False) -> tuple[Entry, ...]:
-    """Return kernel (and bias) of a convolution, [k, k, in, out] of ours and [out, in, k, k] of torch's.
+    """Return the entries of a convolution: kernel [k, k, in, out] here, [out, in, k, k] in torch; bias if it has one.
 
-    A depthwise one is [k, k, 1, C] and [C, 1, k, k].
+    A depthwise kernel is [k, k, 1, C] here and [C, 1, k, k] in torch.
     """
     kernel = Entry(f"{path}/kernel", f"{name}.weight", axes=(2, 3, 1, 0))
     return (kernel, same(f"{path}/bias", f"{name}.bias")) if bias else (kernel,)
 
 
 def batch_norm(path: str, name: str) -> tuple[Entry, ...]:
-    """Return scale, bias and running moments of a batch normalisation."""
+    """Return the entries of a batch normalisation: scale, bias, running mean and variance."""
     words = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
     return tuple(same(f"{path}/{ours}", f"{name}.{theirs}") for ours, theirs in words.items())
 
 
 def table(entries: Iterable[Entry], prefix: str, parts: str) -> Table:
-    """Return the table of a backbone whose names begin with `prefix`; base models have theirs without it.
+    """Return the table of a backbone whose names begin with `prefix`; files of base models omit the prefix.
 
     Args:
-        entries: of its leaves.
-        prefix: the first word of every name.
-        parts: a regular expression for the second.
+        entries: entries of its leaves.
+        prefix: first word of every name.
+        parts: regular expression for the second word.
     """
-    found = tuple(entries)
-    counted = [entry.name for entry in found if entry.name.endswith(".running_var")]
+    backbone_entries = tuple(entries)
+    counted = [entry.name for entry in backbone_entries if entry.name.endswith(".running_var")]
     return Table(
-        found,
+        backbone_entries,
         rename=((rf"((?:{parts})\..*)", rf"{prefix}.\1"),),
         skip=(COUNTERS,),
         blank=tuple(
@@ -55,11 +55,11 @@ def table(entries: Iterable[Entry], prefix: str, parts: str) -> Table:
 
 
 def headed(fields: Fields, backbone: nn.Module, kind: str, dropout: float = 0.0) -> nn.Module:
-    """Return the backbone as it is, or the classifier on it, as `architectures` says."""
+    """Return the backbone, or a classifier on it, as `architectures` says."""
     if fields.architecture == f"{kind}Model":
         return backbone
     if fields.architecture not in ("", f"{kind}ForImageClassification"):
-        fields.refuse(f"architectures names {fields.architecture}: supported are {kind}(Model, ForImageClassification)")
+        fields.refuse(f"architectures is {fields.architecture}; supported are {kind}(Model, ForImageClassification)")
     return ImageClassifier(backbone, heads.num_classes(fields), dropout)
 
 
@@ -67,43 +67,45 @@ def architecture(module: nn.Module, kind: str) -> dict[str, Any]:
     """Return the fields that name the class, and a classifier's labels.
 
     Raises:
-        CheckpointError: a head without a bias, which the other library has not.
+        CheckpointError: the head has no bias, which transformers does not support.
     """
     if not isinstance(module, ImageClassifier):
         return {"architectures": [f"{kind}Model"]}
     if not module.bias:
-        raise CheckpointError(f"no transformers class computes this: {kind}ForImageClassification has a bias")
+        raise CheckpointError(
+            f"transformers has no class for this model: {kind}ForImageClassification always has a bias"
+        )
     return {"architectures": [f"{kind}ForImageClassification"], **heads.labels(module.num_classes)}
 
 
 def sizes(fields: Fields, name: str, default: list[int]) -> tuple[int, ...]:
-    """Return a list of sizes, one a stage.
+    """Return a field that lists one size a stage.
 
     Raises:
-        CheckpointError: another value, or a size that no model has.
+        CheckpointError: it is not a list of integers, or a size is out of range.
     """
-    found = fields.take(name, list, default)
-    if not found or any(type(size) is not int or not 0 < size < _LARGEST for size in found):
-        raise CheckpointError(f"{fields.where}: {name} {str(found)[:80]} is no list of sizes, one a stage")
-    return tuple(found)
+    listed = fields.take(name, list, default)
+    if not listed or any(type(size) is not int or not 0 < size < _LARGEST for size in listed):
+        raise CheckpointError(f"{fields.where}: {name} {str(listed)[:80]} is not a list of sizes, one a stage")
+    return tuple(listed)
 
 
 def is_on(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Say whether a module is a backbone of a class, or a classifier on one."""
+    """Say whether a module is a backbone of class `kind`, or a classifier on one."""
     return isinstance(module.backbone if isinstance(module, ImageClassifier) else module, kind)
 
 
 def example(module: nn.Module, rng: np.random.Generator, size: Size, side: int) -> Example:
-    """Draw square images that a backbone, or a classifier on one, is called with."""
+    """Draw random square images [B, side, side, C] for a backbone or a classifier on one."""
     return Example({"image": image(rng, size, side, side, backbone(module).cfg.in_channels)})
 
 
 def stages(module: nn.Module, blocks: Iterable[int]) -> dict[str, str]:
-    """Return our name of each activation that is compared, by theirs.
+    """Return {their output: our site} to compare.
 
     Args:
-        module: a backbone, or a classifier on one; only without the head its last activation is an output.
-        blocks: number of what ends each stage, in their count of layers.
+        module: a backbone, or a classifier on one; only a backbone returns its final feature map.
+        blocks: the last layer of each stage, by their numbers.
     """
-    found = {"embed": "embed"} | {f"layer {end}": f"conv.stage{stage}" for stage, end in enumerate(blocks, 1)}
-    return found if isinstance(module, ImageClassifier) else found | {"final": "final"}
+    names = {"embed": "embed"} | {f"layer {end}": f"conv.stage{stage}" for stage, end in enumerate(blocks, 1)}
+    return names if isinstance(module, ImageClassifier) else names | {"final": "final"}

@@ -1,4 +1,4 @@
-"""ResNet (He et al. 2016), v1.5 and v1, as transformers stores it."""
+"""Config and names of ResNet (He et al. 2016), v1.5 and v1, in transformers."""
 
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from fm_jax.models.vision.resnet import Config, ResNet
 
 KINDS = {"resnet": "ResNet"}
 BLOCKS: dict[str, Literal["basic", "bottleneck"]] = {"basic": "basic", "bottleneck": "bottleneck"}
-_SIDE = 224  # of the images it is published for; its config names none
+_SIDE = 224  # image size of the published models; the config has no such field
 _DEPTHS, _WIDTHS = [3, 4, 6, 3], [256, 512, 1024, 2048]
 
 
@@ -24,7 +24,7 @@ def module(fields: Fields) -> nn.Module:
     """Build the module that a config.json of model_type "resnet" describes."""
     fields.expect("hidden_act", "relu")
     fields.expect("downsample_in_first_stage", False)
-    fields.skip("out_features", "out_indices", "stage_names")  # which maps a detector reads
+    fields.skip("out_features", "out_indices", "stage_names")  # feature maps that a detector reads
     cfg = Config(
         parts.sizes(fields, "depths", _DEPTHS),
         parts.sizes(fields, "hidden_sizes", _WIDTHS),
@@ -37,7 +37,7 @@ def module(fields: Fields) -> nn.Module:
 
 
 def table(module: nn.Module) -> Table:
-    """Return the names of a ResNet's tensors."""
+    """Return the table of a ResNet's tensor names."""
     cfg = backbone(module).cfg
     entries: list[Entry] = _layer("stem", "norm_stem", "resnet.embedder.embedder")
     for stage, depth in enumerate(cfg.depths):
@@ -46,10 +46,10 @@ def table(module: nn.Module) -> Table:
             for layer in range(2 if cfg.block == "basic" else 3):
                 entries += _layer(f"{ours}/conv{layer + 1}", f"{ours}/norm{layer + 1}", f"{theirs}.layer.{layer}")
             entries += _layer(f"{ours}/shortcut", f"{ours}/norm_shortcut", f"{theirs}.shortcut")
-    found = parts.table(entries, "resnet", "embedder|encoder")
+    names = parts.table(entries, "resnet", "embedder|encoder")
     if isinstance(module, ImageClassifier):
-        return found.under("backbone", *linear("head", "classifier.1"))
-    return found
+        return names.under("backbone", *linear("head", "classifier.1"))
+    return names
 
 
 def _layer(conv: str, norm: str, name: str) -> list[Entry]:
@@ -57,7 +57,7 @@ def _layer(conv: str, norm: str, name: str) -> list[Entry]:
 
 
 def fields(module: nn.Module) -> dict[str, Any]:
-    """Return the config.json from which `module` builds this module again."""
+    """Return the config.json from which `module` builds an equal module."""
     cfg = backbone(module).cfg
     return {
         **parts.architecture(module, "ResNet"),
@@ -79,10 +79,10 @@ def writes(module: nn.Module) -> bool:
 
 
 def example(module: nn.Module, rng: np.random.Generator, size: Size) -> Example:
-    """Draw what the module is called with."""
+    """Draw random inputs of the module."""
     return parts.example(module, rng, size, _SIDE)
 
 
 def sites(module: nn.Module) -> dict[str, str]:
-    """Return our name of each activation that is compared, by theirs: each stage's output is that of its last layer."""
+    """Return {their output: our site} to compare: the output of each stage is that of its last layer."""
     return parts.stages(module, range(len(backbone(module).cfg.depths)))

@@ -1,4 +1,4 @@
-"""ViT (and DeiT, which is stored as one), DINOv2 (with registers) and MAE, as transformers stores them."""
+"""Configs and names of ViT (and DeiT, stored as a ViT), DINOv2 (with registers) and MAE in transformers."""
 
 from dataclasses import replace
 from typing import Any
@@ -42,28 +42,28 @@ def module(fields: Fields) -> nn.Module:
         return _mae(fields)
     backbone = ViT(_dinov2(fields) if kind in _DINO else _vit(fields))
     if kind in _DINO and fields.architecture != f"{KINDS[kind]}Model":
-        backbone = ViT(replace(backbone.cfg, pool="both"))  # its classifier reads [CLS] and the patches' mean
+        backbone = ViT(replace(backbone.cfg, pool="both"))  # its classifier reads [CLS] and the mean of the patches
     return parts.headed(fields, backbone, KINDS[kind])
 
 
 def _vit(fields: Fields) -> Config:
-    fields.skip("encoder_stride", "pooler_act", "pooler_output_size")  # of heads that are not read
+    fields.skip("encoder_stride", "pooler_act", "pooler_output_size")  # settings of heads that are not read
     return _config(fields, 1e-12, 16)
 
 
 def _dinov2(fields: Fields) -> Config:
-    # which maps a detector reads, and a token that only pretraining sees
+    # feature maps that a detector reads, and a token used in pretraining only
     fields.skip("out_features", "out_indices", "stage_names", "apply_layernorm", "reshape_hidden_states")
     fields.skip("use_mask_token")
     registers = fields.take("num_register_tokens", int, 4) if fields.kind == "dinov2_with_registers" else 0
     if fields.kind == "dinov2_with_registers" and registers < 1:
-        fields.refuse(f"num_register_tokens is {registers}, only what is above 0 is supported")
+        fields.refuse(f"num_register_tokens is {registers}; it must be above 0")
     cfg = _config(fields, 1e-6, 16 if registers else 14)
     if cfg.patches.grid[0] != cfg.patches.grid[1]:
         fields.refuse(f"image_size {cfg.patches.image_size} is not square")
     scale = fields.take("layerscale_value", float, 1.0)
     if scale <= 0:
-        fields.refuse(f"layerscale_value is {scale}, only what is above 0 is supported")
+        fields.refuse(f"layerscale_value is {scale}; it must be above 0")
     return replace(
         cfg,
         patches=replace(cfg.patches, any_size=True, resizing="antialiased" if registers else "bicubic"),
@@ -75,7 +75,7 @@ def _dinov2(fields: Fields) -> Config:
 
 def _mae(fields: Fields) -> nn.Module:
     if fields.architecture not in ("", "ViTMAEForPreTraining"):
-        fields.refuse(f"architectures names {fields.architecture}: supported is ViTMAEForPreTraining")
+        fields.refuse(f"architectures is {fields.architecture}; supported is ViTMAEForPreTraining")
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         fields.expect(name, *_NO_DROPOUT)
     cfg = mae.encoder(_config(fields, 1e-12, 16))
@@ -126,45 +126,47 @@ def _mlp(fields: Fields, width: int) -> MLPConfig:
 
 
 def _gated(wide: int) -> int:
-    """Return the width of a gated layer as dear as a plain one: two thirds, rounded up to a multiple of 8."""
+    """Return the width of a gated layer that costs as much as a plain one: 2/3, rounded up to a multiple of 8."""
     return (wide * 2 // 3 + 7) // 8 * 8
 
 
 def _size(fields: Fields, name: str, default: int) -> tuple[int, int]:
-    """Return (height, width) of a field that is one number or two.
+    """Return (height, width) from a field that is one number or a list of two.
 
     Raises:
-        CheckpointError: neither, or no size of a picture.
+        CheckpointError: the field is neither, or a size is out of range.
     """
     pair = isinstance(fields.data.get(name), list)
     value = fields.take(name, list) if pair else [fields.take(name, int, default)] * 2
     if len(value) != 2 or any(type(side) is not int or not 0 < side < _LARGEST for side in value):
-        raise CheckpointError(f"{fields.where}: {name} {str(value)[:60]} is no size of a picture")
+        raise CheckpointError(f"{fields.where}: {name} {str(value)[:60]} is not the size of an image")
     return value[0], value[1]
 
 
 def _square(fields: Fields, default: int) -> int:
     height, width = _size(fields, "patch_size", default)
     if height != width:
-        raise CheckpointError(f"{fields.where}: patch_size {height} × {width} is not supported, only squares are")
+        raise CheckpointError(
+            f"{fields.where}: patch_size {height} × {width} is not supported, only square patches are"
+        )
     return height
 
 
 def table(module: nn.Module) -> Table:
-    """Return the names of a module's tensors."""
+    """Return the table of a module's tensor names."""
     kind = _kind(module)
     prefix, cfg = kind if kind in _DINO else "vit", _backbone(module).cfg
-    gated, mask = cfg.mlp.gated, f"{prefix}.embeddings.mask_token"  # of pretraining only; with registers always there
-    found = Table(
+    gated, mask = cfg.mlp.gated, f"{prefix}.embeddings.mask_token"  # for pretraining only; with registers always stored
+    names = Table(
         (*_body(prefix), *_layers("blocks", f"{prefix}.encoder.layer.{{}}", kind, gated=gated)),
         rename=((r"((?:embeddings|encoder|layernorm)\..*)", rf"{prefix}.\1"),),  # base models have no prefix
         skip=(rf"(?:{prefix}\.)?pooler\..*", rf"(?:{prefix}\.)?embeddings\.mask_token"),
         blank=(Blank(f"{prefix}.embeddings.register_tokens", mask, Spec("", (1, cfg.d_model))),),
     )
     if isinstance(module, ImageClassifier):
-        return found.under("backbone", *linear("head", "classifier"))
+        return names.under("backbone", *linear("head", "classifier"))
     if not isinstance(module, mae.MAE):
-        return found
+        return names
     decoder = (
         *linear("decoder/embed/project", "decoder.decoder_embed"),
         Entry("decoder/embed/mask", "decoder.mask_token", singles=2),
@@ -173,9 +175,9 @@ def table(module: nn.Module) -> Table:
         *norm("decoder/norm_final", "decoder.decoder_norm"),
         *linear("decoder/head", "decoder.decoder_pred"),
     )
-    # transformers 5 writes its decoder's layers under another name than the published files, and reads both
+    # transformers 5 renamed the decoder's layers of the published files, and reads both names
     rename = (r"decoder\.decoder_encoder\.layer\.(.*)", r"decoder.decoder_layers.\1")
-    return found.under("backbone", *decoder, rename=(rename, *found.rename))
+    return names.under("backbone", *decoder, rename=(rename, *names.rename))
 
 
 def _body(prefix: str) -> tuple[Entry, ...]:
@@ -194,7 +196,7 @@ def _layers(path: str, name: str, kind: str, *, gated: bool = False) -> tuple[En
     before, after = ("norm1", "norm2") if dino else ("layernorm_before", "layernorm_after")
     up, down = ("mlp.fc1", "mlp.fc2") if dino else ("intermediate.dense", "output.dense")
     feed: tuple[Entry, ...] = (*linear(f"{path}/mlp/up", f"{name}.{up}"), *linear(f"{path}/mlp/down", f"{name}.{down}"))
-    if gated:  # one product for both: the gate's rows, then the others
+    if gated:  # one fused matrix: the rows of the gate, then those of up
         halves = enumerate(("gate", "up"))
         feed = tuple(
             replace(entry, part=part, parts=2)
@@ -222,7 +224,7 @@ def writes(module: nn.Module) -> bool:
 
 
 def example(module: nn.Module, rng: np.random.Generator, size: Size) -> Example:
-    """Draw what the module is called with; for an MAE also the noise that says which patches it sees."""
+    """Draw random inputs of the module; for an MAE also the noise that decides which patches are visible."""
     cut = _backbone(module).cfg.patches
     inputs = {"image": image(rng, size, *cut.image_size, cut.channels)}
     if isinstance(module, mae.MAE):
@@ -231,15 +233,15 @@ def example(module: nn.Module, rng: np.random.Generator, size: Size) -> Example:
 
 
 def sites(module: nn.Module) -> dict[str, str]:
-    """Return our name of each activation that is compared, by theirs; only a model without a head gives its last."""
-    found = {"embed": "embed", "layer": "block.resid_post"}
+    """Return {their output: our site} to compare; only a model without a head returns its final hidden state."""
+    names = {"embed": "embed", "layer": "block.resid_post"}
     if isinstance(module, mae.MAE):
-        return {f"encoder {name}": ENCODER + site for name, site in found.items()} | found
-    return found if isinstance(module, ImageClassifier) else found | {"final": "final"}
+        return {f"encoder {name}": ENCODER + site for name, site in names.items()} | names
+    return names if isinstance(module, ImageClassifier) else names | {"final": "final"}
 
 
 def fields(module: nn.Module) -> dict[str, Any]:
-    """Return the config.json from which `module` builds this module again."""
+    """Return the config.json from which `module` builds an equal module."""
     kind, cfg = _kind(module), _backbone(module).cfg
     height, width = cfg.patches.image_size
     shared = {
@@ -284,14 +286,14 @@ def fields(module: nn.Module) -> dict[str, Any]:
 
 
 def _backbone(module: nn.Module) -> ViT:
-    found = module.backbone if isinstance(module, ImageClassifier | mae.MAE) else module
-    if not isinstance(found, ViT):
-        raise CheckpointError(f"a {type(found).__name__} is no ViT, and has no name in this family")
-    return found
+    vit = module.backbone if isinstance(module, ImageClassifier | mae.MAE) else module
+    if not isinstance(vit, ViT):
+        raise CheckpointError(f"a {type(vit).__name__} is not a ViT, so this family has no names for it")
+    return vit
 
 
 def _kind(module: nn.Module) -> str:
-    """Return the model_type that has a module's form."""
+    """Return the model_type of a module."""
     backbone = _backbone(module)
     if isinstance(module, mae.MAE):
         return "vit_mae"

@@ -86,7 +86,7 @@ def mae_huge() -> tuple[Config, vit.Config]:
     return decoder(), encoder(vit.vit_h14())
 
 
-class Drawing(NamedTuple):
+class Reconstruction(NamedTuple):
     """Predictions, targets and the mask."""
 
     prediction: jax.Array  # [B, N, P] float32, for all patches
@@ -120,10 +120,12 @@ class MAE(nn.Module):
         )
 
     def __call__(self, image: jax.Array, noise: jax.Array | None = None, *, tap: Tap | None = None) -> jax.Array:
-        """Return the predictions [B, N, P] of all patches of images [B, H, W, C]; arguments as of `draw`."""
-        return self.draw(image, noise, tap=tap).prediction
+        """Return the predictions [B, N, P] of all patches of images [B, H, W, C]; arguments as of `reconstruct`."""
+        return self.reconstruct(image, noise, tap=tap).prediction
 
-    def draw(self, image: jax.Array, noise: jax.Array | None = None, *, tap: Tap | None = None) -> Drawing:
+    def reconstruct(
+        self, image: jax.Array, noise: jax.Array | None = None, *, tap: Tap | None = None
+    ) -> Reconstruction:
         """Mask patches and predict all of them.
 
         Args:
@@ -143,22 +145,20 @@ class MAE(nn.Module):
         target = ops.patchify(image.astype(jnp.float32), cut.patch_size)
         if self.cfg.standardise:
             target = ops.standardise(target)[0]
-        return Drawing(self.decoder(latent, masking, grid, tap), target, masking.removed)
+        return Reconstruction(self.decoder(latent, masking, grid, tap), target, masking.removed)
 
-    def reconstruct(self, image: jax.Array, noise: jax.Array | None = None) -> jax.Array:
+    def inpaint(self, image: jax.Array, noise: jax.Array | None = None) -> jax.Array:
         """Return images [B, H, W, C] in which predictions replace the masked patches.
 
         Standardised predictions get the true patch's mean and variance back.
         """
         cut = self.backbone.cfg.patches
-        drawing, true = self.draw(image, noise), ops.patchify(image.astype(jnp.float32), cut.patch_size)
-        predicted = drawing.prediction
+        made, true = self.reconstruct(image, noise), ops.patchify(image.astype(jnp.float32), cut.patch_size)
+        predicted = made.prediction
         if self.cfg.standardise:
             _, mean, scale = ops.standardise(true)
             predicted = predicted * scale + mean
-        return ops.unpatchify(
-            jnp.where(drawing.removed[..., None], predicted, true), cut.patch_size, cut.grid_of(image)
-        )
+        return ops.unpatchify(jnp.where(made.removed[..., None], predicted, true), cut.patch_size, cut.grid_of(image))
 
     def _mask(self, image: jax.Array, noise: jax.Array | None, grid: ops.Grid) -> Masking:
         count = grid[0] * grid[1]

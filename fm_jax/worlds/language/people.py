@@ -9,7 +9,7 @@ Each question has a "kind", the skill that it needs:
 
 Cities, jobs, instruments and half of the names are built from syllables, because real ones are so few that a small
 model would memorise them; endings such as -burg and -smith show the type. No name, stem, animal or year of the test
-split occurs in another split. Real names come from many languages and keep their letters. "alike" lists, for each
+split occurs in another split. Real names come from many languages and keep their letters. "same_type" lists, for each
 question, every span of its answer's type.
 """
 
@@ -196,14 +196,14 @@ def _paragraph(rng: np.random.Generator, words: _Words, name: str, unanswerable:
             person, relation = fact.person, fact.relation
         who = first[person] if rng.random() < 0.5 else f"{first[person]} {last[person]}"
         span = {"text": fact.value, "answer_start": text.at[fact]}
-        alike = [f for f in sorted(facts, key=lambda f: text.at[f]) if f.type == RELATIONS[relation].type]
+        same_type = [f for f in sorted(facts, key=lambda f: text.at[f]) if f.type == RELATIONS[relation].type]
         qas.append(
             {
                 "id": f"{name}-{number}",
                 "question": _pick(rng, RELATIONS[relation].asked).replace("{n}", who),
                 "answers": [] if missing else [span],
                 "kind": "none" if missing else _kind(fact, facts),
-                "alike": [{"text": f.value, "answer_start": text.at[f]} for f in alike],
+                "same_type": [{"text": f.value, "answer_start": text.at[f]} for f in same_type],
             }
             | ({"is_impossible": missing} if unanswerable else {})
         )

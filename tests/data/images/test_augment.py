@@ -1,4 +1,6 @@
 import colorsys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,24 +18,30 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+def picture(operation: Callable[..., Any], *arguments: Any, **more: Any) -> np.ndarray:
+    """Return the image of an operation that also returns its move; `test_geometry.py` tests the moves."""
+    image: np.ndarray = operation(*arguments, **more)[0]
+    return image
+
+
 def test_a_flip_twice_is_no_flip() -> None:
-    once = augment.flip(IMAGE, rng(), 1.0)
-    assert np.array_equal(once, IMAGE[:, ::-1]) and np.array_equal(augment.flip(once, rng(), 1.0), IMAGE)
-    assert np.array_equal(augment.flip(IMAGE, rng(), 0.0), IMAGE)
-    flipped = sum(augment.flip(IMAGE, rng(seed), 0.25)[0, 0, 0] == IMAGE[0, -1, 0] for seed in range(400))
+    once = picture(augment.flip, IMAGE, rng(), 1.0)
+    assert np.array_equal(once, IMAGE[:, ::-1]) and np.array_equal(picture(augment.flip, once, rng(), 1.0), IMAGE)
+    assert np.array_equal(picture(augment.flip, IMAGE, rng(), 0.0), IMAGE)
+    flipped = sum(picture(augment.flip, IMAGE, rng(seed), 0.25)[0, 0, 0] == IMAGE[0, -1, 0] for seed in range(400))
     assert 70 < flipped < 130
 
 
 def test_the_middle_is_the_middle() -> None:
-    assert np.array_equal(augment.centre(PLACES, 24), PLACES[:, 6:30])
+    assert np.array_equal(picture(augment.centre, PLACES, 24), PLACES[:, 6:30])
     big = np.repeat(np.repeat(PLACES, 10, 0), 10, 1)
-    found = augment.centre(big, 21, 0.875)  # shorter side to 24, then 21 of it
+    found = picture(augment.centre, big, 21, 0.875)  # shorter side to 24, then 21 of it
     assert found.shape == (21, 21, 3)
     # 3 and 15 are cut off, 1 and 7 in front
     assert np.abs(found[..., 0].astype(int) - PLACES[1:22, 7:28, 0]).max() <= 1
-    assert augment.centre(IMAGE, 50).shape == (50, 50, 3)
+    assert picture(augment.centre, IMAGE, 50).shape == (50, 50, 3)
     wide = np.repeat(PLACES[:, :24], 3, 1)  # three times as wide: stretched back to a square
-    found = augment.centre(wide, 20, 20 / 24, stretch=True)
+    found = picture(augment.centre, wide, 20, 20 / 24, stretch=True)
     assert np.abs(found.astype(int) - PLACES[2:22, 2:22]).max() <= 1
 
 
@@ -41,7 +49,7 @@ def test_a_random_crop_lies_inside_and_has_the_area_and_ratio_it_should() -> Non
     ramp = np.stack([*np.meshgrid(np.arange(200), np.arange(150)), np.zeros((150, 200))], -1).astype(np.uint8)
     areas, ratios, starts = [], [], []
     for seed in range(300):
-        found = augment.random_resized_crop(ramp, rng(seed), 64, area=(0.1, 0.5)).astype(float)
+        found = picture(augment.random_resized_crop, ramp, rng(seed), 64, area=(0.1, 0.5)).astype(float)
         width = (found[:, -1, 0] - found[:, 0, 0]).mean() * 64 / 63
         height = (found[-1, :, 1] - found[0, :, 1]).mean() * 64 / 63
         areas.append(width * height / (200 * 150))
@@ -55,7 +63,7 @@ def test_a_random_crop_lies_inside_and_has_the_area_and_ratio_it_should() -> Non
 
 def test_a_crop_that_never_fits_is_the_largest_in_the_middle() -> None:
     strip = np.tile(np.arange(120, dtype=np.uint8)[None, :, None], (6, 1, 3))
-    found = augment.random_resized_crop(strip, rng(), 8, area=(1.0, 1.0))
+    found = picture(augment.random_resized_crop, strip, rng(), 8, area=(1.0, 1.0))
     assert found[0, 0, 0] >= 55 and found[0, -1, 0] <= 64  # 8 of 120 columns, 6 · 4/3
 
 
@@ -63,7 +71,7 @@ def test_a_padded_crop_is_a_shift_with_a_border() -> None:
     image = IMAGE | 1  # no black
     shifts = set()
     for seed in range(200):
-        found = augment.pad_crop(image, rng(seed), 2)
+        found = picture(augment.pad_crop, image, rng(seed), 2)
         assert found.shape == image.shape
         framed = np.pad(image, ((2, 2), (2, 2), (0, 0)))
         (place,) = [(y, x) for y in range(5) for x in range(5) if np.array_equal(framed[y : y + 24, x : x + 36], found)]
@@ -74,22 +82,22 @@ def test_a_padded_crop_is_a_shift_with_a_border() -> None:
 def test_a_warp_moves_points_where_the_matrix_says() -> None:
     image = np.zeros((21, 31, 3), np.uint8)
     image[10, 18] = 255  # 3 right of the middle
-    assert np.array_equal(augment.warp(image, np.eye(2), np.zeros(2)), image)
-    assert augment.warp(image, np.eye(2), np.array([2, -4]))[6, 20, 0] == 255
-    turned = augment.warp(image, np.array([[0.0, -1.0], [1.0, 0.0]]), np.zeros(2))  # x to y: down
+    assert np.array_equal(picture(augment.warp, image, np.eye(2), np.zeros(2)), image)
+    assert picture(augment.warp, image, np.eye(2), np.array([2, -4]))[6, 20, 0] == 255
+    turned = picture(augment.warp, image, np.array([[0.0, -1.0], [1.0, 0.0]]), np.zeros(2))  # x to y: down
     assert turned[13, 15, 0] == 255 and turned.astype(int).sum() == 3 * 255
-    assert augment.warp(image, np.eye(2) * 2, np.zeros(2))[10, 21, 0] > 100
-    assert augment.warp(image, np.eye(2), np.array([5, 0]), fill=9)[0, 0, 1] == 9
+    assert picture(augment.warp, image, np.eye(2) * 2, np.zeros(2))[10, 21, 0] > 100
+    assert picture(augment.warp, image, np.eye(2), np.array([5, 0]), fill=9)[0, 0, 1] == 9
 
 
 def test_a_small_movement_is_small_and_none_is_none() -> None:
-    still = augment.affine(IMAGE, rng(), degrees=0, shift=0, scale=0, shear=0)
+    still = picture(augment.affine, IMAGE, rng(), degrees=0, shift=0, scale=0, shear=0)
     assert np.array_equal(still, IMAGE)
     blob = np.zeros((40, 40, 3), np.uint8)
     blob[15:25, 15:25] = 200
     middles = []
     for seed in range(100):
-        found = augment.affine(blob, rng(seed))[..., 0].astype(float)
+        found = picture(augment.affine, blob, rng(seed))[..., 0].astype(float)
         assert 0.6 < found.sum() / blob[..., 0].astype(float).sum() < 1.45
         middles.append(np.average(np.indices(found.shape).reshape(2, -1), axis=1, weights=found.ravel()) - 19.5)
     assert np.abs(middles).max() < 4.2 and np.std(middles) > 1.5
@@ -201,11 +209,11 @@ def test_there_are_the_papers_fourteen_operations_and_each_works() -> None:
     smooth = np.tile(np.linspace(40, 200, 36).astype(np.uint8)[None, :, None], (24, 1, 3))
     smooth[5:9, 5:15] = [250, 30, 90]
     for name, operation in OPERATIONS.items():
-        found = operation(smooth, 0.9, 1)
+        found = picture(operation, smooth, 0.9, 1)
         assert found.dtype == np.uint8 and found.shape == smooth.shape
         assert np.array_equal(found, smooth) == (name == "identity"), name
         if name not in ("identity", "autocontrast", "equalize"):
-            np.testing.assert_array_equal(operation(smooth, 0.0, 1), smooth, err_msg=name)
+            np.testing.assert_array_equal(picture(operation, smooth, 0.0, 1), smooth, err_msg=name)
     for name in (
         "rotate",
         "color",
@@ -217,14 +225,14 @@ def test_there_are_the_papers_fourteen_operations_and_each_works() -> None:
         "translate_x",
         "translate_y",
     ):
-        assert not np.array_equal(OPERATIONS[name](smooth, 0.5, 1), OPERATIONS[name](smooth, 0.5, -1)), name
-    assert (OPERATIONS["solarize"](smooth, 1.0, 1) == 255 - smooth).all()
-    assert set(np.unique(OPERATIONS["posterize"](smooth, 1.0, 1)) % 16) == {0}
+        assert not np.array_equal(*(picture(OPERATIONS[name], smooth, 0.5, sign) for sign in (1, -1))), name
+    assert (picture(OPERATIONS["solarize"], smooth, 1.0, 1) == 255 - smooth).all()
+    assert set(np.unique(picture(OPERATIONS["posterize"], smooth, 1.0, 1)) % 16) == {0}
 
 
 def test_rand_augment_draws_all_of_them_and_none_at_no_layers() -> None:
-    assert rand_augment(IMAGE, rng(), 0) is IMAGE
-    assert len({rand_augment(IMAGE, rng(seed), 1).tobytes() for seed in range(200)}) >= 18
+    assert rand_augment(IMAGE, rng(), 0)[0] is IMAGE
+    assert len({picture(rand_augment, IMAGE, rng(seed), 1).tobytes() for seed in range(200)}) >= 18
     with pytest.raises(ConfigError, match="0 to 10, not 11"):
         rand_augment(IMAGE, rng(), 1, 11)
 
@@ -232,13 +240,13 @@ def test_rand_augment_draws_all_of_them_and_none_at_no_layers() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda r: augment.random_resized_crop(IMAGE, r, 16),
-        lambda r: augment.pad_crop(IMAGE, r),
-        lambda r: augment.affine(IMAGE, r),
+        lambda r: picture(augment.random_resized_crop, IMAGE, r, 16),
+        lambda r: picture(augment.pad_crop, IMAGE, r),
+        lambda r: picture(augment.affine, IMAGE, r),
         lambda r: augment.color_jitter(IMAGE, r, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2),
         lambda r: augment.blur(IMAGE, r),
         lambda r: augment.noise(IMAGE, r, 0.1),
-        lambda r: rand_augment(IMAGE, r, 3),
+        lambda r: picture(rand_augment, IMAGE, r, 3),
         lambda r: augment.erase(IMAGE / np.float32(255), r, 1.0),
     ],
 )

@@ -1,6 +1,8 @@
 import logging
 import pickle
-from dataclasses import replace
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -8,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fm_jax.core.config import apply_overrides, from_dict, to_dict
 from fm_jax.core.errors import ConfigError, DataError
-from fm_jax.data.images import pictures, scenes, views
-from fm_jax.data.images.pictures import Config, Decodable, Evaluation, Training
+from fm_jax.core.options import help_text
+from fm_jax.data.images import catalogue, digits, folder, geometry, pictures, scenes, views
+from fm_jax.data.images.pictures import Config, Decodable, Evaluation, Labels, Training
 from fm_jax.data.images.views import Recipe
 from fm_jax.data.stream.loader import Batches, Epoch, HostBatch
 from fm_jax.data.stream.source import Drawn
@@ -56,7 +60,7 @@ def test_training_draws_by_the_recipe_and_evaluation_never(tmp_path: Path) -> No
 
 
 def test_two_views_and_small_ones_have_their_fields(tmp_path: Path) -> None:
-    recipe = Recipe(place="crop", views=2, small=3, small_size=6)
+    recipe = Recipe(geometry="crop", views=2, small=3, small_size=6)
     row = pictures.training(Config(recipe=recipe), tmp_path)[0]
     assert {name: value.shape for name, value in row.items()} == {
         "image_a": (8, 8, 3), "image_b": (8, 8, 3), "image_small": (3, 6, 6, 3), "label": (), "weights": (),
@@ -90,24 +94,24 @@ def test_threads_and_hosts_do_not_change_a_byte(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_change_a_byte(workers: int, tmp_path: Path) -> None:
-    source = pictures.training(Config(kind="scenes", recipe=RECIPE, size=16), tmp_path)
+    source = pictures.training(Config(scenes.Config(), recipe=RECIPE, size=16), tmp_path)
     assert equal(take(source, workers=workers), take(source, threads=0))
 
 
 def test_the_next_good_image_stands_in_for_a_bad_one(caplog: pytest.LogCaptureFixture) -> None:
     cfg = Config(max_bad=0.3)
     with caplog.at_level(logging.WARNING):
-        train = Training(Few((3, 4, 9)), cfg)
+        train = Training(Few((3, 4, 9)), cfg, Labels(2))
         seen = [round(float(train[i]["image"][0, 0, 0] + 1) * 127.5) for i in range(10)]
     assert seen == [0, 1, 2, 5, 5, 5, 6, 7, 8, 0] and train[4]["label"] == 1 and train[4]["weights"] == 1
     assert "few: 1 of 10 images cannot be decoded so far and are replaced by others: image 3: truncated" in caplog.text
-    backwards = Training(Few((3, 4, 9)), cfg)
+    backwards = Training(Few((3, 4, 9)), cfg, Labels(2))
     again = [round(float(backwards[i]["image"][0, 0, 0] + 1) * 127.5) for i in reversed(range(10))]
     assert again[::-1] == seen
 
 
 def test_in_evaluation_a_bad_image_counts_for_nothing() -> None:
-    found = Evaluation(Few((3, 9)), Config(max_bad=0.3))
+    found = Evaluation(Few((3, 9)), Config(max_bad=0.3), Labels(2))
     (batch,) = Epoch(found, 12)
     assert batch["weights"].tolist() == [1, 1, 1, 0, 1, 1, 1, 1, 1, 0, 0, 0]
     assert batch["image"].shape == (12, 8, 8, 3)
@@ -121,17 +125,17 @@ def test_too_many_bad_images_end_the_run_with_the_first_names() -> None:
     ):
         found.read(5)
     with pytest.raises(DataError, match=r"few: row 1: 1 of 10 images cannot be decoded, more than max_bad 0\.01"):
-        list(Epoch(Evaluation(Few((1,)), Config()), 4))
+        list(Epoch(Evaluation(Few((1,)), Config(), Labels(2)), 4))
 
 
 def test_a_source_goes_to_workers_whole() -> None:
-    source = Training(Few((3,)), Config(max_bad=0.5))
+    source = Training(Few((3,)), Config(max_bad=0.5), Labels(2))
     assert np.array_equal(pickle.loads(pickle.dumps(source))[3]["image"], source[3]["image"])  # noqa: S301
 
 
 def test_a_label_out_of_range_is_refused_before_a_device_sees_it() -> None:
     with pytest.raises(DataError, match=r"few: label contains 2, outside 0 … 1"):
-        list(Epoch(Evaluation(Few(label=2), Config()), 4))
+        list(Epoch(Evaluation(Few(label=2), Config(), Labels(2)), 4))
 
 
 def test_more_classes_than_the_model_has_are_refused(tmp_path: Path) -> None:
@@ -146,18 +150,17 @@ def test_wrong_channels_are_refused() -> None:
             return np.zeros((8, 8), np.uint8), 0
 
     with pytest.raises(DataError, match=r"few: row 0: an image must be uint8 \[H, W, 3\], not uint8 \[8, 8\]"):
-        list(Epoch(Evaluation(Grey(), Config()), 4))
+        list(Epoch(Evaluation(Grey(), Config(), Labels(2)), 4))
 
 
 def test_folders_are_seen_by_their_middle(tmp_path: Path) -> None:
     for split in ("train", "val"):
         for number, kind in enumerate(("cat", "dog")):
-            folder = tmp_path / split / kind
-            folder.mkdir(parents=True)
+            (tmp_path / split / kind).mkdir(parents=True)
             image = np.full((40, 80, 3), 255, np.uint8)
             image[:, 25:55] = 100 * number
-            Image.fromarray(image).save(folder / "a.png")
-    cfg = Config(kind="folder", path=tmp_path, splits=("train", "val", "val"), size=16, middle=0.5)
+            Image.fromarray(image).save(tmp_path / split / kind / "a.png")
+    cfg = Config(folder.Config(tmp_path, splits=("train", "val", "val")), size=16, center_crop=0.5)
     source = pictures.evaluation(cfg, "validation", tmp_path)
     (batch,) = Epoch(source, 2)
     assert batch["image"].shape == (2, 16, 16, 3) and batch["label"].tolist() == [0, 1]
@@ -170,12 +173,12 @@ def test_a_folder_needs_no_more_than_its_path_where_a_preset_slices_a_catalogue(
         (tmp_path / split / "cat").mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / split / "cat" / "a.png")
     for preset in (pictures.imagenet(8), pictures.cifar()):
-        cfg = replace(preset, kind="folder", path=tmp_path)
+        cfg = replace(preset, source=folder.Config(tmp_path))
         assert [pictures.pictures(cfg, split, tmp_path).name for split in pictures.SPLITS] == [
             str(tmp_path / split) for split in pictures.SPLITS
         ]
     (tmp_path / "test").rename(tmp_path / "held_out")
-    with pytest.raises(DataError, match=r"cannot read .*test: .*set data\.splits"):
+    with pytest.raises(DataError, match=r"cannot read .*test: .*set data\.source\.splits"):
         pictures.pictures(cfg, "test", tmp_path)
 
 
@@ -185,7 +188,7 @@ def test_fingerprints_change_with_all_that_a_row_depends_on(tmp_path: Path) -> N
         replace(base, size=9),
         replace(base, mean=(0.1,) * 3),
         replace(base, recipe=views.digits(2)),
-        replace(base, seed=1),
+        replace(base, source=digits.Config(seed=1)),
     ]
     marks = {pictures.training(cfg, tmp_path).fingerprint for cfg in (base, *others)}
     assert len(marks) == 5 and pictures.training(base, tmp_path).fingerprint in marks
@@ -193,18 +196,17 @@ def test_fingerprints_change_with_all_that_a_row_depends_on(tmp_path: Path) -> N
 
 def test_the_papers_sets_are_named(tmp_path: Path) -> None:
     for cfg in (pictures.cifar(), pictures.cifar("cifar100"), pictures.imagenet()):
-        with pytest.raises(DataError, match=rf"{cfg.name} is not prepared under"):
+        assert isinstance(cfg.source, catalogue.Config)
+        with pytest.raises(DataError, match=rf"{cfg.source.name} is not prepared under"):
             pictures.training(cfg, tmp_path)
-    assert pictures.imagenet().mean == pictures.IMAGENET_MEAN and pictures.imagenet().middle == 0.875
+    assert pictures.imagenet().mean == pictures.IMAGENET_MEAN and pictures.imagenet().center_crop == 0.875
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"kind": "tfds"}, "kind tfds needs a name"),
-        ({"kind": "folder"}, "kind folder needs a path"),
         ({"size": 0}, "size 0 must be above 0"),
-        ({"middle": 1.5}, "middle 1.5 in 0 to 1"),
+        ({"center_crop": 1.5}, "center_crop 1.5 in 0 to 1"),
         ({"max_bad": 1.0}, "max_bad 1.0 below 1"),
         ({"std": (0.0, 1.0, 1.0)}, r"std .* must be above 0"),
         ({"max_pixels": 90_000_000}, "max_pixels must be between 1 and 89,478,485, not 90000000"),
@@ -217,4 +219,99 @@ def test_what_cannot_be_is_refused(wrong: dict[str, object], message: str) -> No
 
 def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no split 'dev'; choose train, validation, test"):
-        pictures.evaluation(Config(kind="scenes", scene=scenes.Config(), size=16), "dev", tmp_path)
+        pictures.evaluation(Config(scenes.Config(), size=16), "dev", tmp_path)
+
+
+@dataclass(frozen=True)
+class Run:
+    data: Config
+
+
+FULL = Run(pictures.imagenet())
+
+
+def test_the_command_line_chooses_a_source_and_sets_its_options(tmp_path: Path) -> None:
+    def source(run: Run, *words: str) -> pictures.Source:
+        cfg = apply_overrides(run, words)
+        assert from_dict(Run, to_dict(cfg)) == cfg
+        return cfg.data.source
+
+    path = str(tmp_path)
+    assert source(FULL, "--data.source", "folder", "--data.source.path", path) == folder.Config(tmp_path)
+    assert source(FULL, "--data.source.path", path, "--data.source", "folder") == folder.Config(tmp_path)
+    assert source(FULL, "--data.source=digits", "--data.source.seed=3") == digits.Config(3)
+    assert source(FULL, "--data.source", "scenes") == scenes.Config()
+    assert source(FULL, "--data.source.download", "true") == replace(FULL.data.source, download=True)  # type: ignore[type-var]
+    kept = source(FULL, "--data.source", "catalogue", "--data.source.name", "cifar10")  # what it is already
+    assert isinstance(kept, catalogue.Config) and kept.name == "cifar10" and kept.slices[0] == "train[:99%]"
+    page = help_text(Run(Config()), chosen={"data.source": "folder"})
+    assert "--data.source " in page and "--data.source.path" in page and "--data.source.seed" not in page
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--data.source", "folder"), "--data.source.path is required"),
+        (
+            ("--data.source", "foldr", "--data.source.path", "x"),
+            "'foldr' is not digits|scenes|folder|catalogue; did you",
+        ),
+        (("--data.source.path", "x"), "--data.source.path is an option of --data.source folder; add that"),
+        (("--data.source", "catalogue"), "--data.source.name is required"),
+        (("--data.source", "catalogue", "--data.source.name="), "data.source: name must be a data set"),
+        (("--data.source", "digits", "--data.source.path", "x"), "--data.source.path is an option of"),
+        (("--data.kind", "folder"), "unknown option --data.kind"),
+    ],
+)
+def test_a_source_without_its_path_or_name_is_refused_by_option(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        apply_overrides(Run(Config()), words)
+
+
+class Painted:
+    """Black images with one white rectangle each; the target is its box."""
+
+    name, fingerprint = "painted", "painted"
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        left, top, right, bottom = 20 + index, 10, 44 + index, 40 + index
+        image = np.zeros((60, 80, 3), np.uint8)
+        image[top:bottom, left:right] = 255
+        return image, np.array([[left, top, right, bottom]], np.float64)
+
+    def id(self, index: int) -> str:
+        return str(index)
+
+
+class Boxes:
+    """Boxes in each view's pixels, with the share of each that the view shows."""
+
+    limits: dict[str, int] = {}  # noqa: RUF012
+
+    def __call__(self, target: np.ndarray, seen: Mapping[str, views.View]) -> pictures.Row:
+        row = {}
+        for name, view in seen.items():
+            row[f"{name}/boxes"], row[f"{name}/share"] = geometry.boxes(target, view.moves)
+        return row
+
+
+@pytest.mark.parametrize("recipe", [views.imagenet(), views.cifar(), views.digits(), replace(views.simclr(), blur=0.0)])
+def test_another_target_than_a_class_follows_its_views(recipe: Recipe) -> None:
+    cfg = Config(size=48, recipe=recipe)
+    for source in (Training(Painted(), cfg, Boxes()), Evaluation(Painted(), cfg, Boxes())):
+        assert source.limits == {}
+        for index in range(len(source)):
+            row = source[index]
+            for name in [name for name in ("image", "image_a", "image_b") if name in row]:
+                light = row[name].max(axis=2)
+                found = light > (light.min() + light.max()) / 2  # jitter moves both
+                ((left, top, right, bottom),), (share,) = row[f"{name}/boxes"], row[f"{name}/share"]
+                assert 0 <= share <= 1 and 0 <= left <= right <= 48 and 0 <= top <= bottom <= 48
+                if share < 0.2 or (right - left) * (bottom - top) > 0.9 * 48**2:
+                    continue  # too little of either colour to tell where it is
+                rows, columns = np.flatnonzero(found.any(1)), np.flatnonzero(found.any(0))
+                seen = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+                assert np.abs(np.array(seen) - (left, top, right, bottom)).max() <= 1

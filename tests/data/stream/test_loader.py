@@ -192,11 +192,12 @@ SCRIPT = """
 import sys
 from itertools import islice
 from pathlib import Path
-from fm_jax.data import loader, mixture, text, tokens
+from fm_jax.data.stream import loader, mixture
+from fm_jax.data.text import layout, tokens
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    sources = tuple(text.Blocks(tokens.load(folder / split), 16) for split in ("train", "test"))
+    sources = tuple(layout.Blocks(tokens.load(folder / split), 16) for split in ("train", "test"))
     mixed = mixture.Mixture(sources, (3.0, 1.0))
     for workers in (0, 1, 2):
         batches = loader.Batches(mixed, 8, seed=5, workers=workers).iterate(3)

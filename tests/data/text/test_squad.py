@@ -50,7 +50,7 @@ def asked(*answers, text="Where does Zoë live?", context=CONTEXT, name="q"):
 
 def test_a_file_of_version_1_is_read_with_all_its_answers(tmp_path: Path) -> None:
     second = {"text": "in São Paulo", "answer_start": CONTEXT.index("in S")}
-    content = tree(kind="binding", alike=[{"text": "Kraków", "answer_start": CONTEXT.index("Kraków")}])
+    content = tree(kind="binding", same_type=[{"text": "Kraków", "answer_start": CONTEXT.index("Kraków")}])
     content["data"][0]["paragraphs"][0]["qas"][0]["answers"].append(second)
     (question,) = squad.read(written(tmp_path, content))
     spans = tuple(Span(text, CONTEXT.index(text)) for text in ("São Paulo", "in São Paulo", "Kraków"))
@@ -101,7 +101,7 @@ def test_a_file_of_version_2_has_questions_without_answers(tmp_path: Path) -> No
             tree(answer={"text": "Rome"}),
             r"the answer 'Rome' is not at character 20 .*; the context does not contain it",
         ),
-        (tree(alike=[{"text": "Rome", "answer_start": 0}]), r"question 'q1': the answer 'Rome' is not at"),
+        (tree(same_type=[{"text": "Rome", "answer_start": 0}]), r"question 'q1': the answer 'Rome' is not at"),
     ],
 )
 def test_a_bad_file_is_refused_by_its_name_and_the_questions(content, said: str, tmp_path: Path) -> None:

@@ -7,16 +7,16 @@ from fm_jax.evals.baselines import spans
 CONTEXT = "Ann lives in Rome. Ben, a cook, has a flat in La Paz! Nobody knows why"
 
 
-def asked(text, answer, alike=()):
-    spans = tuple(Span(x, CONTEXT.index(x)) for x in alike)
-    return Question(text, text, CONTEXT, (Span(answer, CONTEXT.index(answer)),) if answer else (), alike=spans)
+def asked(text, answer, same_type=()):
+    spans = tuple(Span(x, CONTEXT.index(x)) for x in same_type)
+    return Question(text, text, CONTEXT, (Span(answer, CONTEXT.index(answer)),) if answer else (), same_type=spans)
 
 
 def test_the_first_span_alike_is_the_one_that_stands_first():
     questions = [asked("a", "La Paz", ("La Paz", "Rome")), asked("b", "Rome", ("Rome",)), asked("c", "")]
-    assert spans.first_alike(questions) == {"a": "Rome", "b": "Rome", "c": ""}
-    with pytest.raises(DataError, match="'d' has no 'alike' spans"):
-        spans.first_alike([asked("d", "Rome")])
+    assert spans.first_same_type(questions) == {"a": "Rome", "b": "Rome", "c": ""}
+    with pytest.raises(DataError, match="'d' has no 'same_type' spans"):
+        spans.first_same_type([asked("d", "Rome")])
 
 
 def test_random_spans_have_the_answers_number_of_words_and_reach_every_place():

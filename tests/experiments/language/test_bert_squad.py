@@ -67,7 +67,7 @@ def test_a_public_checkpoint_keeps_its_trained_head_and_another_gets_a_fresh_one
     bare = folder(tmp_path / "bert", backbone(), np.zeros((1, 8), np.int32))
     reader = bert_squad.open_reader(replace(cfg, init=Init(bare)), [], mesh)
     assert reader.given.keys() == {"backbone"}
-    assert reader.words.vocab_size == 420
+    assert reader.tokenizer.vocab_size == 420
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def load_whole(path: Path) -> Any:
 def test_a_pretraining_run_is_gone_on_from(tmp_path: Path) -> None:
     bert_pretrain.run(bert_pretrain.debug(), tmp_path / "pretrain")
     cfg = bert_squad.debug()
-    rows = replace(cfg.data, cut=squad.Cut(32, 5, 12))
+    rows = replace(cfg.data, window=squad.Cut(32, 5, 12))
     bert_squad.run(replace(cfg, init=Init(tmp_path / "pretrain"), data=rows, learning_rate=0.0), tmp_path / "run")
     before, after = (load_params(tmp_path / name / "checkpoints", "last") for name in ("pretrain", "run"))
     jax.tree.map(np.testing.assert_array_equal, before["backbone"], after["backbone"])
@@ -99,7 +99,10 @@ CAUSAL = decoder.Decoder(replace(decoder.tiny(), vocab_size=420))
 
 @pytest.mark.parametrize(
     ("module", "said"),
-    [(CAUSAL, "is a Decoder; answers are found with an encoder"), (SHORT, "data.cut.length 64 is more than the 32 of")],
+    [
+        (CAUSAL, "is a Decoder; question answering needs an encoder"),
+        (SHORT, "data.window.length 64 is more than the max_length 32 of"),
+    ],
 )
 def test_a_checkpoint_that_cannot_read_the_rows_is_refused(module: Any, said: str, tmp_path: Path) -> None:
     cfg = replace(bert_squad.debug(), init=Init(folder(tmp_path / "public", module, np.zeros((1, 8), np.int32))))

@@ -72,7 +72,7 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     module = decoder.Decoder(replace(decoder.gpt(1, 16, 2, vocab_size=290, max_length=8)))
     params = state.init_params(module, [np.zeros((1, 4), np.int32)], jax.random.key(0), MESH)
     pretrained.save(tmp_path / "gpt", module, params, WORDS)
-    with pytest.raises(ConfigError, match="no encoder-decoder"):
+    with pytest.raises(ConfigError, match="not an encoder-decoder"):
         opened(tmp_path / "gpt")
 
 

@@ -114,6 +114,15 @@ def test_a_classifier_goes_on_where_it_was(bert: Path, texts: Path, tmp_path: Pa
     assert all(np.array_equal(one[path], two[path]) for path in one)
 
 
+def test_a_resumed_run_reads_no_pretrained_weights(
+    bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config(bert, texts, "lora")
+    measured = text_classify.run(cfg, tmp_path / "work")
+    monkeypatch.setattr(public.table, "read", lambda *_, **__: pytest.fail("weights were read"))
+    assert text_classify.run(cfg, tmp_path / "work") == measured
+
+
 def test_a_decoders_last_state_is_exported(gpt2: Path, texts: Path, tmp_path: Path) -> None:
     text_classify.run(config(gpt2, texts, "lora", head="last", export=tmp_path / "mine"), tmp_path / "work")
     found = public.load(tmp_path / "mine")

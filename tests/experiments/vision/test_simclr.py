@@ -31,7 +31,9 @@ def test_parts_of_a_batch_are_refused() -> None:
 
 def test_small_views_that_nothing_would_read_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"data\.recipe\.small must be 0, not 2"):
-        replace(simclr_pretrain.debug(), data=pictures.Config(recipe=replace(views.digits(2), small=2, place="crop")))
+        replace(
+            simclr_pretrain.debug(), data=pictures.Config(recipe=replace(views.digits(2), small=2, geometry="crop"))
+        )
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_before_anything_is_made(tmp_path: Path) -> None:
@@ -83,7 +85,7 @@ def test_a_draw_is_the_same_labels_for_every_way_and_another_for_the_next(run: P
 def test_runs_of_two_networks_are_not_averaged(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     simclr_pretrain.run(replace(simclr_pretrain.debug(), backbone=replace(resnet.tiny(), zero_init=False)), other)
-    with pytest.raises(ConfigError, match="other holds another network"):
+    with pytest.raises(ConfigError, match="other has another architecture"):
         linear_probe.run(replace(linear_probe.debug(), models=(run, other)), tmp_path / "probe")
 
 
@@ -97,5 +99,5 @@ def test_what_is_read_of_a_transformer_is_a_choice_and_of_a_network_without_toke
     read = linear_probe.pooled(own, "mean")
     assert read.module == vit.ViT(replace(vit.tiny(), pool="mean")) and read.params is own.params
     assert linear_probe.pooled(own, None) is own
-    with pytest.raises(ConfigError, match="pool mean is of a Vision Transformer, and this one is of class ResNet"):
+    with pytest.raises(ConfigError, match="pool mean needs a Vision Transformer, not a model of class ResNet"):
         linear_probe.pooled(vision_models.load(run), "mean")

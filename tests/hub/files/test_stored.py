@@ -60,7 +60,7 @@ def test_the_links_of_a_download_cache_are_followed(tmp_path):
 
 def test_a_link_to_nothing_is_told(tmp_path):
     (tmp_path / "model.safetensors").symlink_to("../gone")
-    refused(tmp_path, "link to nothing")
+    refused(tmp_path, "is a broken link")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_an_index_cannot_name_a_file_elsewhere_even_one_that_exists(tmp_path, na
     write(tmp_path / "model" / "sub", shard_bytes=10**6)
     (tmp_path / "secret.safetensors").write_bytes((folder / "sub" / "model.safetensors").read_bytes())
     reindex(folder, lambda listed: listed.update({"layers.0": name}))
-    refused(folder, "which is no file beside it")
+    refused(folder, "which is not a file beside it")
 
 
 def test_a_missing_shard_is_told_before_any_is_opened(tmp_path):
@@ -111,7 +111,7 @@ def test_all_differences_between_index_and_shards_come_in_one_message(tmp_path):
         stored.open_weights(folder)
     for said in (
         f"layers.0 is in {FIRST} and in {THIRD}",
-        f"more is in {THIRD} and not in the index",
+        f"more is in {THIRD} but not in the index",
         f"layers.4 is not in {THIRD}",
     ):
         assert said in str(error.value)
@@ -138,7 +138,7 @@ def test_a_damaged_shard_is_named(tmp_path):
         ("{}", "no weight_map"),
         ('{"weight_map": {}}', "no weight_map"),
         ('{"weight_map": ["a"]}', "no weight_map"),
-        ('{"weight_map": {"a": "b", "a": "c"}}', "'a' stands there twice"),
+        ('{"weight_map": {"a": "b", "a": "c"}}', "'a' occurs twice"),
         ("[" * 100_000, "cannot be read"),
         ("\udcff", "cannot be read"),
     ],
@@ -159,7 +159,7 @@ def test_an_index_above_the_limit_is_not_read(tmp_path, monkeypatch):
 def test_two_sets_of_weights_in_one_folder_are_told_apart_by_the_user(tmp_path):
     folder = write(tmp_path)
     write(tmp_path, shard_bytes=10**6)
-    refused(folder, f"holds model.safetensors and {INDEX}; move away the one that is not meant")
+    refused(folder, f"holds model.safetensors and {INDEX}; remove the one that should not be read")
     (folder / INDEX).unlink()
     refused(folder, f"holds model.safetensors and {FIRST}")
     (folder / "model.safetensors").unlink()
@@ -186,7 +186,7 @@ class Bomb:
 def test_a_folder_of_pickles_says_that_nothing_was_opened_and_what_to_do(tmp_path, capsys, name):
     (tmp_path / name).write_bytes(pickle.dumps([Bomb()]))
     (tmp_path / "config.json").write_text("{}")
-    refused(tmp_path, rf"only as pickles \({name}\): nothing was opened.*save_pretrained")
+    refused(tmp_path, rf"only as pickles \({name}\): a pickle can run code, so nothing was opened.*save_pretrained")
     assert "it ran" not in capsys.readouterr().out
 
 
@@ -199,7 +199,7 @@ def test_a_pickle_under_another_name_is_told_by_its_content(tmp_path, capsys, pr
         torch_zip(tmp_path / name)
     else:
         (tmp_path / name).write_bytes(pickle.dumps({"weights": [1.0] * 50, "b": Bomb()}, protocol=protocol))
-    refused(tmp_path, f"{name} is a pickle whatever its name says")
+    refused(tmp_path, f"{name} is a pickle despite its name")
     assert "it ran" not in capsys.readouterr().out
 
 
@@ -214,8 +214,8 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"version https://git-lfs\noid sha256:0\nsize 1\n", "a pointer of git-lfs"),
-        (b"<!DOCTYPE html><html>", "a page of HTML"),
+        (b"version https://git-lfs\noid sha256:0\nsize 1\n", "a git-lfs pointer"),
+        (b"<!DOCTYPE html><html>", "an HTML page"),
         (b"", "empty"),
     ],
 )
@@ -226,15 +226,15 @@ def test_other_things_that_downloads_leave_are_named(tmp_path, content, said, na
 
 
 def test_a_folder_without_weights_lists_what_there_is(tmp_path):
-    refused(tmp_path, "there is nothing")
+    refused(tmp_path, "it has no files")
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "tf_model.h5").write_bytes(b"\x89HDF")
-    refused(tmp_path, "no model.safetensors; there is config.json, tf_model.h5")
+    refused(tmp_path, "no model.safetensors; it has config.json, tf_model.h5")
     for number in range(20):
         (tmp_path / f"x{number}").touch()
     refused(tmp_path, "and 12 more")
-    refused(tmp_path / "config.json", "is no folder")
-    refused(tmp_path / "gone", "is no folder")
+    refused(tmp_path / "config.json", "is not a folder")
+    refused(tmp_path / "gone", "is not a folder")
 
 
 def test_numbers_that_are_not_finite_are_allowed_only_where_asked(tmp_path):

@@ -120,13 +120,13 @@ def test_published_configs_give_the_published_sizes():
         ("bert-labels", {"is_decoder": True}, "is_decoder is true"),
         ("bert-labels", {"hidden_act": "swish"}, "hidden_act 'swish' is not supported"),
         ("bert-labels", {"rotary": 1}, "rotary .* is unknown"),
-        ("bert-labels", {"architectures": ["BertForMultipleChoice"]}, "names BertForMultipleChoice; supported are"),
-        ("bert-labels", {"architectures": None}, "names nothing; supported are"),
+        ("bert-labels", {"architectures": ["BertForMultipleChoice"]}, "is BertForMultipleChoice; supported are"),
+        ("bert-labels", {"architectures": None}, "architectures is empty; supported are"),
         ("bert-pretraining", {"tie_word_embeddings": False}, "tie_word_embeddings is false"),
-        ("roberta-words", {"hidden_act": "relu"}, "has a gelu in its head, and relu in its layers"),
+        ("roberta-words", {"hidden_act": "relu"}, "has gelu in its head, and relu in its layers"),
         ("electra-replaced", {"hidden_act": "relu"}, "a discriminator with relu"),
         ("albert-words", {"num_hidden_groups": 2}, "num_hidden_groups is 2"),
-        ("bert-labels", {"num_attention_heads": 3}, "does not divide into 3 heads"),
+        ("bert-labels", {"num_attention_heads": 3}, "is not divisible by the number of heads, 3"),
     ],
 )
 def test_what_would_be_computed_otherwise_is_refused(case, changes, message):

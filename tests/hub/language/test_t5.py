@@ -115,10 +115,10 @@ def test_every_tensor_has_its_place():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["T5EncoderModel"]}, "architectures names T5EncoderModel"),
-        ({"is_decoder": True}, "is_decoder is true, only false is supported"),
+        ({"architectures": ["T5EncoderModel"]}, "architectures is T5EncoderModel"),
+        ({"is_decoder": True}, "is_decoder is true, but only false is supported"),
         ({"feed_forward_proj": "gated-swish"}, "feed_forward_proj 'gated-swish' is not supported"),
-        ({"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu"}, 'dense_act_fn is "gelu", only "gelu_new"'),
+        ({"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu"}, 'dense_act_fn is "gelu", but only "gelu_new"'),
         ({"prefix_length": 3}, "prefix_length"),
     ],
 )
@@ -128,6 +128,6 @@ def test_what_is_not_supported_is_named(changes, message):
 
 
 def test_other_modules_have_no_name_here():
-    with pytest.raises(CheckpointError, match="a Decoder is no encoder-decoder"):
+    with pytest.raises(CheckpointError, match="a Decoder is not an encoder-decoder"):
         t5.table(Decoder(decoder_tiny()))
     assert isinstance(build(), EncoderDecoder)

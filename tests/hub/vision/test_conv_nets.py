@@ -60,13 +60,13 @@ def test_counters_of_batches_are_passed_over_and_bare_names_known(name):
         ("resnet", {"downsample_in_first_stage": True}, "downsample_in_first_stage is true"),
         ("resnet", {"layer_type": "preact"}, "layer_type 'preact' is not supported"),
         ("resnet", {"depths": [2, 1, 1]}, "must have one entry per stage"),
-        ("resnet", {"depths": [2, 10**9]}, "depths .* is no list of sizes"),
-        ("resnet", {"architectures": ["ResNetBackbone"]}, "names ResNetBackbone: supported are ResNet"),
+        ("resnet", {"depths": [2, 10**9]}, "depths .* is not a list of sizes"),
+        ("resnet", {"architectures": ["ResNetBackbone"]}, "is ResNetBackbone; supported are ResNet"),
         ("efficientnet", {"pooling_type": "max"}, 'only "mean" is supported'),
         ("efficientnet", {"hidden_dim": 2560}, "hidden_dim is 2560"),
-        ("efficientnet", {"depthwise_padding": []}, r"depthwise_padding has \[\], which at image_size 42 is"),
-        ("efficientnet", {"image_size": 43, "depthwise_padding": [2, 6]}, "image_size is 43: the stem pads"),
-        ("efficientnet", {"strides": [1, 2, 2]}, "do not name equally many stages"),
+        ("efficientnet", {"depthwise_padding": []}, r"depthwise_padding has \[\], but image_size 42 needs"),
+        ("efficientnet", {"image_size": 43, "depthwise_padding": [2, 6]}, "image_size is 43; only even sizes"),
+        ("efficientnet", {"strides": [1, 2, 2]}, "must have equal lengths"),
         ("efficientnet", {"in_channels": [32, 16, 24, 40, 80, 112, 96]}, "in_channels"),
     ],
 )
@@ -78,7 +78,7 @@ def test_what_would_be_computed_otherwise_is_refused(name, change, message):
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
-        (resnet.ResNet(resnet.tiny()), "has not backbone.cfg.stem small"),
+        (resnet.ResNet(resnet.tiny()), "does not support backbone.cfg.stem small"),
         (resnet.ResNet(replace(resnet.tiny(), stem="pooled", norm_momentum=0.99)), "norm_momentum 0.99"),
         (efficientnet.EfficientNet(replace(efficientnet.Config(), stem_width=16)), "stem_width 16"),
     ],

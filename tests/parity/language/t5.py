@@ -129,7 +129,7 @@ def ours(model: Any, rows: Mapping[str, np.ndarray]) -> Any:
         sites = ("embed", "block.resid_post", "final")
         tap = Tap(read=(*sites, *(f"encoder.{site}" for site in sites)))
         inputs = rows["tokens"], rows["source"], rows["source_length"]
-        logits, read = capture.run(model, params, *inputs, tap=tap)
+        logits, read = capture.apply(model, params, *inputs, tap=tap)
 
         def mean(params: Any) -> jax.Array:
             total, weight, *_ = loss_fn(params, rows, None)

@@ -23,15 +23,17 @@ def questions(split, cfg=SMALL):
 def test_every_answer_and_every_span_alike_stands_where_it_says():
     for split in SPLITS:
         for context, qa in questions(split):
-            for span in (*qa["answers"], *qa["alike"]):
+            for span in (*qa["answers"], *qa["same_type"]):
                 assert context[span["answer_start"] :].startswith(span["text"])
-            assert qa["answers"][0] in qa["alike"]
-            assert [span["answer_start"] for span in qa["alike"]] == sorted(s["answer_start"] for s in qa["alike"])
+            assert qa["answers"][0] in qa["same_type"]
+            assert [span["answer_start"] for span in qa["same_type"]] == sorted(
+                s["answer_start"] for s in qa["same_type"]
+            )
 
 
 def test_kinds_are_told_by_how_many_spans_could_answer():
     for _, qa in questions("train"):
-        assert (len(qa["alike"]) == 1) == (qa["kind"] == "type")
+        assert (len(qa["same_type"]) == 1) == (qa["kind"] == "type")
     counts = Counter(qa["kind"] for _, qa in questions("train"))
     assert counts.keys() == {"type", "relation", "binding"} and min(counts.values()) > 50
 
@@ -109,7 +111,7 @@ def test_some_questions_have_no_answer_where_that_is_asked_for():
     none = [qa for qa in found if qa["is_impossible"]]
     assert 0.3 < len(none) / len(found) < 0.5
     assert all(not qa["answers"] and qa["kind"] == "none" for qa in none)
-    assert any(qa["alike"] for qa in none) and any(not qa["alike"] for qa in none)
+    assert any(qa["same_type"] for qa in none) and any(not qa["same_type"] for qa in none)
     assert all(qa["answers"] for qa in found if not qa["is_impossible"])
 
 
