@@ -8,6 +8,7 @@ A file needs no torch to be imported. It holds
     theirs, ours     the answers to them (see distances.py), `ours` as a jitted function of our parameters
     tensors(peer)    the weights by name
     INSIDES          masks of real tokens
+    TOLERANCE        how far the answers may be apart; FRESH = False where only a moved model can be compared
     MUTANTS          name -> (case, (our module, parameters) -> the same, one of them wrong)
 """
 

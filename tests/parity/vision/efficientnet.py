@@ -63,6 +63,8 @@ def theirs(case: str, model: Any, *, train: bool = False) -> dict[str, Any]:
     return conv_nets.theirs(batch(case), model, train=train)
 
 
+TOLERANCE = 5e-5  # of the peer's standard deviation, in float32 on CPU: ten times what was measured
+FRESH = False  # in evaluation a fresh one's outputs are all alike: they have no deviation to measure in
 INSIDES, tensors, ours = conv_nets.INSIDES, conv_nets.tensors, conv_nets.ours
 
 MUTANTS = {
