@@ -12,9 +12,9 @@ from fm_jax.core.types import Params, Updates
 
 def split(params: Params) -> tuple[Params, Params]:
     """Return (trained, running statistics); the second is {} for a model that has none."""
-    found = tree.flatten(params)
-    running = {path: leaf for path, leaf in found.items() if path.rpartition("/")[2] in ("mean", "var")}
-    rest = {path: leaf for path, leaf in found.items() if path not in running}
+    flat = tree.flatten(params)
+    running = {path: leaf for path, leaf in flat.items() if path.rpartition("/")[2] in ("mean", "var")}
+    rest = {path: leaf for path, leaf in flat.items() if path not in running}
     return tree.unflatten(rest), tree.unflatten(running)
 
 

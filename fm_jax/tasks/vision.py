@@ -48,13 +48,13 @@ def load(
     """
     run = open_run(source, revision)
     if run is None:
-        found = public.load(source, dtype=dtype, mesh=mesh, revision=revision, shapes=shapes)
+        model = public.load(source, dtype=dtype, mesh=mesh, revision=revision, shapes=shapes)
     else:
-        found = of_run(run, shapes=shapes)
-    module, params = found.backbone()
+        model = of_run(run, shapes=shapes)
+    module, params = model.backbone()
     if not isinstance(module, Featured):
         raise CheckpointError(f"{source} has a model of class {type(module).__name__}, which does not read images")
-    return Pretrained(public.computing(module, dtype), params, None, preprocessing=found.preprocessing)
+    return Pretrained(public.computing(module, dtype), params, None, preprocessing=model.preprocessing)
 
 
 def of_run(run: EarlierRun, *, shapes: bool = False) -> Pretrained:
@@ -84,11 +84,11 @@ def images(source: str | Path) -> pictures.Config | None:
     return _data(run) if (run := open_run(source)) else None
 
 
-def as_trained(found: Pretrained, data: pictures.Config) -> pictures.Config:
+def as_trained(model: Pretrained, data: pictures.Config) -> pictures.Config:
     """Return `data` with the model's preprocessing in all fields that are at their defaults."""
-    if found.preprocessing is None:
+    if model.preprocessing is None:
         return data
-    wanted, plain = preprocessing.onto(data, found.preprocessing), pictures.Config()
+    wanted, plain = preprocessing.onto(data, model.preprocessing), pictures.Config()
     names = [
         name
         for name in ("size", "mean", "std", "center_crop", "stretch")
@@ -98,11 +98,11 @@ def as_trained(found: Pretrained, data: pictures.Config) -> pictures.Config:
     return replace(data, recipe=recipe, **{name: getattr(wanted, name) for name in names})
 
 
-def remind(found: Pretrained, data: pictures.Config) -> str:
+def remind(model: Pretrained, data: pictures.Config) -> str:
     """Return, and print as a warning, the options that match the pretrained preprocessing; "" if all match."""
-    if found.preprocessing is None:
+    if model.preprocessing is None:
         return ""
-    seen, like = found.preprocessing, preprocessing.onto(data, found.preprocessing)
+    seen, like = model.preprocessing, preprocessing.onto(data, model.preprocessing)
     same = {"size"}  # that is a matter of choice
     if round(seen.size / data.center_crop) == seen.scaled:  # a folder has whole pixels: 274 of 240 / 0.875
         same.add("center_crop")

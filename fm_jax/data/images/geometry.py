@@ -79,7 +79,7 @@ def boxes(corners: np.ndarray, moves: Sequence[Move]) -> tuple[np.ndarray, np.nd
         A box without area has share 0.
     """
     corners = _floats(corners, 4, "boxes")
-    found, shares = np.zeros((len(corners), 4)), np.zeros(len(corners))
+    moved, shares = np.zeros((len(corners), 4)), np.zeros(len(corners))
     growth = abs(float(np.linalg.det(compose(moves)[:, :2])))
     for row, (left, top, right, bottom) in enumerate(corners.tolist()):
         polygon = [(left, top), (right, top), (right, bottom), (left, bottom)]
@@ -87,10 +87,10 @@ def boxes(corners: np.ndarray, moves: Sequence[Move]) -> tuple[np.ndarray, np.nd
             polygon = _clipped(_moved(polygon, move.matrix), *move.size)
         if polygon:
             xs, ys = zip(*polygon, strict=True)
-            found[row] = min(xs), min(ys), max(xs), max(ys)
+            moved[row] = min(xs), min(ys), max(xs), max(ys)
             area = (right - left) * (bottom - top) * growth
             shares[row] = min(1.0, _area(polygon) / area) if area > 0 else 0.0
-    return found, shares
+    return moved, shares
 
 
 def mask(pixels: np.ndarray, moves: Sequence[Move], fill: int = 0) -> np.ndarray:

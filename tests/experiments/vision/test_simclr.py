@@ -90,7 +90,7 @@ def test_runs_of_two_networks_are_not_averaged(run: Path, tmp_path: Path) -> Non
 
 
 def test_a_public_folder_needs_data_to_be_probed_on(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="say with --data"):
+    with pytest.raises(ConfigError, match="names no data; set the images to probe it on"):
         linear_probe.run(replace(linear_probe.debug(), models=(tmp_path,)), tmp_path / "probe")
 
 
