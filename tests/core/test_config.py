@@ -315,7 +315,9 @@ def test_a_field_named_by_a_word_of_python_is_spelt_without_its_underscore() -> 
 
 
 def place(module: str) -> type:
-    return dataclasses.make_dataclass("Place", [("x", int, 0)], frozen=True, namespace={"__module__": f"a.{module}"})
+    made = dataclasses.make_dataclass("Place", [("x", int, 0)], frozen=True)
+    made.__module__ = f"a.{module}"  # afterwards: from Python 3.12 on make_dataclass sets the caller's
+    return made
 
 
 Near, Far = place("near"), place("far")
