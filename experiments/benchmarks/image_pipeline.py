@@ -10,15 +10,15 @@ is the CPU time of one image, measured without threads; on a busy machine it is 
 The figures are appended to `history.jsonl` in this file's folder (`--history PATH`: to another file; `--history none`:
 to none).
 
-Measured at 224 × 224 on two cores that other programs kept busy (load average 9), with Python 3.11 and Pillow 13.0. A
-row of simclr has two views.
+Measured at 224 × 224 on two cores (load average 2.9), with Python 3.11 and Pillow 13.0: the first line of
+`history.jsonl`. A row of simclr has two views.
 
     | recipe   | cpu (ms) | 0 workers | 1 workers | 2 workers |
     |----------|---------:|----------:|----------:|----------:|
-    | decode   |    3.830 |     85.20 |     94.80 |     95.00 |
-    | imagenet |    3.480 |     100.0 |     104.5 |     116.4 |
-    | finetune |    5.670 |     62.80 |     80.50 |     88.50 |
-    | simclr   |    13.79 |     40.70 |     30.30 |     67.20 |
+    | decode   |    3.540 |     449.2 |     469.8 |     546.5 |
+    | imagenet |    3.610 |     510.3 |     488.2 |     605.7 |
+    | finetune |    5.490 |     315.5 |     371.3 |     364.1 |
+    | simclr   |    10.45 |     143.7 |     122.8 |     203.0 |
 """
 
 import os
