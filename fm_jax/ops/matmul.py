@@ -46,7 +46,8 @@ def flat_dot_general(
 
 def _is_highest(precision: Any, dtype: Any) -> bool:
     """Say whether a product runs in float32 on the CPU at the highest precision, given here or as jax's default."""
-    wanted = precision if precision is not None else jax.config.jax_default_matmul_precision
+    default = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    wanted = default if precision is None else precision
     highest = wanted is not None and jax.lax.Precision(wanted) == jax.lax.Precision.HIGHEST
     return highest and dtype == jnp.float32 and jax.default_backend() == "cpu"
 
