@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,13 @@ def read(path: Path) -> dict[str, Any]:
             f"results {path} contain a {type(results).__name__}, not a mapping; give a results.json of fm_jax"
         )
     return results
+
+
+def once(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the content of `path` from an earlier start of this run, or make and write it."""
+    if not path.exists():
+        write(path, make())
+    return read(path)
 
 
 def plain(value: Any, where: str) -> Any:
