@@ -121,14 +121,13 @@ def show(root: Path) -> int:
             "name": name,
             "download": f"{sum(package.bytes for package in source.packages) / 1e6:.1f} MB",
             "client": source.packages[0].client,
-            "here": "yes" if (root / name).exists() else "",
-            "gives": source.gives,
+            "here": "yes" if (root / name).exists() else "no",
         }
         for name, source in SOURCES.items()
     ]
     print(report.table(rows, list(rows[0])))
     for name, source in SOURCES.items():
-        print(f"{name}\n  licence: {source.licence}\n  use: {command(source.use, root / name)}")
+        print(f"{name}: {source.gives}\n  licence: {source.licence}\n  use: {command(source.use, root / name)}")
     return len(rows)
 
 
