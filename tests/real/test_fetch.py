@@ -138,8 +138,9 @@ def test_the_emoji_are_pictures_of_both_styles_with_captions(fetched):
     assert sum(row["style"] == "twitter" for row in rows) == sum(row["style"] == "google" for row in rows) == 3786
     (dog,) = (row for row in rows if row["code"] == "1F436" and row["style"] == "twitter")
     assert (dog["caption"], dog["names"]["de"]) == ("dog face", "Hundegesicht") and "pet" in dog["keywords"]["en"]
+    assert [counts[name] for name in ("twitter", "google", "twitter_skins", "google_skins")] == [1911] * 2 + [1875] * 2
     train, test = (ImageFolder(path / "google", split, classes_from="train") for split in ("train", "test"))
-    assert len(train.classes) == 10 and test[0][0].shape == (64, 64, 3)
+    assert len(train.classes) == 10 and len(train) > 1400 and test[0][0].shape == (64, 64, 3)
     shares = [row["split"] for row in rows if not row["skin"]]
     assert all(0.07 < shares.count(split) / len(shares) < 0.13 for split in ("validation", "test"))
 
