@@ -106,12 +106,12 @@ def _resolve(argv: Sequence[str], configs: Mapping[str, Callable[[], Any]], name
     """Parse a command line into preset, config and work directory."""
     texts = split_argv(argv)
     preset = texts.pop("config", next(iter(configs)))
-    workdir = texts.pop("workdir", f"runs/{name}")
+    workdir = os.path.expanduser(texts.pop("workdir", f"runs/{name}"))
     if preset not in configs:
         near = difflib.get_close_matches(preset, configs, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"--config: {preset[:80]!r} is not one of {', '.join(configs)}{hint}")
-    if not workdir or not workdir.isprintable():
+    if not workdir or workdir.lower() in ("none", "null") or not workdir.isprintable():
         raise ConfigError(f"--workdir: {workdir[:80]!r} is not a path")
     overrides = [f"--{key}={text}" for key, text in texts.items()]
     return preset, apply_overrides(configs[preset](), overrides, also=_OWN), Path(workdir)

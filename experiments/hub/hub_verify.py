@@ -49,7 +49,8 @@ _OUTPUTS = {
 class Config:
     """The checkpoint, the inputs and the tolerance."""
 
-    folder: str = "model"  # checkpoint folder, or OWNER/NAME
+    folder: Path = Path("model")  # checkpoint folder, or OWNER/NAME
+    ignore: tuple[str, ...] = ()  # unknown fields of its config.json that change no result
     rows: int = 3  # texts or images
     length: int = 24  # tokens of the longest row; the other rows are padded
     seed: int = 0
@@ -227,7 +228,7 @@ def run(cfg: Config, workdir: Path) -> Mapping[str, Any]:
     folder = pretrained.find(cfg.folder)
     model = peer(folder)
     with jax.default_matmul_precision("highest"):
-        loaded = pretrained.load(folder)
+        loaded = pretrained.load(folder, ignore=cfg.ignore)
         given = draw(loaded.module, cfg, _padding(model.config, loaded.tokenizer))
         mine = ours(loaded.module, loaded.params, given)
         fewer = mine if model.config.model_type == "efficientnet" else ()  # theirs also has the blocks of a stage

@@ -147,7 +147,8 @@ def open_reader(cfg: Config, train: Sequence[Question], mesh: Mesh, *, resumed: 
         texts = [*contexts, *(question.text for question in train)]
         learnt = tokenizer.train_wordpiece(texts, cfg.model.vocab_size)
         return Reader(SpanFinder(encoder.Encoder(replace(cfg.model, max_length=length)), cfg.model.dropout), learnt, {})
-    pretrained = language.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh, shapes=resumed)
+    start = cfg.init
+    pretrained = language.load(start.source, revision=start.revision, ignore=start.ignore, mesh=mesh, shapes=resumed)
     backbone, params = pretrained.backbone()
     if not isinstance(backbone, encoder.Encoder):
         raise ConfigError(

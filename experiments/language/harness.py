@@ -52,6 +52,7 @@ class Config:
     num_fewshot: int | None = None  # examples before each question; none: the task's number
     limit: int = 0  # documents per task; 0: all
     batch_size: int = 16
+    ignore: tuple[str, ...] = ()  # unknown fields of the folder's config.json that change no result
     dtype: Dtype | None = None  # computation dtype; none: the run's own, float32 for a folder
     data: documents.Config = documents.Config()  # data of the task `documents`
     seed: int = 0  # of sampling, for tasks that sample
@@ -94,7 +95,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     if unknown := sorted(set(cfg.tasks) - set(manager.all_tasks)):
         available = ", ".join(manager.all_tasks[:8]) or "none"
         raise DataError(f"there is no task {unknown[0]!r} in {folder}; available: {available}")
-    pretrained = language.load(cfg.model, dtype=cfg.dtype)
+    pretrained = language.load(cfg.model, dtype=cfg.dtype, ignore=cfg.ignore)
     if not isinstance(pretrained.module, Decoder) or pretrained.tokenizer is None:
         raise ConfigError(f"--model {cfg.model} is a {type(pretrained.module).__name__}; the harness needs a decoder")
 

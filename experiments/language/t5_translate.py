@@ -184,7 +184,8 @@ def open_model(cfg: Config, train: Parallel, mesh: jax.sharding.Mesh, *, resumed
         # one sentinel: T5's layout, with the padding token 0 and </s> 1
         learnt = tokenizer.train(texts, cfg.model.vocab_size, sentinels=1)
         return Opened(encoder_decoder.EncoderDecoder(replace(cfg.model, max_length=room)), learnt, None)
-    pretrained = language.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh, shapes=resumed)
+    start = cfg.init
+    pretrained = language.load(start.source, revision=start.revision, ignore=start.ignore, mesh=mesh, shapes=resumed)
     if not isinstance(pretrained.module, encoder_decoder.EncoderDecoder) or pretrained.tokenizer is None:
         kind = type(pretrained.module).__name__
         raise ConfigError(f"{cfg.init.from_} is a {kind}, not an encoder-decoder; give a T5 or mT5")

@@ -49,7 +49,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Refuse settings that do not fit together."""
-        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
+        for name, least in (("batch_size", 1), ("accumulate", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.batch_size % self.accumulate:
             raise ConfigError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
         if not self.learning_rate >= 0:
             raise ConfigError(f"learning_rate must be at least 0, not {self.learning_rate}")

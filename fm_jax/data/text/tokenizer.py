@@ -250,7 +250,8 @@ def load(folder: Path) -> Tokenizer:
     """
     file = folder / "tokenizer.json" if folder.is_dir() else folder
     inner, names, config = tokenizer_file.read(file)
-    return Tokenizer(inner, names, config=config, where=str(file))
+    with tokenizer_file.guard(f"{file} is not a tokenizer"):
+        return Tokenizer(inner, names, config=config, where=str(file))
 
 
 def check_vocabulary(tokenizer: Tokenizer, rows: int) -> None:
