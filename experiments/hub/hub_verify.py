@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fm_jax import cli
+from fm_jax.core.config import check_least
 from fm_jax.core.errors import CheckpointError, ConfigError, NumericError
 from fm_jax.core.types import Featured, Params
 from fm_jax.data.text import tokenizer as tokenizers
@@ -58,8 +59,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse an empty comparison."""
-        if min(self.rows, self.length) < 1 or not self.tolerance > 0:
-            raise ConfigError("rows, length and tolerance must be above 0")
+        check_least(self, rows=1, length=1, seed=0)
+        if not self.tolerance > 0:
+            raise ConfigError(f"tolerance must be above 0, not {self.tolerance}")
 
 
 def draw(module: nn.Module, cfg: Config, pad: int = 0) -> Example:

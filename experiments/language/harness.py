@@ -27,6 +27,7 @@ import jax
 import numpy as np
 
 from fm_jax import cli
+from fm_jax.core.config import check_least
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data.python_docs import docstrings
 from fm_jax.data.text import documents
@@ -61,9 +62,9 @@ class Config:
         """Refuse impossible numbers."""
         if not self.tasks:
             raise ConfigError("tasks is empty; give task names separated by commas")
-        for name, least in (("limit", 0), ("batch_size", 1), ("num_fewshot", 0)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ConfigError(f"{name} must be at least {least}, not {value}")
+        check_least(self, limit=0, batch_size=1, seed=0)
+        if self.num_fewshot is not None:
+            check_least(self, num_fewshot=0)
 
 
 def config() -> Config:

@@ -42,7 +42,7 @@ import numpy as np
 
 from fm_jax import cli
 from fm_jax.core import tree
-from fm_jax.core.config import to_dict
+from fm_jax.core.config import check_least, to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
 from fm_jax.data.text import parallel, tokenizer
@@ -75,6 +75,10 @@ class Data:
     largest: int = 9_999
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        check_least(self, train=1, validation=1, test=1, largest=2, seed=0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(stage.Plan):
@@ -97,6 +101,7 @@ class Config(stage.Plan):
     def __post_init__(self) -> None:
         """Refuse an option that has no effect here."""
         super().__post_init__()
+        check_least(self, source_length=1, target_length=1, watched=1, decode_batch=1)
         if self.data_dir is not None:
             raise ConfigError("data_dir must be none: sentences are read from data.path or generated at each start")
 

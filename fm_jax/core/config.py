@@ -42,6 +42,17 @@ def precision(default: C) -> C:
     return dataclasses.field(default=default, metadata={"precision": True})
 
 
+def check_least(section: Any, **least: float) -> None:
+    """Raise for the first field below its least value: `check_least(self, batch_size=1, workers=0)`.
+
+    Raises:
+        ConfigError: it names the field, its value and the least.
+    """
+    for name, smallest in least.items():
+        if getattr(section, name) < smallest:
+            raise ConfigError(f"{name} must be at least {smallest}, not {getattr(section, name)}")
+
+
 def apply_overrides(cfg: C, argv: Sequence[str], *, also: Iterable[str] = ()) -> C:
     """Return `cfg` with `--a.b VALUE` and `--a.b=VALUE` applied; each changed section is validated once, whole.
 

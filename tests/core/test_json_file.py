@@ -47,7 +47,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "too deep": (nested(65), "more than 64 deep"),
     "deeper than the stack": (b"[" * 100_000, "too deeply"),
     "control": (b'{"a": "\x1b"}', "Invalid control character"),
-    "key of controls": (b'{"\\u001b": 1, "\\u001b": 2}', r"the key '\\\\x1b' occurs twice"),
+    "key of controls": (b'{"\\u001b": 1, "\\u001b": 2}', r"the key '\\x1b' occurs twice"),
 }
 
 

@@ -57,6 +57,8 @@ def test_what_a_run_has_not_is_refused(tmp_path: Path) -> None:
     leave(tmp_path)
     with pytest.raises(CheckpointError, match="is a run, which has no revision 'main'"):
         open_run(tmp_path, "main")
+    with pytest.raises(CheckpointError, match=r"is a run, which has no config\.json; do not ignore mystery there"):
+        open_run(tmp_path, ignore=iter(["mystery"]))
     with pytest.raises(CheckpointError, match="7"):
         open_run(tmp_path, step="7")
     (tmp_path / "begun").mkdir()
@@ -71,3 +73,5 @@ def test_a_start_that_is_none_is_refused_where_one_is_needed() -> None:
         _ = Init().source
     with pytest.raises(ConfigError, match="revision main needs a public model"):
         Init(revision="main")
+    with pytest.raises(ConfigError, match="ignore mystery,riddle needs a public model"):
+        Init(ignore=("mystery", "riddle"))

@@ -89,7 +89,7 @@ def read(file: Path) -> tuple[Question, ...]:
         DataError: unreadable, not SQuAD's format, a duplicate id, an answer at another position, or a question marked
             impossible that has answers (or not marked and without answers); the message names file and question.
     """
-    tree = json_file.parse(json_file.contents(file, DataError, most=_MOST), str(file), DataError)
+    tree = json_file.parse(json_file.contents(file, DataError, most=_MOST), str(file), DataError, halves=True)
     questions = tuple(_questions(tree, str(file)))
     if not questions:
         raise DataError(f"{file} contains no questions")

@@ -76,7 +76,7 @@ def read(path: Path) -> list[Entry]:
     lines = json_file.contents(path, DataError).splitlines() if path.exists() else []
     entries = []
     for number, line in enumerate(lines, start=1):
-        entry = json_file.parse(line, f"line {number} of the history {path}", DataError)
+        entry = json_file.parse(line, f"history {path}, line {number}", DataError)
         if not _is_entry(entry):
             raise DataError(f"history {path}, line {number}: not a measurement ({shown(entry)}); take the line out")
         entries.append(entry)
