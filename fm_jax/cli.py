@@ -19,7 +19,7 @@ import jax
 
 from fm_jax.core import distributed, provenance
 from fm_jax.core.config import apply_overrides, split_argv, to_dict
-from fm_jax.core.errors import ConfigError, FmError, Preempted, ResourceError
+from fm_jax.core.errors import ConfigError, FmError, Preempted, ResourceError, printable
 from fm_jax.core.options import help_text
 from fm_jax.core.workdir import claim
 
@@ -93,7 +93,7 @@ def _start(
         if first:
             held = stack.enter_context(claim(workdir, experiment=experiment.module, config=config, resumable=resumable))
             for line in held.notices:
-                print(f"{experiment.name}: {line}", file=sys.stderr)
+                print(f"{experiment.name}: {printable(line)}", file=sys.stderr)
             held.write_record(
                 provenance.record(
                     experiment=experiment.module, preset=preset, config=config, argv=argv, source=experiment.source

@@ -10,7 +10,7 @@ import flax.linen as nn
 from fm_jax.checkpoint import model as models
 from fm_jax.checkpoint import read, seal
 from fm_jax.core import tree
-from fm_jax.core.errors import CheckpointError, ConfigError
+from fm_jax.core.errors import CheckpointError, ConfigError, shown
 from fm_jax.core.types import Params
 
 
@@ -51,9 +51,27 @@ class EarlierRun:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Return the run's config as JSON data."""
-        config: dict[str, Any] = self.meta["config"]
+        """Return the run's config as JSON data.
+
+        Raises:
+            CheckpointError: the checkpoint holds none.
+        """
+        config = self.meta.get("config")
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{self.workdir} holds {shown(config)} as its config, not a JSON object")
         return config
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of a classifier's classes; () if the checkpoint holds none.
+
+        Raises:
+            CheckpointError: it holds something else.
+        """
+        names = self.meta.get("classes", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise CheckpointError(f"{self.workdir} holds {shown(names)} as its classes, not a list of names")
+        return tuple(names)
 
     def model(self) -> nn.Module:
         """Return the trained model, as the checkpoint describes it.

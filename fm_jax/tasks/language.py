@@ -9,7 +9,7 @@ from typing import Literal
 from jax.sharding import Mesh
 
 from fm_jax.core import types
-from fm_jax.core.errors import CheckpointError, ConfigError, DataError
+from fm_jax.core.errors import CheckpointError, ConfigError, DataError, printable
 from fm_jax.core.types import Params
 from fm_jax.data.text import tokenizer as tokenizers
 from fm_jax.hub import families
@@ -101,7 +101,8 @@ def classifier(pretrained: Pretrained, classes: tuple[str, ...], head: Head = "d
         if own.num_classes == count and (unnamed or pretrained.labels == classes):
             return own, given | {"head": pretrained.params["head"]}
         known, wanted = (", ".join(map(str, names[:8])) for names in (pretrained.labels, classes))
-        print(f"the head is randomly initialised: the model has {own.num_classes} classes ({known}), the data {wanted}")
+        told = f"the head is randomly initialised: the model has {own.num_classes} classes ({known}), the data {wanted}"
+        print(printable(told))
         return own.clone(num_classes=count), given
     if isinstance(backbone, Decoder) and head != "first":
         pool: Pool = "mean" if head == "default" else head

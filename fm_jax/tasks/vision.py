@@ -72,7 +72,7 @@ def of_run(run: EarlierRun, *, shapes: bool = False) -> Pretrained:
     module, bare = run.model(), backbone(run.model())
     if not isinstance(bare, Featured):
         raise CheckpointError(f"{run.workdir} trained a {type(module).__name__}, which does not read images")
-    seen, names = preprocessing.of(_data(run)), tuple(run.meta.get("classes", ()))
+    seen, names = preprocessing.of(_data(run)), run.classes
     if module is bare or any(family.writes(module) for family in families.FAMILIES):
         return Pretrained(module, families.abstract(module) if shapes else run.params(), None, names, seen)
     params = families.abstract(bare) if shapes else run.params()["backbone"]
