@@ -46,7 +46,9 @@ def damaged(data: Any, rng: random.Random) -> bytes:
     """Return the text of the data with one or two values changed; rarely the whole of it."""
     data, chosen = json.loads(json.dumps(data)), [rng.choice(VALUES) for _ in range(rng.choice((1, 1, 2)))]
     for number in range(len(chosen)):
-        where, key = rng.choice(list(places(data)))
+        if not (there := list(places(data))):
+            break  # the only value was removed
+        where, key = rng.choice(there)
         act = rng.random()
         if act < 0.1:
             del where[key]
@@ -106,8 +108,9 @@ def open_record(folder: Path) -> None:
 
 def adapter(folder: Path) -> None:
     fields = Fields.open(folder / "adapter_config.json")
-    low_rank.Sizes.read(fields).of("layers.0.q_proj")
+    sizes = low_rank.Sizes.read(fields)
     fields.close(["base_model_name_or_path"])
+    assert sizes.of("layers.0.q_proj")[0] > 0
 
 
 def claimed(folder: Path) -> None:
@@ -175,7 +178,7 @@ def test_only_errors_of_ours_come_out(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_only_errors_of_ours_come_out_of_many(name: str, tmp_path: Path) -> None:
-    assert attack(name, tmp_path, 1000) or name == "metrics"
+    assert attack(name, tmp_path, 200) or name == "metrics"
 
 
 def test_a_short_list_that_stands_for_billions_is_counted_first() -> None:

@@ -85,9 +85,9 @@ def read(path: Path) -> list[Entry]:
 
 def _is_entry(entry: Any) -> bool:
     """Say whether a line has what `table` shows."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("numbers"), dict):
+    if not isinstance(entry, dict) or "load" not in entry or not isinstance(entry.get("numbers"), dict):
         return False
-    figures = [entry.get("load"), *entry["numbers"].values()]
+    figures = [entry["load"], *entry["numbers"].values()]
     texts = all(isinstance(entry.get(name), str) for name in ("benchmark", "date"))
     return texts and all(isinstance(figure, int | float | None) for figure in figures)
 
