@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+_LONGEST = 1_900  # characters of a message
 _JSON = json.JSONEncoder(ensure_ascii=False, default=repr)
 
 
@@ -12,8 +13,9 @@ class FmError(Exception):
     code = 1
 
     def __str__(self) -> str:
-        """Return the message on one line; what it quotes of a file cannot steer a terminal."""
-        return printable(super().__str__())
+        """Return the message on one line; what it quotes of a file neither steers a terminal nor fills it."""
+        text = printable(super().__str__())
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 class ConfigError(FmError):

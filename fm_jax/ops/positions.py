@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fm_jax.core.config import check_least
 from fm_jax.core.errors import ConfigError
 
 
@@ -25,7 +24,6 @@ class Rope:
 
     def __post_init__(self) -> None:
         """Check that values are in range."""
-        check_least(self, original_length=1)
         if self.base <= 1 or self.factor < 1:
             raise ConfigError(f"rope needs base > 1 and factor ≥ 1, not base {self.base} and factor {self.factor}")
 

@@ -91,7 +91,7 @@ class JsonLines:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines that `JsonLines` wrote, nan and infinities as floats; a damaged line is ignored, such as an incomplete last one."""
+    """Return the lines that `JsonLines` wrote, nan and infinities as floats; damaged lines are ignored."""
     lines = (_parse(line) for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines())
     return [
         {name: float(value) if isinstance(value, str) else value for name, value in line.items()}

@@ -39,5 +39,9 @@ def test_outside_data_are_quoted_shortly(value: object, wanted: str) -> None:
     assert shown(value, 20) == wanted
 
 
+def test_a_message_ends() -> None:
+    assert str(DataError("x" * 10**6)) == "x" * 1900 + "…"
+
+
 def test_a_text_among_data_is_spelt_as_in_the_file() -> None:
     assert as_json("a") == '"a"'

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 
 from fm_jax.core import types
-from fm_jax.core.errors import CheckpointError, shown
+from fm_jax.core.errors import CheckpointError
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.language import heads
 from fm_jax.hub.table import Table, flipped, linear, same
@@ -127,7 +127,7 @@ def _rope(fields: Fields) -> Rope:
         rope = Rope(base, "llama3" if kind == "llama3" else "yarn", theirs.take("factor", float), original, low, high)
     else:
         raise CheckpointError(
-            f"{fields.where}: rope_type {shown(kind)} is not supported, only default, linear, llama3, yarn"
+            f"{fields.where}: rope_type {kind!r} is not supported, only default, linear, llama3, yarn"
         )
     theirs.expect("partial_rotary_factor", 1.0)
     theirs.close()
