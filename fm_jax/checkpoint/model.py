@@ -64,8 +64,9 @@ def build(meta: Mapping[str, Any], where: str) -> nn.Module:
     if "model" not in meta:
         git = meta.get("git")
         revision = git.get("revision") if isinstance(git, Mapping) else None
+        revision = revision or "the revision that trained it"
         raise CheckpointError(
-            f"{where} does not name its model: an older version wrote it; check out {revision or 'the revision that trained it'}, convert the run with "
+            f"{where} does not name its model: an older version wrote it; check out {revision}, convert the run with "
             "experiments.hub.hub_convert, and open the folder that it writes"
         )
     return _build(meta["model"], where)
