@@ -11,7 +11,7 @@ from fm_jax.core import types
 from fm_jax.core.errors import CheckpointError, ConfigError, DataError
 from fm_jax.core.types import Params
 from fm_jax.data.text import tokenizer as tokenizers
-from fm_jax.hub import families
+from fm_jax.hub import families, generation
 from fm_jax.hub import pretrained as public
 from fm_jax.hub.pretrained import Dtype, Pretrained
 from fm_jax.layers.readout import Hidden, Pool
@@ -70,7 +70,8 @@ def of_run(run: EarlierRun, *, shapes: bool = False) -> Pretrained:
         tokenizers.check_vocabulary(tokenizer, types.backbone(module).cfg.vocab_size)
     except DataError as error:
         raise CheckpointError(str(error)) from error
-    return Pretrained(module, families.abstract(module) if shapes else run.params(), tokenizer)
+    params = families.abstract(module) if shapes else run.params()
+    return Pretrained(module, params, tokenizer, generation=generation.of_run(run.meta))
 
 
 def classifier(pretrained: Pretrained, classes: tuple[str, ...], head: Head = "default") -> tuple[Classifier, Params]:

@@ -22,6 +22,7 @@ FIELDS = {
     "mask": "mask_token",
 }
 """Role of a special token -> its key in the files."""
+TEMPLATE = "chat_template.jinja"
 
 # The published folders of GPT-2 and BERT do not name their special tokens. If the files do not, the first of these that
 # is among the added tokens is used.
@@ -55,8 +56,11 @@ def guard(where: str) -> Iterator[None]:
 def read(file: Path) -> tuple[Any, dict[str, str], dict[str, Any]]:
     """Read a tokenizer.json and the files beside it.
 
+    A special token that tokenizer_config.json states as null is none, whatever the other files suggest.
+
     Returns:
-        The library's tokenizer, {role: token} of its special tokens, and the content of tokenizer_config.json.
+        The library's tokenizer, {role: token} of its special tokens, and the content of tokenizer_config.json with the
+        chat template of chat_template.jinja, if there is one.
 
     Raises:
         DataError: a missing, damaged or invalid file.
@@ -70,12 +74,18 @@ def read(file: Path) -> tuple[Any, dict[str, str], dict[str, Any]]:
     with guard(f"{file} is not a tokenizer"):
         inner = tokenizers.Tokenizer.from_file(str(file))
     config: dict[str, Any] = {}
-    names: dict[str, str] = {}
+    names = _usual(content)
     for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the latter wins
         if (beside := file.parent / name).is_file():
             config = _object(beside)
-            names |= {role: token for role, key in FIELDS.items() if (token := _text(config.get(key)))}
-    return inner, _usual(content) | names, config
+            names |= {role: _text(config[key]) for role, key in FIELDS.items() if key in config}
+    names = {role: token for role, token in names.items() if token}
+    if (template := file.parent / TEMPLATE).is_file():
+        try:
+            config["chat_template"] = template.read_text("utf-8")  # as transformers does, also if config has another
+        except (ValueError, OSError) as error:
+            raise DataError(f"{template} cannot be read: {error}") from error
+    return inner, names, config
 
 
 def _object(file: Path) -> dict[str, Any]:
