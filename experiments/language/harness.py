@@ -34,6 +34,7 @@ from fm_jax.evals.report import report, results
 from fm_jax.evals.scores import harness
 from fm_jax.generate import sample
 from fm_jax.generate.decode import generate
+from fm_jax.generate.text import ends
 from fm_jax.hub.pretrained import Dtype, Pretrained
 from fm_jax.models.language.decoder import Decoder
 from fm_jax.tasks import language
@@ -124,6 +125,7 @@ def writer(pretrained: Pretrained, seed: int) -> harness.Write:
     """Return the function that generates continuations for the harness."""
     tokenizer, key = pretrained.tokenizer, jax.random.key(seed)
     assert tokenizer is not None
+    closing = ends(tokenizer, pretrained.generation)
 
     def write(prompts: harness.Prompts) -> tuple[Any, Any]:
         options = prompts.options
@@ -139,7 +141,7 @@ def writer(pretrained: Pretrained, seed: int) -> harness.Write:
             cfg=cfg,
             key=key,
             seeds=prompts.seeds,
-            eos_id=tokenizer.end_id,
+            eos_id=closing,
             stop=prompts.stop,
         )
         return out.tokens, out.lengths

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import flax.linen as nn
 from jax.sharding import Mesh
 
 from fm_jax.core import types
@@ -19,7 +20,7 @@ from fm_jax.models.language import encoder
 from fm_jax.models.language.classifier import Classifier
 from fm_jax.models.language.decoder import Decoder
 from fm_jax.models.language.encoder import Encoder
-from fm_jax.tasks.init import EarlierRun, open_run
+from fm_jax.tasks.init import EarlierRun, Init, open_run
 
 Head = Literal["default", "mean", "last", "first"]
 
@@ -72,6 +73,51 @@ def of_run(run: EarlierRun, *, shapes: bool = False) -> Pretrained:
         raise CheckpointError(str(error)) from error
     params = families.abstract(module) if shapes else run.params()
     return Pretrained(module, params, tokenizer, generation=generation.of_run(run.meta))
+
+
+def continued(init: Init, needed: type[nn.Module], *, mesh: Mesh, resumed: bool) -> Pretrained | None:
+    """Open the model that a pretraining goes on with; None if it starts from randomly initialised parameters.
+
+    Args:
+        init: the start.
+        needed: class of the model's backbone.
+        mesh: as of `load`.
+        resumed: the run has a checkpoint of its own, so that no weights are read.
+
+    Raises:
+        ConfigError: the model is of another class.
+        CheckpointError: as of `load`.
+    """
+    if init.from_ is None:
+        return None
+    found = load(init.from_, revision=init.revision, mesh=mesh, shapes=resumed)
+    if not isinstance(bare := types.backbone(found.module), needed):
+        kind = type(bare).__name__
+        raise ConfigError(f"--init.from {init.from_} is of class {kind}; this pretraining needs a {needed.__name__}")
+    return found
+
+
+def check_context(init: Init, asked: int, positions: int) -> None:
+    """Refuse a training context longer than the positions of the model it starts from.
+
+    Raises:
+        ConfigError: `asked` exceeds `positions`.
+    """
+    if asked > positions:
+        raise ConfigError(
+            f"model.max_length {asked} exceeds the {positions} positions of {init.from_}; set at most {positions}"
+        )
+
+
+def check_export(folder: Path, module: nn.Module, pad_id: int) -> None:
+    """Raise before any computation if a folder for transformers could not be written.
+
+    Raises:
+        CheckpointError: the folder exists, or transformers has no class that computes the same.
+    """
+    if folder.exists():
+        raise CheckpointError(f"--export {folder} exists already; give another folder, or move it away")
+    public.check_form(module, families.writing(module).fields(module) | {"pad_token_id": pad_id})
 
 
 def classifier(pretrained: Pretrained, classes: tuple[str, ...], head: Head = "default") -> tuple[Classifier, Params]:

@@ -5,7 +5,7 @@ import pytest
 
 from fm_jax.core.errors import CheckpointError
 from fm_jax.data.text import tokenizer as tokenizers
-from fm_jax.data.text import tokenizer_file
+from fm_jax.data.text import chat
 from fm_jax.hub import generation, pretrained
 from fm_jax.hub.generation import Generation
 from fm_jax.models.language.decoder import Decoder, tiny
@@ -106,7 +106,7 @@ def test_the_chat_template_and_null_tokens_stay_with_the_tokenizer(tmp_path):
     config = contents(tmp_path / "theirs", "tokenizer_config.json")
     config |= {"bos_token": None, "chat_template": "old", "model_max_length": 77}
     (tmp_path / "theirs" / "tokenizer_config.json").write_text(json.dumps(config))
-    (tmp_path / "theirs" / tokenizer_file.TEMPLATE).write_text("{{ messages }}\n")
+    (tmp_path / "theirs" / chat.FILE).write_text("{{ messages }}\n")
     tokenizer = tokenizers.load(tmp_path / "theirs")
     with pytest.raises(tokenizers.DataError, match="no start token"):
         tokenizer.special("start")

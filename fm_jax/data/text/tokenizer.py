@@ -79,6 +79,14 @@ class Tokenizer:
         return self.special("end")
 
     @property
+    def start_id(self) -> int:
+        """Id of the token before a text; the end token if the tokenizer has no start token."""
+        try:
+            return self.special("start")
+        except DataError:
+            return self.end_id
+
+    @property
     def pad_id(self) -> int:
         """Id of the padding token; the end token if the tokenizer has no other."""
         try:
@@ -342,8 +350,6 @@ def load(folder: Path) -> Tokenizer:
     """
     file = folder / "tokenizer.json" if folder.is_dir() else folder
     inner, names, config = tokenizer_file.read(file)
-    if (template := chats.stated(file.parent, config)) is not None:
-        config["chat_template"] = template
     return Tokenizer(inner, names, config=config, where=str(file))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fm_jax.core.errors import DataError
+from fm_jax.data.text import chat
 
 FIELDS = {
     "start": "bos_token",
@@ -22,7 +23,6 @@ FIELDS = {
     "mask": "mask_token",
 }
 """Role of a special token -> its key in the files."""
-TEMPLATE = "chat_template.jinja"
 
 # The published folders of GPT-2 and BERT do not name their special tokens. If the files do not, the first of these that
 # is among the added tokens is used.
@@ -35,6 +35,9 @@ USUAL = {
     "sep": ("[SEP]",),
     "mask": ("[MASK]", "<mask>"),
 }
+
+NO_START = ("PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", "Qwen2TokenizerFast")
+"""Classes of transformers without a start token of their own: if the files name none, there is none."""
 
 
 @contextmanager
@@ -60,7 +63,7 @@ def read(file: Path) -> tuple[Any, dict[str, str], dict[str, Any]]:
 
     Returns:
         The library's tokenizer, {role: token} of its special tokens, and the content of tokenizer_config.json with the
-        chat template of chat_template.jinja, if there is one.
+        chat templates of the files beside it (`chat.stated`).
 
     Raises:
         DataError: a missing, damaged or invalid file.
@@ -79,12 +82,11 @@ def read(file: Path) -> tuple[Any, dict[str, str], dict[str, Any]]:
         if (beside := file.parent / name).is_file():
             config = _object(beside)
             names |= {role: _text(config[key]) for role, key in FIELDS.items() if key in config}
+    if config.get("tokenizer_class") in NO_START and FIELDS["start"] not in config:
+        names.pop("start", None)
     names = {role: token for role, token in names.items() if token}
-    if (template := file.parent / TEMPLATE).is_file():
-        try:
-            config["chat_template"] = template.read_text("utf-8")  # as transformers does, also if config has another
-        except (ValueError, OSError) as error:
-            raise DataError(f"{template} cannot be read: {error}") from error
+    if (template := chat.stated(file.parent, config)) is not None:
+        config["chat_template"] = template
     return inner, names, config
 
 
