@@ -185,9 +185,6 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     if earlier is not None and not resumed:
         with jax.set_mesh(mesh):
             results.write(workdir / "before.json", measure(make_params()[0]))
-    meta = {"config": to_dict(cfg)}
-    if earlier is not None and earlier.generation is not None:
-        meta["generation"] = earlier.generation.describe()
     done = stage.train(
         cfg,
         workdir,
@@ -196,7 +193,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         batches=batches,
         mesh=mesh,
         model=model,
-        meta=meta,
+        meta={"config": to_dict(cfg), **language.inherited(earlier)},
         layout=layout,
         validate=validate,
         metric="nll",
@@ -221,7 +218,8 @@ def shape_of(cfg: Config, earlier: Pretrained | None) -> decoder.Config:
         return cfg.model
     own: decoder.Config = earlier.module.cfg
     language.check_context(cfg.init, cfg.model.max_length, own.max_length)
-    return replace(own, dropout=cfg.model.dropout, dtype=cfg.model.dtype, remat=cfg.model.remat)
+    trained: decoder.Config = language.trained_form(own, cfg.model)
+    return trained
 
 
 def _work(cfg: Config, shape: decoder.Config, params: Params) -> loop.Work:

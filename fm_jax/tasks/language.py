@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 from jax.sharding import Mesh
@@ -75,12 +75,12 @@ def of_run(run: EarlierRun, *, shapes: bool = False) -> Pretrained:
     return Pretrained(module, params, tokenizer, generation=generation.of_run(run.meta))
 
 
-def continued(init: Init, needed: type[nn.Module], *, mesh: Mesh, resumed: bool) -> Pretrained | None:
+def continued(init: Init, *needed: type[nn.Module], mesh: Mesh, resumed: bool) -> Pretrained | None:
     """Open the model that a pretraining goes on with; None if it starts from randomly initialised parameters.
 
     Args:
         init: the start.
-        needed: class of the model's backbone.
+        needed: classes of models that can go on.
         mesh: as of `load`.
         resumed: the run has a checkpoint of its own, so that no weights are read.
 
@@ -91,10 +91,23 @@ def continued(init: Init, needed: type[nn.Module], *, mesh: Mesh, resumed: bool)
     if init.from_ is None:
         return None
     found = load(init.from_, revision=init.revision, mesh=mesh, shapes=resumed)
-    if not isinstance(bare := types.backbone(found.module), needed):
-        kind = type(bare).__name__
-        raise ConfigError(f"--init.from {init.from_} is of class {kind}; this pretraining needs a {needed.__name__}")
+    if not isinstance(found.module, needed):
+        names = " or ".join(kind.__name__ for kind in needed)
+        kind = type(found.module).__name__
+        raise ConfigError(f"--init.from {init.from_} is of class {kind}; this pretraining needs {names}")
     return found
+
+
+def trained_form(own: Any, wanted: Any) -> Any:
+    """Return a loaded model's config with another's settings of training: dropout, dtype and rematerialisation."""
+    parts = {name: replace(getattr(own, name), dropout=getattr(wanted, name).dropout) for name in ("attention", "mlp")}
+    return replace(own, **parts, dropout=wanted.dropout, dtype=wanted.dtype, remat=wanted.remat)
+
+
+def inherited(earlier: Pretrained | None) -> dict[str, Any]:
+    """Return what a run's checkpoints keep of the model it started from, beside the parameters; as `of_run` reads it."""
+    kept = earlier.generation if earlier else None
+    return {"generation": kept.describe()} if kept else {}
 
 
 def check_context(init: Init, asked: int, positions: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-NEEDS = {"test_tokenizer.py": ("transformers",), "test_harness.py": ("torch", "transformers", "lm_eval")}
+NEEDS = {"test_tokenizer.py": ("transformers",), "test_chat.py": ("transformers", "jinja2"), "test_harness.py": ("torch", "transformers", "lm_eval")}
 USUAL = ("torch", "transformers")
 
 

@@ -46,6 +46,10 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     stories = [{"text": sentence(rng, 2, high), "answer": "the"} for high in (4, 20, 90, 6, 50)]
     texts = [{"text": sentence(rng, low, low + 9)} for low in (1, 5, 30, 60, 120)]
+    # special tokens that a task spells out, within a text and at its beginning
+    texts += [{"text": text} for text in ("the cat<|endoftext|>the dog", "<|endoftext|>the cat sat on", "<s> the cat")]
+    quiz[1]["text"] += "<|endoftext|>the dog"
+    stories[0]["text"] += "<|endoftext|>"
     write(folder, "quiz", quiz, {
         "output_type": "multiple_choice", "doc_to_text": "{{text}} ", "doc_to_choice": "choices",
         "doc_to_target": "label", "fewshot_split": "test", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
@@ -68,12 +72,17 @@ def write(folder: Path, name: str, rows: list[dict[str, Any]], form: dict[str, A
     (folder / f"{name}.yaml").write_text(json.dumps(head | {"test_split": "test"} | form))
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=[*CONFIGS, "no_start"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model as `transformers` opens it; LLaMA's tokenizer puts a start token before every text."""
-    model, path = decoder.Decoder(CONFIGS[request.param]), tmp_path_factory.mktemp("models") / request.param
+    """A model as `transformers` opens it; LLaMA's tokenizer puts a start token before every text.
+
+    The last has a token <s>, and states that it is not the start token.
+    """
+    cfg = CONFIGS.get(request.param, CONFIGS["gpt2"])
+    model, path = decoder.Decoder(cfg), tmp_path_factory.mktemp("models") / request.param
     rng = np.random.default_rng(1)
-    trained = tokenizer.train((sentence(rng, 5, 20) for _ in range(300)), VOCAB)
+    size = VOCAB - (request.param == "no_start")
+    trained = tokenizer.train((sentence(rng, 5, 20) for _ in range(300)), size)
     params = meta.unbox(jax.jit(model.init)(jax.random.key(0), np.zeros((1, 4), np.int32))["params"])
     # at initialisation all gains are one and all biases zero, and the next token hardly matters
     leaves, kind = jax.tree.flatten(params)
@@ -92,6 +101,13 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             "special_tokens": {"<|endoftext|>": token},
         }  # fmt: skip
         file.write_text(json.dumps(data))
+    if request.param == "no_start":
+        file = path / "tokenizer.json"
+        data = json.loads(file.read_text())
+        data["added_tokens"].append(data["added_tokens"][0] | {"id": size, "content": "<s>"})
+        file.write_text(json.dumps(data))
+        names = json.loads((path / "tokenizer_config.json").read_text())
+        (path / "tokenizer_config.json").write_text(json.dumps(names | {"bos_token": None}))
     return path
 
 

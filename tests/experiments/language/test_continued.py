@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.language import lm_pretrain
+from experiments.language import bert_pretrain, lm_pretrain, t5_pretrain
 from fm_jax.checkpoint.store import load_params
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data.text import documents, tokenizer
 from fm_jax.hub import families, pretrained, table
 from fm_jax.hub.generation import Generation
-from fm_jax.models.language import decoder, encoder
+from fm_jax.models.language import decoder, encoder, encoder_decoder
 from fm_jax.models.language.masked_lm import MaskedLM
 from fm_jax.tasks.init import Init
 from fm_jax.train import loop
@@ -45,7 +45,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("texts")
     for split, part in {"train": SENTENCES[:40], "validation": SENTENCES[40:]}.items():
         (path / split).mkdir()
-        (path / split / "one.txt").write_text("\n".join(part))
+        for number, half in enumerate((part[::2], part[1::2])):
+            (path / split / f"{number}.txt").write_text("\n".join(half))
     return path
 
 
@@ -62,8 +63,8 @@ def nll(folder: Path, texts: Path) -> float:
     found = pretrained.load(folder)
     assert found.tokenizer is not None
     end = found.tokenizer.end_id
-    text = (texts / "validation" / "one.txt").read_text()
-    ids = np.array([end, *found.tokenizer.encode(text), end])
+    pieces = [found.tokenizer.encode((texts / "validation" / f"{number}.txt").read_text()) for number in range(2)]
+    ids = np.array([end, *pieces[0], end, *pieces[1], end])
     apply, total = jax.jit(found.module.apply), 0.0
     for start in range(0, len(ids) - 1, 16):
         row = ids[start : start + 17]
@@ -109,13 +110,41 @@ def test_a_resumed_run_reads_no_weights_again(
     assert json.loads((tmp_path / "results.json").read_text())["before_nll"] == first["before_nll"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("pairs", [False, True])
+def test_an_encoder_goes_on_with_the_heads_that_it_has(pairs: bool, texts: Path, tmp_path: Path) -> None:
+    bert = MaskedLM(encoder.Encoder(replace(encoder.tiny(), vocab_size=130)))
+    params = drawn(bert)
+    pretrained.save(tmp_path / "bert", bert, params, tokenizer.train_wordpiece(SENTENCES, 100))
+    cfg = replace(
+        bert_pretrain.debug(), init=Init(tmp_path / "bert"), data=documents.Config(kind="text", path=texts),
+        fit=loop.FitConfig(1), learning_rate=0.0, next_sentence=pairs, short_share=0.0,
+    )  # fmt: skip
+    bert_pretrain.run(cfg, tmp_path / "run")
+    trained = load_params(tmp_path / "run" / "checkpoints", "last")
+    assert ("next" in trained) == pairs
+    jax.tree.map(np.testing.assert_array_equal, params, {name: trained[name] for name in params})
+
+
+@pytest.mark.slow
+def test_an_encoder_decoder_goes_on_with_its_own_sentinels(texts: Path, tmp_path: Path) -> None:
+    t5 = encoder_decoder.EncoderDecoder(replace(encoder_decoder.tiny(), vocab_size=320))
+    params, words = drawn(t5), tokenizer.train(SENTENCES, 300, sentinels=12)
+    pretrained.save(tmp_path / "t5", t5, params, words)
+    data = documents.Config(kind="text", path=texts)
+    cfg = replace(t5_pretrain.debug(), init=Init(tmp_path / "t5"), data=data, learning_rate=0.0)
+    t5_pretrain.run(cfg, tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, params, load_params(tmp_path / "run" / "checkpoints", "last"))
+    assert tokenizer.load(tmp_path / "run" / "tokenizer").fingerprint == words.fingerprint
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_trained(folder: Path, texts: Path, tmp_path: Path) -> None:
     cfg = config(folder, texts)
     with pytest.raises(ConfigError, match=r"max_length 65 exceeds the 64 positions of .*llama; set at most 64"):
         lm_pretrain.run(replace(cfg, model=replace(cfg.model, max_length=65)), tmp_path / "long")
     bert = MaskedLM(encoder.Encoder(replace(encoder.tiny(), vocab_size=288)))
     pretrained.save(tmp_path / "bert", bert, drawn(bert), tokenizer.train_wordpiece(SENTENCES, 100))
-    with pytest.raises(ConfigError, match=r"bert is of class Encoder; this pretraining needs a Decoder"):
+    with pytest.raises(ConfigError, match=r"bert is of class MaskedLM; this pretraining needs Decoder"):
         lm_pretrain.run(config(tmp_path / "bert", texts), tmp_path / "encoder")
     tokenizer.train(SENTENCES, 270).save(tmp_path / "tokens")
     foreign = documents.Config(kind="tokens", path=tmp_path / "tokens")
