@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from fm_jax.core.errors import DataError
+from fm_jax.core.files import there
 from fm_jax.data.text import documents, layout, records, tokenizer, tokens
 from fm_jax.data.text.sentences import Sentences
 from fm_jax.data.text.tokenizer import Tokenizer
@@ -106,7 +107,7 @@ def prepare(
     key = f"{documents.fingerprint(cfg, 'train', data_dir)}-{vocab_size}{form}"
     name = f"{cfg.kind}-{vocab_size}{form}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     folder = data_dir / "corpora" / name
-    if (folder / "tokenizer.json").is_file():
+    if there(folder / "tokenizer.json", DataError):
         trained = tokenizer.load(folder)
     else:
         trained = _learn(scheme, _sample(documents.documents(cfg, "train", data_dir)), vocab_size)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fm_jax.core import files
 from fm_jax.core.errors import DataError
 
 FIELDS = {
@@ -67,7 +68,7 @@ def read(file: Path) -> tuple[Any, dict[str, str], dict[str, Any]]:
     """
     import tokenizers
 
-    if not file.is_file():
+    if not files.there(file, DataError):
         raise DataError(f"{file} does not exist")
     content = _object(file)
     _check_ids(content, file)
@@ -76,11 +77,11 @@ def read(file: Path) -> tuple[Any, dict[str, str], dict[str, Any]]:
     config: dict[str, Any] = {}
     names = _usual(content)
     for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the latter wins
-        if (beside := file.parent / name).is_file():
+        if files.there(beside := file.parent / name, DataError):
             config = _object(beside)
             names |= {role: _text(config[key]) for role, key in FIELDS.items() if key in config}
     names = {role: token for role, token in names.items() if token}
-    if (template := file.parent / TEMPLATE).is_file():
+    if files.there(template := file.parent / TEMPLATE, DataError):
         try:
             config["chat_template"] = template.read_text("utf-8")  # as transformers does, also if config has another
         except (ValueError, OSError) as error:
