@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fm_jax.core import files
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub.fields import Fields
 
@@ -99,7 +100,7 @@ def read(folder: Path, config: Fields, ignore: Iterable[str] = ()) -> Generation
     ids = {name: config.data[name] for name in _IDS if name in config.data}
     earlier = {name: config.data[name] for name in _EARLIER if config.has(name)}
     settings = {**ids, **earlier} if earlier else None
-    if FILE not in ignore and (folder / FILE).exists():
+    if FILE not in ignore and files.there(folder / FILE, CheckpointError):
         settings = Fields.open(folder / FILE).data
     try:
         return Generation(ids, settings) if ids or settings else None

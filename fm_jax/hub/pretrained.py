@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fm_jax.core import tree
+from fm_jax.core import files, tree
 from fm_jax.core.errors import CheckpointError, DataError
 from fm_jax.core.types import Featured, Headed, Params, backbone
 from fm_jax.data.text import tokenizer as tokenizers
@@ -80,6 +80,7 @@ def load(
         CheckpointError: anything missing, damaged, unsupported or unknown, before memory is allocated.
     """
     folder, ignore = find(source, revision), tuple(ignore)
+    files.there(folder / "config.json", CheckpointError)
     config = Fields.open(folder / "config.json")
     family, module = families.build(config, ignore)
     generation = None if _channels(module) else generations.read(folder, config, ignore)
@@ -157,18 +158,19 @@ def appearing(folder: str | Path) -> Iterator[Path]:
     """Give a hidden folder to write into; rename it to `folder` at the end, or delete it after an error.
 
     Raises:
-        CheckpointError: the folder exists already and is not empty.
+        CheckpointError: the folder exists already and is not empty, or it cannot be written.
+        ResourceError: no space is left.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists already; give another folder, or move it away")
+    files.check_target(folder, CheckpointError)
     part = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.part")
-    part.mkdir(parents=True)
     try:
-        yield part
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
+        with files.writing(folder, CheckpointError):
+            part.mkdir(parents=True)
+            yield part
+            if folder.exists():
+                folder.rmdir()
+            part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -242,7 +244,7 @@ def _form(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _tokenizer(folder: Path, module: nn.Module) -> Tokenizer | None:
     """Read the folder's tokenizer and check that the embedding has a row for each of its tokens."""
-    if not (folder / "tokenizer.json").is_file():
+    if not files.there(folder / "tokenizer.json", CheckpointError):
         return None
     try:
         tokenizer = tokenizers.load(folder)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fm_jax.core import files
 from fm_jax.core.errors import ConfigError, DataError
 
 FILE, FOLDER = "chat_template.jinja", "additional_chat_templates"
@@ -36,12 +37,12 @@ def stated(folder: Path, config: Mapping[str, Any]) -> Any:
     Raises:
         DataError: a file that cannot be read.
     """
-    files = {"default": folder / FILE} if (folder / FILE).is_file() else {}
+    paths = {"default": folder / FILE} if files.there(folder / FILE, DataError) else {}
     if (folder / FOLDER).is_dir():
-        files |= {path.stem: path for path in sorted((folder / FOLDER).glob("*.jinja"))}
-    if not files:
+        paths |= {path.stem: path for path in sorted((folder / FOLDER).glob("*.jinja"))}
+    if not paths:
         return config.get("chat_template")
-    texts = {name: _read(path) for name, path in files.items()}
+    texts = {name: _read(path) for name, path in paths.items()}
     if texts.keys() == {"default"}:
         return texts["default"]
     return [{"name": name, "template": text} for name, text in texts.items()]
@@ -160,6 +161,7 @@ def _line(message: str) -> str:
 
 
 def _read(path: Path) -> str:
+    files.there(path, DataError)  # refuses what would hang, such as a pipe
     try:
         return path.read_text("utf-8")
     except (ValueError, OSError) as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from fm_jax.core.errors import DataError
+from fm_jax.core.files import there
 from fm_jax.data.text import documents, layout, records, tokenizer, tokens
 from fm_jax.data.text.sentences import Sentences
 from fm_jax.data.text.tokenizer import Tokenizer
@@ -115,9 +116,9 @@ def prepare(
     key = f"{documents.fingerprint(cfg, 'train', data_dir)}-{vocab_size}{form}"
     name = f"{cfg.kind}-{vocab_size}{form}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     folder = data_dir / "corpora" / name
-    if given is not None and not (folder / "tokenizer.json").is_file():
+    if given is not None and not there(folder / "tokenizer.json", DataError):
         given.save(folder)
-    if (folder / "tokenizer.json").is_file():
+    if there(folder / "tokenizer.json", DataError):
         trained = tokenizer.load(folder)
     else:
         trained = _learn(scheme, _sample(documents.documents(cfg, "train", data_dir)), vocab_size)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fm_jax.core import files
 from fm_jax.core.errors import DataError
 from fm_jax.data.text import chat
 
@@ -70,7 +71,7 @@ def read(file: Path) -> tuple[Any, dict[str, str], dict[str, Any]]:
     """
     import tokenizers
 
-    if not file.is_file():
+    if not files.there(file, DataError):
         raise DataError(f"{file} does not exist")
     content = _object(file)
     _check_ids(content, file)
@@ -79,7 +80,7 @@ def read(file: Path) -> tuple[Any, dict[str, str], dict[str, Any]]:
     config: dict[str, Any] = {}
     names = _usual(content)
     for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the latter wins
-        if (beside := file.parent / name).is_file():
+        if files.there(beside := file.parent / name, DataError):
             config = _object(beside)
             names |= {role: _text(config[key]) for role, key in FIELDS.items() if key in config}
     if config.get("tokenizer_class") in NO_START and FIELDS["start"] not in config:
