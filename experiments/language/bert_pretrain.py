@@ -11,8 +11,8 @@ masks all pieces of a word together; `--next_sentence false` reads full sentence
     ./launch.sh local experiments.language.bert_pretrain --init.from models/bert --data.kind text --data.path corpus/
 
 `--init.from` continues the pretraining of an encoder: the work directory of an earlier run, a checkpoint folder, or
-OWNER/NAME. Its form and its tokenizer are used; of `model`, only max_length, dropout, dtype and remat count. A head that
-it lacks is randomly initialised.
+OWNER/NAME. Its form and its tokenizer are used; of `model`, only max_length, dropout, dtype and remat count. A head
+that it lacks is randomly initialised.
 `experiments.language.text_classify --init.from WORKDIR` finetunes the result, and so does `bert_squad`.
 Presets: `default` (BERT base), `bert_large`, `roberta` (RoBERTa's objective on BERT base), `demo`, `debug`.
 Hardware: `demo` needs two cores. BERT base needs one 80 GB GPU for days (`--accumulate`), or a pod.

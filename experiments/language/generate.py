@@ -4,11 +4,11 @@ Papers: Holtzman et al. 2020 (top-p sampling). Idea: a decoder chooses one token
 distribution that it predicts. The default is greedy: always the most probable token, as often used for comparisons.
 
     ./launch.sh local experiments.language.generate --init.from runs/quickstart/pretrain --prompt "Return the"
-    ./launch.sh local experiments.language.generate --init.from models/SmolLM2 --chat true --prompt "Why is the sky blue?"
-    ./launch.sh local experiments.language.generate --init.from models/gpt2 --prompt "Once" --temperature 0.8 --top_p 0.95
+    ./launch.sh local experiments.language.generate --init.from models/SmolLM2 --chat true --prompt "Who are you?"
+    ./launch.sh local experiments.language.generate --init.from models/gpt2 --prompt "Once" --temperature 0.8
 
-`--init.from` is the work directory of an `lm_pretrain` run, a checkpoint folder, or OWNER/NAME. The text ends at the end
-tokens of the checkpoint's generation_config.json, at a stop string, or after `--max_new_tokens`. Other settings of
+`--init.from` is the work directory of an `lm_pretrain` run, a checkpoint folder, or OWNER/NAME. The text ends at the
+end tokens of the checkpoint's generation_config.json, at a stop string, or after `--max_new_tokens`. Other settings of
 generation_config.json are not applied: what is sampled is what the command says. Special tokens that are spelt out in
 the prompt are text; `--special true` reads them as such.
 Hardware: two cores and seconds for a model of 135 M parameters. Expected: the greedy text of `transformers`.

@@ -33,12 +33,14 @@ import numpy as np
 
 from fm_jax import cli
 from fm_jax.checkpoint import surgery
+from fm_jax.core import files
 from fm_jax.core.config import to_dict
-from fm_jax.core.errors import DataError
+from fm_jax.core.errors import CheckpointError, DataError
 from fm_jax.core.types import Params
 from fm_jax.data.text import corpus, documents
 from fm_jax.evals import metrics, runner
 from fm_jax.evals.report import results
+from fm_jax.hub import families
 from fm_jax.hub import pretrained as public
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.language import decoder
@@ -132,10 +134,14 @@ CONFIGS["debug"] = debug
 
 def run(cfg: Config, workdir: Path) -> dict[str, float]:
     """Pretrain, evaluate on the full validation split, and return the metrics, also written to results.json."""
+    if cfg.export:
+        files.check_target(cfg.export, CheckpointError)
     mesh, resumed = stage.open_mesh(cfg), resumes(workdir)
     earlier = language.continued(cfg.init, decoder.Decoder, mesh=mesh, resumed=resumed)
     shape, length = shape_of(cfg, earlier), cfg.model.max_length
     model, key = decoder.Decoder(shape), jax.random.key(cfg.seed)
+    if cfg.export:
+        public.check_form(model, families.writing(model).fields(model))
     text = corpus.prepare(
         cfg.data,
         cfg.data_dir or workdir / "data",
@@ -144,8 +150,6 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         given=earlier.tokenizer if earlier else None,
     )
     text.tokenizer.save(workdir / "tokenizer")
-    if cfg.export:
-        language.check_export(cfg.export, model, text.tokenizer.pad_id)
     train, validation = (text.blocks(split, length, apart=cfg.apart) for split in ("train", "validation"))
     if (limit := train.limits["tokens"]) > shape.vocab_size:
         raise DataError(f"{train.name} has {limit} tokens, but the model's embedding has {shape.vocab_size} rows")

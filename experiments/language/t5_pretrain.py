@@ -10,8 +10,8 @@ at every epoch.
     ./launch.sh local experiments.language.t5_pretrain --data.kind jsonl --data.path corpus/
     ./launch.sh local experiments.language.t5_pretrain --init.from models/t5 --data.kind text --data.path corpus/
 
-`--init.from` continues the pretraining of an encoder-decoder: the work directory of an earlier run, a checkpoint folder,
-or OWNER/NAME. Its form and its tokenizer are used; of `model`, only max_length, dropout, dtype and remat count.
+`--init.from` continues the pretraining of an encoder-decoder: the work directory of an earlier run, a checkpoint
+folder, or OWNER/NAME. Its form and its tokenizer are used; of `model`, only max_length, dropout, dtype and remat count.
 `experiments.language.t5_translate --init.from WORKDIR` finetunes the result.
 Presets: `default` (T5 base, trained like the baseline of section 3.1 but with the spans of section 3.7), `t5_small`,
 `t5_v1_1_base`, `demo`, `debug`.

@@ -66,8 +66,9 @@ def generate(
     Compiled once per model, prompt shape and set of options; it may also be called inside `jit`.
 
     Args:
-        model: a Linen module with `cfg.max_length` and `cfg.vocab_size`, the methods `hidden` and `logits`, and a collection "cache" whose
-            leaves have the batch on axis 1 (`layers/cache.py`). Equal modules share one compilation.
+        model: a Linen module with `cfg.max_length` and `cfg.vocab_size`, the methods `hidden` and `logits`, and a
+            collection "cache" whose leaves have the batch on axis 1 (`layers/cache.py`). Equal modules share one
+            compilation.
         params: its parameters.
         prompts: int32 [B, T], padded on the right with any ids.
         lengths: int32 [B], the number of tokens of each prompt, 1 to T.

@@ -105,7 +105,7 @@ def trained_form(own: Any, wanted: Any) -> Any:
 
 
 def inherited(earlier: Pretrained | None) -> dict[str, Any]:
-    """Return what a run's checkpoints keep of the model it started from, beside the parameters; as `of_run` reads it."""
+    """Return what a run's checkpoints keep of the model it started from, as `of_run` reads it from their meta."""
     kept = earlier.generation if earlier else None
     return {"generation": kept.describe()} if kept else {}
 
@@ -120,17 +120,6 @@ def check_context(init: Init, asked: int, positions: int) -> None:
         raise ConfigError(
             f"model.max_length {asked} exceeds the {positions} positions of {init.from_}; set at most {positions}"
         )
-
-
-def check_export(folder: Path, module: nn.Module, pad_id: int) -> None:
-    """Raise before any computation if a folder for transformers could not be written.
-
-    Raises:
-        CheckpointError: the folder exists, or transformers has no class that computes the same.
-    """
-    if folder.exists():
-        raise CheckpointError(f"--export {folder} exists already; give another folder, or move it away")
-    public.check_form(module, families.writing(module).fields(module) | {"pad_token_id": pad_id})
 
 
 def classifier(pretrained: Pretrained, classes: tuple[str, ...], head: Head = "default") -> tuple[Classifier, Params]:

@@ -103,7 +103,9 @@ def test_prompts_that_cannot_work_are_refused_by_index():
     with pytest.raises(ConfigError, match=r"prompt 0 \(''\) has no tokens"):
         text(model, params, Letters(), ["", "a"], max_new_tokens=7)
     for wrong in (-1, 19):
-        with pytest.raises(ConfigError, match=f"prompt 1 has token id {wrong} at position 2; the model has rows 0 … 18"):
+        with pytest.raises(
+            ConfigError, match=f"prompt 1 has token id {wrong} at position 2; the model has rows 0 … 18"
+        ):
             text(model, params, Letters(), ["a", [1, 2, wrong]], max_new_tokens=7)
     with pytest.raises(ConfigError, match="a stop string is empty"):
         text(model, params, Letters(), ["a"], max_new_tokens=7, stop=[""])

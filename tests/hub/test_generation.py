@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 
 from fm_jax.core.errors import CheckpointError
-from fm_jax.data.text import tokenizer as tokenizers
 from fm_jax.data.text import chat
+from fm_jax.data.text import tokenizer as tokenizers
 from fm_jax.hub import generation, pretrained
 from fm_jax.hub.generation import Generation
 from fm_jax.models.language.decoder import Decoder, tiny

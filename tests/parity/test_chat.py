@@ -1,9 +1,18 @@
 """Chat templates in transformers' own sandbox and in ours: the same texts, and the same token ids."""
 
+from dataclasses import replace
+
+import jax
+import numpy as np
 import pytest
 import transformers
 
+from experiments.language import generate
 from fm_jax.data.text import tokenizer
+from fm_jax.hub import families, pretrained
+from fm_jax.hub.generation import Generation
+from fm_jax.models.language import decoder
+from fm_jax.tasks.init import Init
 from tests.data.text.test_chat import CHATML, INJECTED, save
 
 # Templates of our own in the shapes of published ones.
@@ -117,3 +126,26 @@ def test_ids_beyond_the_vocabulary_are_left_out_alike(both):
     with pytest.warns(UserWarning, match="beyond"):
         for keep in (False, True):
             assert ours.decode(ids, keep_special=keep) == theirs.decode(ids, skip_special_tokens=not keep)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_the_command_answers_as_transformers_does(chat, tmp_path):
+    words = tokenizer.load(save(tmp_path / "words"))
+    shape = replace(decoder.llama(2, 32, 4, 2, 48, vocab_size=320), max_length=128)  # more rows than tokens
+    model, rng = decoder.Decoder(shape), np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), families.abstract(model))
+    theirs_end = list(range(0, 320, 16))
+    ends = Generation({"eos_token_id": theirs_end}, {"eos_token_id": theirs_end, "do_sample": False})
+    pretrained.save(tmp_path / "model", model, params, words, generation=ends)
+    cfg = generate.Config(Init(tmp_path / "model"), "the cat sat on the mat", chat=chat, max_new_tokens=40)
+    measured = generate.run(cfg, tmp_path / "run")
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    tokens = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    talk = [{"role": "user", "content": cfg.prompt}]
+    options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    asked = tokens.apply_chat_template(talk, **options) if chat else tokens(cfg.prompt, return_tensors="pt")
+    new = theirs.generate(**asked, max_new_tokens=40)[0, asked["input_ids"].shape[1] :]
+    assert 1 < len(new) < 40  # it ended at one of the ends
+    assert measured["text"] == tokens.decode(new[:-1], skip_special_tokens=True)
+    assert measured["tokens"] == asked["input_ids"].shape[1]

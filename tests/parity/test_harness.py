@@ -18,7 +18,7 @@ from experiments.language import harness as experiment
 from fm_jax.core.errors import DataError
 from fm_jax.data.python_docs import docstrings
 from fm_jax.data.text import tokenizer
-from fm_jax.evals.scores import harness
+from fm_jax.evals.scores import harness, harness_tasks
 from fm_jax.hub import pretrained
 from fm_jax.models.language import decoder
 from tests.close import close
@@ -111,12 +111,12 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return path
 
 
-def ask(lm: Any, tasks: Path, shots: int) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+def ask(lm: Any, tasks: Path, shots: int, *names: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     from lm_eval.tasks import TaskManager
 
     found = lm_eval.simple_evaluate(
         lm,
-        tasks=["quiz", "stories", "texts"],
+        tasks=list(names or ("quiz", "stories", "texts")),
         num_fewshot=shots,
         bootstrap_iters=0,
         task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
@@ -151,6 +151,30 @@ def test_the_same_weights_get_the_same_numbers(shots: int, folder: Path, tasks: 
     close(np.array(answers["texts"], float).ravel(), np.array(wanted["texts"], float).ravel())
     assert answers["stories"] == wanted["stories"]
     assert len({str(text) for text in answers["stories"]}) > 1
+
+
+@pytest.mark.parametrize("form", ["text", "letter"])
+def test_questions_of_ones_own_get_the_same_numbers(form: harness_tasks.Form, folder: Path, tmp_path: Path) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    rng, source = np.random.default_rng(3), tmp_path / "in"
+    source.mkdir()
+    rows = [
+        {
+            "question": f"Which is {sentence(rng, 1, 3)}?", "passage": sentence(rng, 2, 5) if number % 2 else "",
+            "choices": [sentence(rng, 1, 4) for _ in range(2 + number % 3)], "answer": number % 2,
+        }
+        for number in range(9)
+    ]  # fmt: skip
+    (source / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    harness_tasks.questions(source, tmp_path / "out", ["own"], form)
+    found = pretrained.load(folder)
+    assert found.tokenizer is not None
+    model = harness.language_model(found.module, found.params, found.tokenizer, experiment.writer(found, 0))
+    mine, answers = ask(model, tmp_path / "out", 1, "own")
+    theirs, wanted = ask(HFLM(pretrained=str(folder), device="cpu", dtype="float32"), tmp_path / "out", 1, "own")
+    assert mine == theirs and len(answers["own"]) == 7  # two are kept as examples
+    close(_choices(answers["own"])[0], _choices(wanted["own"])[0], 1e-4)
 
 
 def test_a_task_that_is_not_there_is_named(folder: Path, tasks: Path, tmp_path: Path) -> None:

@@ -94,7 +94,8 @@ def prepare(
         given: a pretrained model's tokenizer, used instead of training one; `vocab_size` and `scheme` are then its own.
 
     Raises:
-        DataError: a corpus of kind "tokens" that another tokenizer made; or as `documents.documents`, `tokenizer.train` and `tokens.load` raise.
+        DataError: tokens of another tokenizer than the given one; or as `documents.documents`, `tokenizer.train` and
+            `tokens.load` raise.
     """
     if cfg.kind == "tokens":
         assert cfg.path is not None

@@ -1,8 +1,9 @@
 """Text to token ids and back: byte-level BPE, BERT's WordPiece, and any tokenizer.json.
 
 A folder holds `tokenizer.json` (the whole tokenizer) and `tokenizer_config.json` (the names of its special tokens, and
-the chat template), as `transformers` and llama.cpp's converters read them. Our own tokenizer is byte-level byte-pair encoding (Sennrich et
-al. 2016, over bytes as in Radford et al. 2019): any text round-trips because all 256 bytes are in the alphabet.
+the chat template), as `transformers` and llama.cpp's converters read them. Our own tokenizer is byte-level byte-pair
+encoding (Sennrich et al. 2016, over bytes as in Radford et al. 2019): any text round-trips because all 256 bytes are in
+the alphabet.
 """
 
 import hashlib
@@ -44,7 +45,7 @@ class Tokenizer:
         where: str = "the tokenizer",
     ) -> None:
         self._inner, self._names, self._config, self._where = inner, dict(names), config, where
-        # Unless asked, text is not parsed for special tokens: a document that contains <|endoftext|> does not end there.
+        # Unless asked, special tokens in text are not parsed: a document with <|endoftext|> in it does not end there.
         inner.encode_special_tokens = True
         inner.no_padding()
         inner.no_truncation()

@@ -86,7 +86,10 @@ def test_the_first_step_starts_from_the_folders_own_parameters(folder: Path, tex
         jax.tree.map(np.testing.assert_array_equal, given.params, params)
     assert given.generation is not None and given.generation.end_ids == ENDS.end_ids
     assert out.generation == given.generation and out.tokenizer.fingerprint == given.tokenizer.fingerprint
-    assert out.module.cfg == given.module.cfg and (given.module.cfg.max_length, given.module.cfg.vocab_size) == (64, 288)
+    assert out.module.cfg == given.module.cfg and (given.module.cfg.max_length, given.module.cfg.vocab_size) == (
+        64,
+        288,
+    )
     (corpus,) = (tmp_path / "run" / "data" / "corpora").iterdir()
     assert given.tokenizer.fingerprint in corpus.name
 
