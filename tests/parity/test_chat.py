@@ -1,5 +1,6 @@
 """Chat templates in transformers' own sandbox and in ours: the same texts, and the same token ids."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -134,18 +135,20 @@ def test_the_command_answers_as_transformers_does(chat, tmp_path):
     shape = replace(decoder.llama(2, 32, 4, 2, 48, vocab_size=320), max_length=128)  # more rows than tokens
     model, rng = decoder.Decoder(shape), np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), families.abstract(model))
-    theirs_end = list(range(0, 320, 16))
-    ends = Generation({"eos_token_id": theirs_end}, {"eos_token_id": theirs_end, "do_sample": False})
-    pretrained.save(tmp_path / "model", model, params, words, generation=ends)
-    cfg = generate.Config(Init(tmp_path / "model"), "the cat sat on the mat", chat=chat, max_new_tokens=40)
-    measured = generate.run(cfg, tmp_path / "run")
-
+    pretrained.save(tmp_path / "model", model, params, words, generation=Generation({"eos_token_id": None}, {}))
+    cfg = generate.Config(Init(tmp_path / "model"), "the cat sat on the mat", chat=chat, max_new_tokens=24)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     tokens = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     talk = [{"role": "user", "content": cfg.prompt}]
     options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
     asked = tokens.apply_chat_template(talk, **options) if chat else tokens(cfg.prompt, return_tensors="pt")
-    new = theirs.generate(**asked, max_new_tokens=40)[0, asked["input_ids"].shape[1] :]
-    assert 1 < len(new) < 40  # it ended at one of the ends
-    assert measured["text"] == tokens.decode(new[:-1], skip_special_tokens=True)
-    assert measured["tokens"] == asked["input_ids"].shape[1]
+    start = asked["input_ids"].shape[1]
+    new = theirs.generate(**asked, max_new_tokens=24, do_sample=False)[0, start:].tolist()
+    assert len(new) == 24  # nothing ends it
+    last = max(set(new), key=new.index)  # the token that comes up latest: one of two ends, neither the tokenizer's
+    other = min(set(range(300)) - set(new))
+    for ends, text in ((None, new), ([other, last], new[: new.index(last)])):
+        (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        measured = generate.run(cfg, tmp_path / "run")
+        assert measured["text"] == tokens.decode(text, skip_special_tokens=True)
+        assert measured["tokens"] == start
