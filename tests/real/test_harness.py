@@ -6,11 +6,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.real
-torch = pytest.importorskip("torch", reason="compares with torch: pip install torch")
-lm_eval = pytest.importorskip("lm_eval", reason="needs lm_eval: pip install lm_eval")
-pytest.importorskip("transformers", reason="compares with transformers: pip install transformers")
-
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 from experiments.language import harness as experiment
@@ -19,6 +14,7 @@ from fm_jax.evals.scores import harness, harness_tasks
 from fm_jax.hub import pretrained
 from tests.close import close
 
+pytestmark = pytest.mark.real
 NAMES = ("openbookqa", "commonsenseqa", "piqa", "mmlu")
 DOCUMENTS, SHOTS = 4, 2  # of each set; every document is read once for each of its choices
 
@@ -44,6 +40,7 @@ def smollm2() -> pretrained.Pretrained:
 
 def ask(lm: Any, tasks: Path) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Return each task's accuracy, and the log-likelihoods of all choices."""
+    import lm_eval
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
@@ -57,6 +54,8 @@ def ask(lm: Any, tasks: Path) -> tuple[dict[str, float], dict[str, list[float]]]
 
 
 def test_the_same_weights_get_the_same_numbers(smollm2: pretrained.Pretrained, tasks: Path, tmp_path: Path) -> None:
+    for name in ("torch", "transformers", "lm_eval"):
+        pytest.importorskip(name, reason=f"compares with the hf backend: pip install {name}")
     from lm_eval.models.huggingface import HFLM
 
     assert smollm2.tokenizer is not None
