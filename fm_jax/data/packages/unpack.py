@@ -103,10 +103,13 @@ def _zip(file: BinaryIO) -> Iterator[Member]:
 
 
 def _tar(archive: Path, file: Readable) -> Iterator[Member]:
-    with tarfile.open(fileobj=_Bounded(archive, file), mode="r|") as whole:
+    stream = _Bounded(archive, file)
+    with tarfile.open(fileobj=stream, mode="r|") as whole:
         for info in whole:
             oddity = "" if info.isreg() else "a folder" if info.isdir() else "a link or a device"
             yield info.name, oddity, lambda info=info: _opened(whole, info)  # type: ignore[misc]
+    while stream.read(_CHUNK):  # to the end, where the checksums are
+        continue
 
 
 def _opened(whole: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:

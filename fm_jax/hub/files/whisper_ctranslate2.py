@@ -56,8 +56,9 @@ def write(model: Path, config: Path, tokenizer: Path, out: Path) -> dict[str, An
     if file.spec != "WhisperSpec":
         raise CheckpointError(f"{model.name} is a {file.spec}, not a WhisperSpec")
     tensors = dict(_tensors(file))
-    data = _config(file, tensors)
     ids, words = _object(config), _tokens(tokenizer)
+    data = _config(file, tensors) | _special(words)
+    _check_shapes(file.tensors.where, tensors, data)
     if (rows := data["vocab_size"]) != len(words):
         raise CheckpointError(f"{tokenizer.name} has {len(words)} tokens, the embedding {rows} rows")
     specs = {name: Spec("float32", array.shape) for name, array in tensors.items()}
@@ -81,6 +82,10 @@ def _tensors(file: ctranslate2.Model) -> Iterator[tuple[str, np.ndarray]]:
         if name not in left:
             raise CheckpointError(f"{file.tensors.where} has no {name}")
         left.discard(name)
+        if name not in _EXPECTED and not (spec := file.tensors.specs[name]).dtype.endswith(("float16", "float32")):
+            raise CheckpointError(
+                f"{file.tensors.where}: {name} is {spec.dtype}, a quantised model; only floats are read"
+            )
         return file.tensors.read(name, tuple(slice(0, size) for size in file.tensors.specs[name].shape))
 
     for name, value in _EXPECTED.items():
@@ -167,14 +172,35 @@ def _config(file: ctranslate2.Model, tensors: Mapping[str, np.ndarray]) -> dict[
         "vocab_size": len(tensors["model.decoder.embed_tokens.weight"]),
         "scale_embedding": False,
         "tie_word_embeddings": True,
-        "bos_token_id": 50257,
-        "eos_token_id": 50257,
-        "pad_token_id": 50257,
-        "decoder_start_token_id": 50258,
         "dtype": "float32",
         "torch_dtype": "float32",
         "transformers_version": "5.0.0",
     }
+
+
+def _special(words: Mapping[str, int]) -> dict[str, int]:
+    """Return the ids of the tokens that begin, end and pad."""
+    end = words["<|endoftext|>"]
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end)
+    return {**ends, "decoder_start_token_id": words["<|startoftranscript|>"]}
+
+
+def _check_shapes(where: str, tensors: Mapping[str, np.ndarray], data: Mapping[str, Any]) -> None:
+    """Raise unless every tensor has the shape that the config gives it."""
+    width = data["d_model"]
+    for name, array in tensors.items():
+        ff = data[f"{'encoder' if '.encoder.' in name else 'decoder'}_ffn_dim"]
+        layer, kind = name.rsplit(".", 2)[1:]
+        wanted = {
+            "conv1": (width, data["num_mel_bins"], 3),
+            "conv2": (width, width, 3),
+            "fc1": (ff, width),
+            "fc2": (width, ff),
+            "embed_tokens": (data["vocab_size"], width),
+            "embed_positions": (len(array), width),
+        }.get(layer, (width,) if layer.endswith("layer_norm") else (width, width))
+        if array.shape != (wanted if kind == "weight" else wanted[:1]):
+            raise CheckpointError(f"{where}: {name} has shape {list(array.shape)}, not {list(wanted)}")
 
 
 def _generation(data: Mapping[str, Any], ids: Mapping[str, Any], words: Mapping[str, int]) -> dict[str, Any]:
