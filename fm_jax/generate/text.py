@@ -59,29 +59,24 @@ def text(
         model: as in `decode.generate`.
         params: its parameters.
         tokenizer: has `encode`, `decode` and `end_id`.
-        prompts: texts or token ids, none empty unless there is a `start_id`. Special tokens spelt out in a text are
-            text; token ids may hold any.
+        prompts: texts (special tokens in them are text) or token ids, none empty unless there is a `start_id`.
         max_new_tokens: limit per prompt.
         context: as in `decode.generate`, one row per prompt. For an encoder-decoder, a prompt is the start of the
             output ("" for none), after `start_id` (T5's is 0).
         cfg: sampling options; greedy by default.
         key: random key, required unless temperature is 0.
         eos_id: token or tokens that end a text; () for none, and by default those of `ends`.
-        generation: what the model's checkpoint says about generation: its end tokens are used.
+        generation: what the model's checkpoint states; only its end tokens are used.
         start_id: token before every prompt, for a model whose training documents begin with one.
         stop: strings that end a text; it is cut at the first. If a stop string is tokenised differently within the
             text, generation continues after it, which only costs time.
         batch_size: rows per batch.
 
     Raises:
-        ConfigError: a prompt is empty, holds an id outside the model's table, or is too long with max_new_tokens; or
-            the context has another number of rows.
+        ConfigError: a prompt is empty, too long, or has an id outside the model's table; or a wrong number of rows.
         NumericError: a log-probability is not finite.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
-    if "" in stop:
-        raise ConfigError("a stop string is empty; remove it")
+    _check_options(batch_size, stop)
     closing = ends(tokenizer, generation) if eos_id is None else eos_id
     ids = _encode(tokenizer, prompts, start_id)
     _check(ids, prompts, max_new_tokens, model.cfg.max_length, model.cfg.vocab_size)
@@ -98,6 +93,13 @@ def text(
         for place, row in enumerate(chosen):
             texts[row] = _cut(tokenizer, ids[row], _row(out, place, prompts[row]), closing, stop)
     return texts
+
+
+def _check_options(batch_size: int, stop: Sequence[str]) -> None:
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+    if "" in stop:
+        raise ConfigError("a stop string is empty; remove it")
 
 
 def ends(tokenizer: Tokenizer, generation: Generation | None) -> tuple[int, ...]:

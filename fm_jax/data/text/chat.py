@@ -56,11 +56,10 @@ def templates(value: Any, where: str) -> dict[str, str]:
     """
     if value is None:
         return {}
-    if isinstance(value, list):
-        rows = [row if isinstance(row, dict) else {} for row in value]
-        named = {row.get("name"): row.get("template") for row in rows}
-    else:
-        named = {"default": value}
+    rows = value if isinstance(value, list) else [{"name": "default", "template": value}]
+    named: dict[Any, Any] = dict(
+        (row.get("name"), row.get("template")) if isinstance(row, dict) else (None, None) for row in rows
+    )
     if not all(isinstance(part, str) for pair in named.items() for part in pair):
         raise DataError(f"{where}: chat_template is neither a text nor a list of names and templates")
     return named

@@ -53,7 +53,12 @@ def write(folder: Path, name: str, rows: Sequence[Row], form: Row, examples: Seq
         if documents:
             files[split] = str(folder / f"{name}.{split}.jsonl")
             Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in documents), "utf-8")
-    task = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test"}
+    task: dict[str, Any] = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": files},
+        "test_split": "test",
+    }
     if examples:
         task |= {"training_split": "train", "fewshot_split": "train", "num_fewshot": SHOTS}
     (folder / f"{name}.yaml").write_text(json.dumps(task | dict(form), indent=1), "utf-8")
