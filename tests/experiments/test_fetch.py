@@ -138,7 +138,7 @@ def test_a_disk_that_fills_ends_with_5_and_leaves_nothing(toy, tmp_path, capsys,
     monkeypatch.setattr(fetch, "CONVERTERS", {"weat": full})
     argv = ["--name", "weat", "--to", str(tmp_path / "cache"), "--packages", str(toy)]
     code, line = ended(argv, capsys, tmp_path)
-    assert code == 5 and "no space left on the disk" in line
+    assert code == 5 and "no space left in" in line and "for weat" in line
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 

@@ -45,15 +45,23 @@ def locked(folder: Path) -> Iterator[None]:
         raise _unwritable(folder, error) from error
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that writes to {folder}", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        for path in folder.glob(f"{_WORK}*"):
-            shutil.rmtree(path, ignore_errors=True)
+            _wait(lock, folder)
+        except OSError:  # a file system without locks: what lies there may be another process's work
+            print(f"{folder} has no file locks: run one fetch at a time", file=sys.stderr)
+        else:
+            for path in folder.glob(f"{_WORK}*"):
+                shutil.rmtree(path, ignore_errors=True)
         yield
     finally:
         os.close(lock)
+
+
+def _wait(lock: int, folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"waiting for another process that writes to {folder}", file=sys.stderr)
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 @contextlib.contextmanager

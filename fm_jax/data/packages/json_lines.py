@@ -7,6 +7,9 @@ from typing import Any
 
 from fm_jax.core.errors import DataError
 
+# Legal inside JSON texts, and line ends to str.splitlines and some editors: written escaped.
+_BREAKS = str.maketrans({code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)})
+
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a file, one a line; blank lines are skipped.
@@ -34,7 +37,7 @@ def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     count = 0
     with path.open("x", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row, ensure_ascii=False).translate(_BREAKS) + "\n")
             count += 1
     return count
 

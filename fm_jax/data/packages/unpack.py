@@ -27,7 +27,7 @@ _LONGEST = 300  # characters of a name
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".npy", ".npz")  # .npy may hold pickles
 _PROTOCOL = re.compile(rb"\x80[\x02-\x05]")  # how every pickle of protocol 2 to 5 begins
 
-Readable = IO[bytes] | gzip.GzipFile | lzma.LZMAFile
+Readable = IO[bytes] | gzip.GzipFile
 Member = tuple[str, str, Callable[[], IO[bytes]]]  # name; "" if a plain file, else what it is; how to open it
 
 
@@ -127,14 +127,23 @@ def _debian_data(archive: Path, file: BinaryIO) -> Readable:
         if not size.isdigit() or int(size) > MAX_BYTES or head[58:] != b"`\n":
             break
         if name in ("data.tar.xz", "data.tar.gz", "data.tar"):
-            data = io.BytesIO(file.read(int(size)))
-            if len(data.getvalue()) < int(size):
+            if len(data := file.read(int(size))) < int(size):
                 break
-            return lzma.LZMAFile(data) if name.endswith("xz") else gzip.GzipFile(fileobj=data) if "gz" in name else data
+            raw = io.BytesIO(_xz(data) if name.endswith("xz") else data)
+            return gzip.GzipFile(fileobj=raw) if name.endswith("gz") else raw
         if name.startswith("data.tar"):
             raise DataError(f"{archive.name} is packed as {name}; only xz and gzip are read, as Debian packs them")
         file.seek(int(size) + int(size) % 2, io.SEEK_CUR)
     raise DataError(f"{archive.name} is cut short or damaged (no data.tar); fetch it again")
+
+
+def _xz(data: bytes) -> bytes:
+    """Decompress xz data; the header may ask for gigabytes of memory, of which xz -9 needs 65 MB."""
+    decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=1 << 28)
+    raw = decompressor.decompress(data, max_length=MAX_BYTES + 1)
+    if not decompressor.eof and len(raw) <= MAX_BYTES:
+        raise EOFError("the xz data end too early")
+    return raw  # longer than MAX_BYTES: `_Bounded` says so
 
 
 class _Bounded(io.RawIOBase):

@@ -1,5 +1,6 @@
 """Where the cache is, that a set appears whole or not at all, and that every change of it is found."""
 
+import errno
 import fcntl
 import json
 import os
@@ -104,6 +105,17 @@ def test_the_lock_waits_for_another_and_removes_what_a_killed_run_left(tmp_path,
     with cache.locked(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "mine"]
     assert "waiting for another process" in capsys.readouterr().err
+
+
+def test_without_locks_it_goes_on_and_removes_nothing(tmp_path, capsys, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(cache.fcntl, "flock", refuse)
+    (tmp_path / ".fetch-other").mkdir()
+    with cache.locked(tmp_path):
+        assert (tmp_path / ".fetch-other").exists()
+    assert "has no file locks" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):

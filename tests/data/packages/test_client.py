@@ -64,7 +64,9 @@ def test_this_pythons_own_pip_comes_first():
 
 def test_a_missing_client_is_named_with_what_to_do(toy, tmp_path):
     package, *_ = toy
-    with pytest.raises(DataError, match=rf"downloaded by {NAMES[package.client][0].rstrip('3')}, which is missing"):
+    with pytest.raises(
+        client.Unavailable, match=rf"downloaded by {NAMES[package.client][0].rstrip('3')}, which is missing"
+    ):
         client.download(package, tmp_path)
 
 
@@ -74,13 +76,21 @@ FAILURES = {
         DataError,
         "index did not answer",
     ),
-    "npm": ("npm error code EAI_AGAIN\nnpm error network request to https://x.y/z failed", DataError, "did not answer"),
+    "npm": (
+        "npm error code EAI_AGAIN\nnpm error network request to https://x.y/z failed",
+        client.Unavailable,
+        "did not answer",
+    ),
     "apt": (
         "Err:1 http://x.y z\n  Could not resolve 'x.y'\nE: Failed to fetch http://x.y/z",
         DataError,
         "did not answer",
     ),
-    "unknown": ("ERROR: No matching distribution found for toy-set==1.0", DataError, "No matching distribution"),
+    "unknown": (
+        "ERROR: No matching distribution found for toy-set==1.0",
+        client.Unavailable,
+        "No matching distribution",
+    ),
     "full": ("OSError: [Errno 28] No space left on device", ResourceError, "no space left"),
 }
 
@@ -100,7 +110,7 @@ def test_a_failure_is_one_line_without_addresses_and_leaves_nothing(failure, toy
 def test_a_client_that_gives_nothing_is_named(toy, tmp_path):
     package, _, programs = toy
     made.program(programs, NAMES[package.client][0], "")
-    with pytest.raises(DataError, match="gave 0 files"):
+    with pytest.raises(client.Unavailable, match="gave 0 files"):
         client.download(package, tmp_path)
 
 
@@ -108,7 +118,7 @@ def test_a_client_that_hangs_is_ended(toy, tmp_path, monkeypatch):
     package, _, programs = toy
     monkeypatch.setattr(client, "STALLED", 0.3)
     made.program(programs, NAMES[package.client][0], "time.sleep(60)")
-    with pytest.raises(DataError, match=r"nothing came for 0\.3 s"):
+    with pytest.raises(client.Unavailable, match=r"nothing came for 0\.3 s"):
         client.download(package, tmp_path)
 
 
@@ -116,7 +126,7 @@ def test_files_brought_from_elsewhere_are_found_by_name_and_version(toy, tmp_pat
     package, file, _ = toy
     assert client.given(package, file.parent) == file
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"has no toy.set.*of toy-set"):
+    with pytest.raises(client.Unavailable, match=r"has no toy.set.*of toy-set"):
         client.given(package, tmp_path / "empty")
 
 
@@ -127,7 +137,7 @@ def test_another_version_of_a_debian_package_needs_to_be_allowed(tmp_path):
         client.check(package, file)
     client.check(package, file, allow=True)
     assert client.given(package, tmp_path, allow=True) == file and client.version_of(package, file) == "1.1-3"
-    with pytest.raises(DataError, match=r"has no toy_1\.0-1"):
+    with pytest.raises(client.Unavailable, match=r"has no toy_1\.0-1"):
         client.given(package, tmp_path)
 
 
@@ -163,7 +173,7 @@ def test_the_real_pip_takes_a_wheel_from_a_folder(tmp_path, monkeypatch):
     found = client.download(package, tmp_path)
     client.check(package, found)
     file.unlink()
-    with pytest.raises(DataError, match=r"pip could not download toy-set 1\.0: ERROR"):
+    with pytest.raises(client.Unavailable, match=r"pip could not download toy-set 1\.0: ERROR"):
         client.download(package, tmp_path)
 
 
@@ -180,7 +190,7 @@ def test_the_real_clients_without_a_network_give_one_line(kind, tmp_path, monkey
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     package = made.Package(kind, "toy-set", "1.0", 10, "", ("*",), ())  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"the package index did not answer for toy-set 1\.0") as caught:
+    with pytest.raises(client.Unavailable, match=r"the package index did not answer for toy-set 1\.0") as caught:
         client.download(package, tmp_path)
     assert "://" not in str(caught.value)
     assert not list(tmp_path.iterdir())

@@ -59,11 +59,17 @@ def made(tmp_path_factory):
 
 def test_every_picture_has_one_line_and_lies_in_its_class(made):
     counts, out, rows = made
-    assert len(rows) == 11 and (counts["twitter"], counts["google"]) == (6, 5)
+    assert len(rows) == 11 and [counts[name] for name in ("twitter", "google", "twitter_skins", "google_skins")] == [
+        5,
+        4,
+        1,
+        1,
+    ]
     assert (counts["concepts"], counts["concepts_with_cldr_names"], counts["categories"]) == (5, 3, 5)
     assert {path.relative_to(out).as_posix() for path in out.rglob("*.png")} == {row["file"] for row in rows.values()}
     for row in rows.values():
-        assert row["file"].split("/")[:3] == [row["style"], row["split"], row["category"]]
+        top = f"{row['style']}_skins" if row["skin"] else row["style"]
+        assert row["file"].split("/")[:3] == [top, row["split"], row["category"]]
 
 
 def test_the_image_folder_reads_a_style(made):

