@@ -1,15 +1,13 @@
 """lm-evaluation-harness on SmolLM2 and four sets of questions: our numbers and those of its torch backend."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-
 from experiments.language import harness as experiment
-from fm_jax.data.packages import cache
 from fm_jax.evals.scores import harness, harness_tasks
 from fm_jax.hub import pretrained
 from tests.close import close
@@ -19,27 +17,21 @@ NAMES = ("openbookqa", "commonsenseqa", "piqa", "mmlu")
 DOCUMENTS, SHOTS = 4, 2  # of each set; every document is read once for each of its choices
 
 
-def fetched(name: str) -> Path:
-    folder = cache.root() / name
-    if not folder.is_dir():
-        pytest.skip(f"needs real data: ./launch.sh local experiments.fetch --name {name}")
-    return folder
-
-
 @pytest.fixture(scope="module")
-def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tasks(fetched: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
     harness_tasks.questions(fetched("language_tests"), folder, NAMES)
     return folder
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> pretrained.Pretrained:
+def smollm2(fetched: Callable[[str], Path]) -> pretrained.Pretrained:
     return pretrained.load(fetched("smollm2"))
 
 
 def ask(lm: Any, tasks: Path) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Return each task's accuracy, and the log-likelihoods of all choices."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # the libraries read these on import
     import lm_eval
     from lm_eval.tasks import TaskManager
 
