@@ -4,15 +4,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import flax.linen as nn
 from jax.sharding import Mesh
 
 from fm_jax.core import types
 from fm_jax.core.errors import CheckpointError, ConfigError, DataError, printable
 from fm_jax.core.types import Params
 from fm_jax.data.text import tokenizer as tokenizers
-from fm_jax.hub import families
+from fm_jax.hub import families, generation
 from fm_jax.hub import pretrained as public
 from fm_jax.hub.pretrained import Dtype, Pretrained
 from fm_jax.layers.readout import Hidden, Pool
@@ -20,7 +21,7 @@ from fm_jax.models.language import encoder
 from fm_jax.models.language.classifier import Classifier
 from fm_jax.models.language.decoder import Decoder
 from fm_jax.models.language.encoder import Encoder
-from fm_jax.tasks.init import EarlierRun, open_run
+from fm_jax.tasks.init import EarlierRun, Init, open_run
 
 Head = Literal["default", "mean", "last", "first"]
 
@@ -75,7 +76,55 @@ def of_run(run: EarlierRun, *, shapes: bool = False) -> Pretrained:
         tokenizers.check_vocabulary(tokenizer, types.backbone(module).cfg.vocab_size)
     except DataError as error:
         raise CheckpointError(str(error)) from error
-    return Pretrained(module, families.abstract(module) if shapes else run.params(), tokenizer)
+    params = families.abstract(module) if shapes else run.params()
+    return Pretrained(module, params, tokenizer, generation=generation.of_run(run.meta))
+
+
+def continued(init: Init, *needed: type[nn.Module], mesh: Mesh, resumed: bool) -> Pretrained | None:
+    """Open the model that a pretraining goes on with; None if it starts from randomly initialised parameters.
+
+    Args:
+        init: the start.
+        needed: classes of models that can go on.
+        mesh: as of `load`.
+        resumed: the run has a checkpoint of its own, so that no weights are read.
+
+    Raises:
+        ConfigError: the model is of another class.
+        CheckpointError: as of `load`.
+    """
+    if init.from_ is None:
+        return None
+    found = load(init.from_, revision=init.revision, mesh=mesh, shapes=resumed)
+    if not isinstance(found.module, needed):
+        names = " or ".join(kind.__name__ for kind in needed)
+        kind = type(found.module).__name__
+        raise ConfigError(f"--init.from {init.from_} is of class {kind}; this pretraining needs {names}")
+    return found
+
+
+def trained_form(own: Any, wanted: Any) -> Any:
+    """Return a loaded model's config with another's settings of training: dropout, dtype and rematerialisation."""
+    parts = {name: replace(getattr(own, name), dropout=getattr(wanted, name).dropout) for name in ("attention", "mlp")}
+    return replace(own, **parts, dropout=wanted.dropout, dtype=wanted.dtype, remat=wanted.remat)
+
+
+def inherited(earlier: Pretrained | None) -> dict[str, Any]:
+    """Return what a run's checkpoints keep of the model it started from, as `of_run` reads it from their meta."""
+    kept = earlier.generation if earlier else None
+    return {"generation": kept.describe()} if kept else {}
+
+
+def check_context(init: Init, asked: int, positions: int) -> None:
+    """Refuse a training context longer than the positions of the model it starts from.
+
+    Raises:
+        ConfigError: `asked` exceeds `positions`.
+    """
+    if asked > positions:
+        raise ConfigError(
+            f"model.max_length {asked} exceeds the {positions} positions of {init.from_}; set at most {positions}"
+        )
 
 
 def classifier(pretrained: Pretrained, classes: tuple[str, ...], head: Head = "default") -> tuple[Classifier, Params]:

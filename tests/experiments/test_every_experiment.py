@@ -24,6 +24,7 @@ from experiments.hub import hub_convert, hub_verify
 from experiments.language import (
     bert_pretrain,
     bert_squad,
+    generate,
     harness,
     lm_pretrain,
     t5_pretrain,
@@ -64,6 +65,7 @@ def configs(pretrained: Path) -> dict[str, tuple[Any, Any, str]]:
         "lm_pretrain": (lm_pretrain, lm_pretrain.debug(), "checkpoints"),
         "text_classify": (text_classify, replace(text_classify.debug(), init=Init(pretrained)), "checkpoints"),
         "harness": (harness, replace(harness.debug(), model=pretrained), ""),
+        "generate": (generate, replace(generate.debug(), init=Init(pretrained)), ""),
         "quickstart": (quickstart, quickstart.debug(), "pretrain/checkpoints"),
         "t5_translate": (t5_translate, t5_translate.debug(), "checkpoints"),
         "bert_squad": (bert_squad, bert_squad.debug(), "checkpoints"),
@@ -91,6 +93,7 @@ NAMES = (
     "lm_pretrain",
     "text_classify",
     "harness",
+    "generate",
     "quickstart",
     "t5_translate",
     "bert_squad",
