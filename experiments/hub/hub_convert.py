@@ -25,17 +25,13 @@ import numpy as np
 
 from fm_jax import cli
 from fm_jax.core import tree
-from fm_jax.core.config import from_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Featured, Params, backbone
-from fm_jax.data.text import labelled
 from fm_jax.evals.report import report, results
 from fm_jax.hub import families, pretrained, table
 from fm_jax.hub.files import stored
 from fm_jax.hub.pretrained import Dtype, Pretrained
-from fm_jax.models.language.classifier import Classifier
-from fm_jax.peft import lora
-from fm_jax.tasks import language, text_classifier
+from fm_jax.tasks import language
 from fm_jax.tasks import vision as vision_models
 from fm_jax.tasks.init import EarlierRun, open_run
 
@@ -120,20 +116,9 @@ def of_run(run: EarlierRun) -> Pretrained:
     Raises:
         CheckpointError: this version cannot build the run's model.
     """
-    module = run.model()
-    if isinstance(backbone(module), Featured):
+    if isinstance(backbone(run.model()), Featured):
         return vision_models.of_run(run)
-    return _classifier(run) if isinstance(module, Classifier) else language.of_run(run)
-
-
-def _classifier(run: EarlierRun) -> Pretrained:
-    """Read the classifier of a text_classify run, trained and frozen parameters together."""
-    config = run.config
-    base = language.load(config["init"]["from"], revision=config["init"]["revision"])
-    classes = labelled.load(from_dict(labelled.Config, config["data"]), run.workdir / "data").classes
-    module, _ = language.classifier(base, classes, config["head"])
-    combine = text_classifier.combine(config["method"], from_dict(lora.Config, config["lora"]))
-    return Pretrained(module, run.params(combine), base.tokenizer, tuple(classes))
+    return language.of_run(run)
 
 
 def check(folder: Path, module: nn.Module, params: Params, dtype: Dtype) -> tuple[int, int]:

@@ -40,6 +40,7 @@ from fm_jax.models.language import encoder
 from fm_jax.models.language.masked_lm import MaskedLM
 from fm_jax.objectives.masked_lm import Choose, masked_lm, masking
 from fm_jax.optim import optimizer as optimizers
+from fm_jax.tasks import language
 from fm_jax.train import log, loop, stage, state
 
 
@@ -183,6 +184,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         mesh=mesh,
         model=model,
         meta={"config": to_dict(cfg)},
+        files=language.kept(text.tokenizer),
         layout=state.layout(model, inputs, mesh),
         validate=validate,
         metric="nll",

@@ -147,7 +147,9 @@ def open_reader(cfg: Config, train: Sequence[Question], mesh: Mesh, *, resumed: 
         texts = [*contexts, *(question.text for question in train)]
         learnt = tokenizer.train_wordpiece(texts, cfg.model.vocab_size)
         return Reader(SpanFinder(encoder.Encoder(replace(cfg.model, max_length=length)), cfg.model.dropout), learnt, {})
-    pretrained = language.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh, shapes=resumed)
+    pretrained = language.load(
+        cfg.init.from_, revision=cfg.init.revision, step=cfg.init.step, mesh=mesh, shapes=resumed
+    )
     backbone, params = pretrained.backbone()
     if not isinstance(backbone, encoder.Encoder):
         raise ConfigError(
@@ -219,6 +221,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         mesh=mesh,
         model=reader.model,
         meta={"config": to_dict(cfg)},
+        files=language.kept(reader.tokenizer),
         layout=state.layout(reader.model, inputs, mesh),
         validate=validate,
         split=watched,

@@ -34,6 +34,7 @@ from fm_jax.evals.report import results
 from fm_jax.models.language import decoder
 from fm_jax.objectives.language import next_token
 from fm_jax.optim import optimizer as optimizers
+from fm_jax.tasks import language
 from fm_jax.train import loop, profile, stage, state
 
 
@@ -163,6 +164,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         mesh=mesh,
         model=model,
         meta={"config": to_dict(cfg)},
+        files=language.kept(text.tokenizer),
         layout=state.layout(model, inputs, mesh),
         validate=validate,
         metric="nll",

@@ -39,6 +39,7 @@ from fm_jax.evals.report import report, results
 from fm_jax.models.language import encoder_decoder
 from fm_jax.objectives.seq2seq import seq2seq
 from fm_jax.optim import optimizer as optimizers
+from fm_jax.tasks import language
 from fm_jax.train import log, loop, stage, state
 
 _COUNTED = 2_000  # training rows whose targets the baseline counts
@@ -166,6 +167,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         mesh=mesh,
         model=model,
         meta={"config": to_dict(cfg)},
+        files=language.kept(prepared.tokenizer),
         layout=state.layout(model, inputs, mesh),
         validate=validate,
         metric="nll",

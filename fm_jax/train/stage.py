@@ -14,6 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from fm_jax.checkpoint import model as models
+from fm_jax.checkpoint import read
 from fm_jax.checkpoint.store import Store
 from fm_jax.core import mesh as meshes
 from fm_jax.core import sharding, tree
@@ -175,6 +176,7 @@ def train(
     mesh: Mesh,
     model: nn.Module,
     meta: Mapping[str, Any],
+    files: Mapping[str, bytes] | None = None,
     layout: Params | None = None,
     validate: Callable[[int, state.TrainState], Mapping[str, float]] | None = None,
     metric: str | None = None,
@@ -194,6 +196,7 @@ def train(
         mesh: mesh from `open_mesh`.
         model: the trained model; every checkpoint describes it, so that a later stage can open it.
         meta: saved with every checkpoint: "config", as JSON data, and what later stages also need.
+        files: {path: content}, saved with every checkpoint, such as the tokenizer's, so that a later stage needs no more.
         layout: the whole model's `state.layout`; with it, a resumed run makes no initial parameters.
         validate: (step, state) -> metrics, called every `cfg.fit.eval_every` steps and after the last step.
         metric: name of the validation metric whose lowest value decides the best checkpoint.
@@ -201,6 +204,9 @@ def train(
         work: tokens or images, and FLOPs, per step.
         store: save checkpoints and resume from them; False for a fit of seconds, which always starts from scratch.
         writer: metric writer; by default metrics.jsonl, TensorBoard and the console.
+
+    Raises:
+        CheckpointError: the run has begun, but its checkpoints are gone or damaged.
     """
     hooks = [] if validate is None else [Hook(_named(split, validate), cfg.fit.eval_every)]
     with ExitStack() as stack:
@@ -208,7 +214,8 @@ def train(
         if store:
             best = f"{split}/{metric}" if metric else None
             described = {**meta, "model": models.describe(model)}
-            kept = stack.enter_context(Store(workdir / "checkpoints", metric=best, meta=described))
+            read.to_resume(workdir)
+            kept = stack.enter_context(Store(workdir / "checkpoints", metric=best, meta=described, files=files))
         initial = loop.begin(trainer.create, make_params, mesh, store=kept, batches=batches, layout=layout)
         if writer is None:
             writer = log.writers(workdir, step=int(initial.step), num_steps=cfg.fit.num_steps, tensorboard=True)
