@@ -2,7 +2,8 @@
 
 The source is a checkpoint folder (also with the older flax_model.msgpack), OWNER/NAME, or the work directory of a run:
 lm_pretrain, bert_pretrain, t5_pretrain, t5_translate, text_classify (with LoRA merged), an image classifier,
-mae_pretrain, or simclr_pretrain (its backbone only).
+mae_pretrain, or simclr_pretrain (its backbone only). Its checkpoints are all that is read of a run: it may have been
+moved, and its data, and the model that it started from, may be gone.
 
     ./launch.sh local experiments.hub.hub_convert --source runs/quickstart/pretrain --target public/mine
     ./launch.sh local experiments.hub.hub_convert --source old/flax-gpt2 --target new/gpt2 --dtype bfloat16

@@ -218,7 +218,8 @@ class Store:
             free = shutil.disk_usage(self._directory).free
             if free < need:
                 return ResourceError(
-                    f"no space for checkpoint {step}: need {leaves.amount(need)}, have {leaves.amount(free)} in {self._directory}"
+                    f"no space for checkpoint {step}: need {leaves.amount(need)}, have {leaves.amount(free)} "
+                    f"in {self._directory}"
                 )
             taken, pending = self._directory / str(step), self._directory / read.UNSEALED / str(step)
             if taken.exists():

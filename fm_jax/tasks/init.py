@@ -88,8 +88,9 @@ class EarlierRun:
             combine: (trained, frozen) -> the model's parameters; by default as the run's config says.
         """
         if combine is None:
-            options = from_dict(lora.Config, self.config.get("lora", {}))
-            combine = combining(str(self.config.get("method", "")), options)
+            method = str(self.config.get("method", ""))
+            options = from_dict(lora.Config, self.config["lora"]) if method == "lora" else lora.Config()
+            combine = combining(method, options)
         part = "params" if self.config.get("ema_decay") is None else "ema"
         return read.load_params(self.workdir / "checkpoints", self.step, part=part, combine=combine)
 
@@ -101,7 +102,7 @@ def check_step(step: str) -> None:
 
 
 def combining(method: str, options: lora.Config) -> Callable[[Params, Params], Params]:
-    """Return the function (trained, frozen) -> the model's parameters of a method, whose parts are merged by default."""
+    """Return the function (trained, frozen) -> the model's parameters of a method; by default a merge."""
     return {"lora": lora.combine(options), "frozen": freeze.combine}.get(method, tree.merge)
 
 

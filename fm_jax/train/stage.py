@@ -196,7 +196,7 @@ def train(
         mesh: mesh from `open_mesh`.
         model: the trained model; every checkpoint describes it, so that a later stage can open it.
         meta: saved with every checkpoint: "config", as JSON data, and what later stages also need.
-        files: {path: content}, saved with every checkpoint, such as the tokenizer's, so that a later stage needs no more.
+        files: {path: content}, saved with every checkpoint, such as the tokenizer's, for later stages.
         layout: the whole model's `state.layout`; with it, a resumed run makes no initial parameters.
         validate: (step, state) -> metrics, called every `cfg.fit.eval_every` steps and after the last step.
         metric: name of the validation metric whose lowest value decides the best checkpoint.

@@ -173,7 +173,7 @@ def test_a_step_that_could_not_be_read_is_not_deleted(tmp_path, monkeypatch, cap
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("keeping a checkpoint that cannot be judged: checkpoint 2 in ")
     assert f"{Path(name).name} could not be read (Input/output error); try again" in line
-    with pytest.raises(CheckpointError, match="the best step is unknown: checkpoint 2 in .* could not be read"):
+    with pytest.raises(CheckpointError, match=r"the best step is unknown: checkpoint 2 in .* could not be read"):
         store.best_step()
     monkeypatch.undo()
     assert store.best_step() == 2
@@ -239,7 +239,7 @@ def test_a_directory_in_which_no_step_can_be_named_is_refused_before_training(tm
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(CheckpointError, match="opening checkpoint directory .* failed: .*Read-only file system"):
+    with pytest.raises(CheckpointError, match=r"opening checkpoint directory .* failed: .*Read-only file system"):
         Store(tmp_path, meta={})
     assert list((tmp_path / "unsealed").iterdir()) == []
 

@@ -153,7 +153,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_train_anew(tmp_path: Path) ->
     train(tmp_path)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     shutil.rmtree(tmp_path / "checkpoints")
-    with pytest.raises(CheckpointError, match="the run has begun .* or start anew with another --workdir"):
+    with pytest.raises(CheckpointError, match=r"the run has begun .* or start anew with another --workdir"):
         train(tmp_path, trainer=None)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before and not (tmp_path / "checkpoints").exists()
 
