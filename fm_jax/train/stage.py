@@ -204,18 +204,11 @@ def train(
         work: tokens or images, and FLOPs, per step.
         store: save checkpoints and resume from them; False for a fit of seconds, which always starts from scratch.
         writer: metric writer; by default metrics.jsonl, TensorBoard and the console.
-
-    Raises:
-        CheckpointError: the run has begun, but its checkpoints are gone or damaged.
     """
     hooks = [] if validate is None else [Hook(_named(split, validate), cfg.fit.eval_every)]
+    best = f"{split}/{metric}" if metric else None
     with ExitStack() as stack:
-        kept = None
-        if store:
-            best = f"{split}/{metric}" if metric else None
-            described = {**meta, "model": models.describe(model)}
-            read.to_resume(workdir)
-            kept = stack.enter_context(Store(workdir / "checkpoints", metric=best, meta=described, files=files))
+        kept = stack.enter_context(_store(workdir, best, model, meta, files)) if store else None
         initial = loop.begin(trainer.create, make_params, mesh, store=kept, batches=batches, layout=layout)
         if writer is None:
             writer = log.writers(workdir, step=int(initial.step), num_steps=cfg.fit.num_steps, tensorboard=True)
@@ -232,6 +225,14 @@ def train(
             work=work,
             trace_dir=workdir / "trace",
         )
+
+
+def _store(
+    workdir: Path, metric: str | None, model: nn.Module, meta: Mapping[str, Any], files: Mapping[str, bytes] | None
+) -> Store:
+    """Open the checkpoints of a run; CheckpointError if it has begun, but they are gone."""
+    read.to_resume(workdir)
+    return Store(workdir / "checkpoints", metric=metric, meta={**meta, "model": models.describe(model)}, files=files)
 
 
 Validate = Callable[[int, state.TrainState], Mapping[str, float]]
