@@ -65,7 +65,7 @@ def there(path: Path) -> bool:
     """
     try:
         os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null byte
         return False
     except OSError as error:
         raise CheckpointError(f"{_short(path)} could not be read ({_reason(error)}); try again") from error

@@ -206,7 +206,10 @@ class Store:
 
     def _prepare(self, step: int, arrays: dict[str, Any]) -> FmError | None:
         """Prepare the directory for a step; return an error if it cannot be saved."""
-        latest = self.last_step()
+        try:
+            latest = self.last_step()
+        except FmError as error:
+            return error
         if step < 0 or (latest is not None and step <= latest):
             return CheckpointError(
                 f"checkpoint {step} is not above the latest, {latest}, in {self._directory}; "

@@ -131,7 +131,7 @@ def open_run(source: str | Path, revision: str | None = None, step: str = "best"
     workdir = Path(source)
     # OWNER/NAME may be downloaded. A missing runs/NAME can only be a run, and so can a missing path in an existing
     # folder.
-    if not workdir.exists() and (workdir.parts[:1] == ("runs",) or workdir.parent.is_dir()):
+    if not seal.there(workdir) and (workdir.parts[:1] == ("runs",) or workdir.parent.is_dir()):
         raise CheckpointError(
             f"{workdir} does not exist; give a run's work directory, a checkpoint folder, or OWNER/NAME"
         )

@@ -131,19 +131,26 @@ class TensorBoard:
         """Add one scalar for each metric."""
         if jax.process_index() != 0:
             return
-        if self._events is None:
-            from tensorboardX import SummaryWriter
+        try:
+            if self._events is None:
+                from tensorboardX import SummaryWriter
 
-            purge = None if self.resume_step is None else self.resume_step + 1
-            self._events = SummaryWriter(str(self.directory), purge_step=purge)
-        for name, value in metrics.items():
-            self._events.add_scalar(name, float(value), step)
+                purge = None if self.resume_step is None else self.resume_step + 1
+                self._events = SummaryWriter(str(self.directory), purge_step=purge)
+            for name, value in metrics.items():
+                self._events.add_scalar(name, float(value), step)
+        except OSError as error:
+            raise refusal(self.directory, error) from error
 
     def close(self) -> None:
         """Flush and close the event file."""
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        if self._events is None:
+            return
+        events, self._events = self._events, None
+        try:
+            events.close()
+        except OSError as error:
+            raise refusal(self.directory, error) from error
 
 
 class Console:

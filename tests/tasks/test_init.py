@@ -77,19 +77,20 @@ def test_one_step_is_opened_even_if_a_better_one_is_saved_meanwhile(tmp_path: Pa
     assert run is not None and run.step == 1 and run.params()["a"].tolist() == [1, 1]
 
 
-def test_checkpoints_that_cannot_be_looked_for_are_not_taken_for_a_public_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["", "checkpoints"])
+def test_a_run_that_cannot_be_looked_at_is_not_taken_for_a_public_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoints, stat = leave(tmp_path) / "checkpoints", os.stat
+    refused, stat = leave(tmp_path) / name, os.stat
 
     def fail(path: Any, **options: Any) -> os.stat_result:
-        if path == checkpoints:
+        if path == refused:
             raise OSError(errno.EIO, "Input/output error", str(path))
         return stat(path, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "stat", fail)
-        with pytest.raises(CheckpointError, match=r"checkpoints could not be read \(Input/output error\)"):
+        with pytest.raises(CheckpointError, match=rf"{refused.name} could not be read \(Input/output error\)"):
             open_run(tmp_path)
 
 

@@ -166,6 +166,12 @@ def test_tee_writes_everywhere(tmp_path: Path) -> None:
     assert [line["x"] for name in "ab" for line in read(tmp_path / name)] == [2.0, 2.0]
 
 
+def test_a_place_for_tensorboard_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/tensorboard cannot be written: "):
+        TensorBoard(tmp_path / "file" / "tensorboard").write(1, {"x": 0.0})
+
+
 def test_tensorboard_holds_the_scalars(tmp_path: Path) -> None:
     log = TensorBoard(tmp_path / "tb")
     log.write(1, {"train/loss": 0.25})
