@@ -22,9 +22,15 @@ from fm_jax.core.config import apply_overrides, split_argv, to_dict
 from fm_jax.core.errors import ConfigError, FmError, Preempted, ResourceError
 from fm_jax.core.options import help_text
 from fm_jax.core.workdir import claim
+from fm_jax.train.signals import preemptible
 
 _OWN = ("workdir", "config", "help")
 _LONGEST = 400
+# Faults of a disk, a permission or a limit: the user can mend them, and file and reason say it all.
+_OUTSIDE = frozenset(
+    getattr(errno, name)
+    for name in "EACCES EPERM EROFS EFBIG EIO EMFILE ENFILE ENOTDIR EISDIR ENAMETOOLONG ELOOP ESTALE".split()
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ def main(
     """
     experiment = _experiment(run)
     try:
-        _start(run, configs, resumable, list(sys.argv[1:] if argv is None else argv), experiment)
+        with preemptible():
+            _start(run, configs, resumable, list(sys.argv[1:] if argv is None else argv), experiment)
     except KeyboardInterrupt:
         _leave(130, f"{experiment.name}: interrupted")
     except Exception as error:
@@ -144,10 +151,14 @@ def _experiment(run: Callable[..., Any]) -> _Experiment:
 
 def _explained(error: Exception) -> FmError | None:
     """Return the error a user can fix from one line, or None for a bug."""
+    if (lost := distributed.lost_peer(error)) is not None:  # whatever it broke here: a step, or a checkpoint
+        return Preempted(f"lost contact with another process ({lost}); run the same command again to continue")
     if isinstance(error, FmError):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"no space left on the disk of {error.filename or 'the work directory'}")
+    if isinstance(error, OSError) and error.errno in _OUTSIDE and error.filename is not None:
+        return ResourceError(f"{error.filename}: {error.strerror}")
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
         first = str(error).splitlines()[0][:200]
         return ResourceError(f"out of device memory; lower the batch size, accumulate or rematerialise ({first})")

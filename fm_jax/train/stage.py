@@ -29,7 +29,7 @@ from fm_jax.train import log, loop, state
 from fm_jax.train.hooks import Hook
 from fm_jax.train.step import Combine, Step, make_train_step
 
-RESUMABLE = ("fit.log_every", "fit.save_every", "fit.profile_*", "mesh.*", "workers")
+RESUMABLE = ("fit.log_every", "fit.save_every", "fit.profile_*", "fit.stall_after", "mesh.*", "workers")
 """Options of a plan that may change when a run is resumed: they change no result."""
 
 
