@@ -84,7 +84,7 @@ def check_export(folder: Path, setup: Setup) -> None:
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Finetune, evaluate on validation and test, and write results.json (and the adapter for LoRA)."""
     mesh = stage.open_mesh(cfg)
-    pretrained = language.load(cfg.init.source, revision=cfg.init.revision, step=cfg.init.step, shapes=resumes(workdir))
+    pretrained = language.load(cfg.init.source, **cfg.init.options, shapes=resumes(workdir))
     task = labelled.load(cfg.data, cfg.data_dir or workdir / "data")
     few = docstrings.few(task.train, cfg.labels, seed=cfg.seed) if cfg.labels else task.train
     setup = Setup(pretrained, task.classes, cfg, mesh)

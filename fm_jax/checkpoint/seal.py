@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from fm_jax.core import json_file
 from fm_jax.core.errors import CheckpointError, FmError, ResourceError
 
 SEAL = "seal.json"
@@ -94,13 +95,13 @@ def manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """
     try:
         text = _content(folder / SEAL).decode()
-        files = json.loads(text)["files"]
-        whole = _text(files) == text
+        files = json_file.parse(text, SEAL, CheckpointError)["files"]
+        whole = _text(files) == text and all(_is_entry(entry) for entry in files.values())
     except FileNotFoundError:
         raise missing(folder) from None
     except OSError as error:
         raise unread(folder, SEAL, error) from error
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (CheckpointError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise damaged(folder, SEAL, "its sha256 differs")
@@ -185,6 +186,10 @@ def _reason(error: OSError) -> str:
 def _content(path: Path) -> bytes:
     """Read a small file; the only place that reads seals and records."""
     return path.read_bytes()
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("sha256"), str)
 
 
 def _problem(folder: Path, name: str, entry: dict[str, Any]) -> CheckpointError | None:

@@ -1,9 +1,9 @@
 """Open the model that a training starts from: a run of this project, a checkpoint folder, or a public name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import flax.linen as nn
 
@@ -11,9 +11,17 @@ from fm_jax.checkpoint import model as models
 from fm_jax.checkpoint import read, seal
 from fm_jax.core import tree
 from fm_jax.core.config import from_dict
-from fm_jax.core.errors import CheckpointError, ConfigError
+from fm_jax.core.errors import CheckpointError, ConfigError, shown
 from fm_jax.core.types import Params
 from fm_jax.peft import freeze, lora
+
+
+class Options(TypedDict):
+    """How the model that a training starts from is opened; see `Init`."""
+
+    revision: str | None
+    step: str
+    ignore: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -23,14 +31,22 @@ class Init:
     from_: Path | None = None  # a run's work directory, a checkpoint folder, or OWNER/NAME; none: random initialisation
     revision: str | None = None  # commit, branch or tag of OWNER/NAME; the commit is printed
     step: str = "best"  # checkpoint of a run: "best" (the last, if none was evaluated), "last" or a step number
+    ignore: tuple[str, ...] = ()  # unknown fields of its config.json, if you know that they change no result
 
     def __post_init__(self) -> None:
-        """Refuse a revision or a step without a model."""
+        """Refuse a revision, a step, or fields to ignore, without a model."""
         check_step(self.step)
         if self.revision is not None and self.from_ is None:
             raise ConfigError(f"revision {self.revision} needs a public model: set from to OWNER/NAME")
         if self.step != "best" and self.from_ is None:
             raise ConfigError(f"step {self.step} needs a run: set from to its work directory")
+        if self.ignore and self.from_ is None:
+            raise ConfigError(f"ignore {','.join(self.ignore)} needs a public model: set from to its folder or name")
+
+    @property
+    def options(self) -> Options:
+        """Return all but `from_`, as `load` in `tasks/language.py` and `tasks/vision.py` takes them."""
+        return {"revision": self.revision, "step": self.step, "ignore": self.ignore}
 
     @property
     def source(self) -> Path:
@@ -54,9 +70,27 @@ class EarlierRun:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Return the run's config as JSON data."""
-        config: dict[str, Any] = self.meta["config"]
+        """Return the run's config as JSON data.
+
+        Raises:
+            CheckpointError: the checkpoint holds none.
+        """
+        config = self.meta.get("config")
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{self.workdir} holds {shown(config)} as its config, not a JSON object")
         return config
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of a classifier's classes; () if the checkpoint holds none.
+
+        Raises:
+            CheckpointError: it holds something else.
+        """
+        names = self.meta.get("classes", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise CheckpointError(f"{self.workdir} holds {shown(names)} as its classes, not a list of names")
+        return tuple(names)
 
     def model(self) -> nn.Module:
         """Return the trained model, as the checkpoint describes it.
@@ -115,17 +149,20 @@ def resumes(workdir: Path) -> bool:
     return read.to_resume(workdir) is not None
 
 
-def open_run(source: str | Path, revision: str | None = None, step: str = "best") -> EarlierRun | None:
+def open_run(
+    source: str | Path, revision: str | None = None, step: str = "best", *, ignore: Iterable[str] = ()
+) -> EarlierRun | None:
     """Open a run's work directory; return None for a checkpoint folder or a public name.
 
     Args:
         source: see `Init.from_`.
         revision: see `Init.revision`.
         step: see `Init.step`.
+        ignore: see `Init.ignore`.
 
     Raises:
-        CheckpointError: the path or the step does not exist, a revision is given for a run, or a step for another
-            source; or a step that may be the best is damaged, so that another would be chosen in its place.
+        CheckpointError: the path or the step does not exist, a revision or fields to ignore are given for a run, or a
+            step for another source; or a step that may be the best is damaged, so that another would take its place.
     """
     check_step(step)
     workdir = Path(source)
@@ -142,6 +179,8 @@ def open_run(source: str | Path, revision: str | None = None, step: str = "best"
         return None
     if revision is not None:
         raise CheckpointError(f"{workdir} is a run, which has no revision {revision!r}; remove the revision")
+    if fields := tuple(ignore):
+        raise CheckpointError(f"{workdir} is a run, which has no config.json; do not ignore {', '.join(fields)} there")
     step = "last" if step == "best" and read.best(checkpoints) is None else step
     number = int(read.folder(checkpoints, step).name)  # one step, even if the run goes on and saves a better one
     return EarlierRun(workdir, number, read.load_meta(checkpoints, number))

@@ -12,7 +12,8 @@ from typing import IO, Any, Protocol
 
 import jax
 
-from fm_jax.core.errors import ConfigError
+from fm_jax.core import json_file
+from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.core.workdir import refusal, write_atomically
 
 _log = logging.getLogger(__name__)
@@ -215,10 +216,15 @@ def _exact(value: float) -> float | str:
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError):
+        record = json_file.parse(line, "a line of metrics", DataError)
+    except DataError:
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+    good = isinstance(record, dict) and type(record.get("step")) is int and all(map(_is_figure, record.values()))
+    return record if good else None
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, str) and value in ("nan", "inf", "-inf"))
 
 
 def _keep_until(path: Path, step: int | None) -> None:

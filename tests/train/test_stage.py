@@ -73,7 +73,7 @@ def train(workdir: Path, cfg: stage.Plan = PLAN, ema_decay: float | None = None,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "batch_size 0 must be a multiple"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"accumulate": 3}, "batch_size 8 must be a multiple of accumulate 3"),
         ({"learning_rate": -1.0}, r"^learning_rate must be at least 0, not -1\.0"),
         ({"warmup": 1.0}, r"warmup is a share .* not 1\.0"),
