@@ -2,7 +2,8 @@
 
 The source is a checkpoint folder (also with the older flax_model.msgpack), OWNER/NAME, or the work directory of a run:
 lm_pretrain, bert_pretrain, t5_pretrain, t5_translate, text_classify (with LoRA merged), an image classifier,
-mae_pretrain, or simclr_pretrain (its backbone only).
+mae_pretrain, or simclr_pretrain (its backbone only). Its checkpoints are all that is read of a run: it may have been
+moved, and its data, and the model that it started from, may be gone.
 
     ./launch.sh local experiments.hub.hub_convert --source runs/quickstart/pretrain --target public/mine
     ./launch.sh local experiments.hub.hub_convert --source old/flax-gpt2 --target new/gpt2 --dtype bfloat16
@@ -26,20 +27,16 @@ import numpy as np
 
 from fm_jax import cli
 from fm_jax.core import files, tree
-from fm_jax.core.config import from_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Featured, Params, backbone
-from fm_jax.data.text import labelled
 from fm_jax.evals.report import report, results
 from fm_jax.hub import families, generation, pretrained, table
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.files import stored
 from fm_jax.hub.pretrained import Dtype, Pretrained
-from fm_jax.models.language.classifier import Classifier
-from fm_jax.peft import lora
-from fm_jax.tasks import language, text_classifier
+from fm_jax.tasks import language
 from fm_jax.tasks import vision as vision_models
-from fm_jax.tasks.init import EarlierRun, Init, open_run
+from fm_jax.tasks.init import EarlierRun, open_run
 
 _SHOWN = 0.5  # seconds between progress lines
 _IN_TOKENIZER = {  # files whose content is in tokenizer.json or tokenizer_config.json
@@ -144,21 +141,9 @@ def of_run(run: EarlierRun) -> Pretrained:
     Raises:
         CheckpointError: this version cannot build the run's model.
     """
-    module = run.model()
-    if isinstance(backbone(module), Featured):
+    if isinstance(backbone(run.model()), Featured):
         return vision_models.of_run(run)
-    return _classifier(run) if isinstance(module, Classifier) else language.of_run(run)
-
-
-def _classifier(run: EarlierRun) -> Pretrained:
-    """Read the classifier of a text_classify run, trained and frozen parameters together."""
-    config = run.config
-    start = from_dict(Init, config["init"])
-    base = language.load(start.source, revision=start.revision, ignore=start.ignore)
-    classes = labelled.load(from_dict(labelled.Config, config["data"]), run.workdir / "data").classes
-    module, _ = language.classifier(base, classes, config["head"])
-    combine = text_classifier.combine(config["method"], from_dict(lora.Config, config["lora"]))
-    return Pretrained(module, run.params(combine), base.tokenizer, tuple(classes))
+    return language.of_run(run)
 
 
 def check(folder: Path, module: nn.Module, params: Params, dtype: Dtype) -> tuple[int, int]:
