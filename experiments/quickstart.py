@@ -22,6 +22,7 @@ import jax
 
 from experiments.language import lm_pretrain
 from fm_jax import cli
+from fm_jax.core.config import check_least
 from fm_jax.data.text import documents, labelled
 from fm_jax.evals.baselines import ngram
 from fm_jax.evals.report import report, results
@@ -46,6 +47,10 @@ class Config:
     finetune: text_classifier.Config  # method, learning rate and seed are set by the comparison
     protocol: few_labels.Protocol = few_labels.Protocol()
     new_tokens: int = 40
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        check_least(self, new_tokens=1)
 
 
 def model(vocab_size: int) -> decoder.Config:

@@ -47,18 +47,22 @@ def config() -> Config:
     return Config(Init(Path("minilm")), finetune, protocol=Protocol(("scratch", "probe", "lora", "full"), grid=grid))
 
 
+def _boolq() -> labelled.Config:
+    return labelled.Config(Path("boolq"), text="question", second="passage")
+
+
 def boolq() -> Config:
     """Return BoolQ on an encoder: whether the answer to a question on a passage is yes."""
     finetune = text_classifier.Config(fit=loop.FitConfig(150), batch_size=16, length=192, head="mean")
     protocol = Protocol(("probe", "lora", "full"), (32, 256), tuning_labels=128, grid=(1e-4, 3e-4, 1e-3))
-    return Config(Init(Path("minilm")), finetune, labelled.Config(Path("boolq"), second="passage"), protocol)
+    return Config(Init(Path("minilm")), finetune, _boolq(), protocol)
 
 
 def boolq_lora() -> Config:
     """Return BoolQ on a decoder, by LoRA alone."""
     finetune = text_classifier.Config(fit=loop.FitConfig(40), batch_size=16, length=192, head="mean")
     protocol = Protocol(("lora",), (128,), tuning_labels=64, grid=(3e-4,), test_texts=500)
-    return Config(Init(Path("smollm2")), finetune, labelled.Config(Path("boolq"), second="passage"), protocol)
+    return Config(Init(Path("smollm2")), finetune, _boolq(), protocol)
 
 
 def debug() -> Config:
@@ -74,7 +78,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     if done.exists():
         print(f"already done: the results are in {done}; use another --workdir to run again")
         return results.read(done)
-    pretrained = language.load(cfg.init.source, revision=cfg.init.revision)
+    pretrained = language.load(cfg.init.source, **cfg.init.options)
     task = labelled.load(cfg.data, cfg.finetune.data_dir or workdir / "data")
     setup = Setup(pretrained, task.classes, cfg.finetune, stage.open_mesh(cfg.finetune))
     for method in cfg.protocol.methods:

@@ -36,6 +36,17 @@ def signature(leaf: Any) -> Signature:
     return np.dtype(leaf.dtype).name, tuple(leaf.shape)
 
 
+def is_signature(data: Any) -> bool:
+    """Say whether JSON data are a signature, as `signature` returns it."""
+    if not isinstance(data, list) or list(map(type, data)) != [str, list]:
+        return False
+    try:
+        np.dtype(data[0])
+    except (TypeError, ValueError):
+        return False
+    return all(type(size) is int and 0 <= size < 1 << 48 for size in data[1])
+
+
 def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     """Return shape, dtype and sharding of a leaf; without a sharding it is put on the first local device."""
     where = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
@@ -45,6 +56,11 @@ def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 def size(leaves: Iterable[Any]) -> int:
     """Return the bytes of the leaves; a leaf on several devices counts once."""
     return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+
+
+def amount(count: int) -> str:
+    """Return a number of bytes as text, such as 1.5 GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def show(signature: Signature) -> str:

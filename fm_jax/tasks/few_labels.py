@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fm_jax.core import tree
+from fm_jax.core.config import check_least
 from fm_jax.core.errors import ConfigError
 from fm_jax.data.python_docs import docstrings
 from fm_jax.data.python_docs.docstrings import Examples
@@ -48,10 +49,9 @@ class Protocol:
         for name in ("methods", "budgets", "seeds", "grid"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is empty; give at least one")
-        if min(*self.budgets, self.tuning_labels) < 1 or min(self.validation_texts, self.test_texts) < 0:
-            raise ConfigError(
-                "budgets and tuning_labels must be at least 1, validation_texts and test_texts at least 0"
-            )
+        check_least(self, tuning_labels=1, tuning_seed=0, validation_texts=0, test_texts=0)
+        if min(self.budgets) < 1 or min(self.seeds) < 0:
+            raise ConfigError(f"budgets {self.budgets} must be numbers ≥ 1, seeds {self.seeds} numbers ≥ 0")
         if len(set(self.seeds)) < max(len(self.seeds), 2):
             raise ConfigError(f"seeds {self.seeds} must be at least two different ones; one shows no spread")
         if self.tuning_seed in self.seeds:

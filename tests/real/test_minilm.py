@@ -1,5 +1,6 @@
 """MiniLM as it is published: a bare BERT, equal to transformers in every layer, in its ids and after a round trip."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -25,9 +26,15 @@ PAGE = (
     "Größe, Straße, Übergang. L'été dernier, où étiez-vous ? ¿Dónde está la biblioteca? ¡Ahí!",
     "Москва слезам не верит. Ελληνικά γράμματα, Ωμέγα. עברית וגם ניקוד: שָׁלוֹם. العربية مع التشكيل: مَرْحَبًا",
     "日本語のテキスト、漢字とカタカナ。中文字符，測試。한국어 문장입니다. हिन्दी वाक्य है। ภาษาไทยไม่มีช่องว่าง",
-    "emoji 🙂👩‍👩‍👧‍👦🇩🇪 and zero-width\u200bspace, soft\u00adhyphen, nul\x00, \ufffd, [mask] ##ing Llanfairpwllgwyngyll" + "a" * 120,
+    "emoji 🙂👩‍👩‍👧‍👦🇩🇪 and zero-width\u200bspace, soft\u00adhyphen, nul\x00, \ufffd, [mask] ##ing Llanfairpwllgwyngyll"
+    + "a" * 120,
     "",
 )
+
+
+@pytest.fixture(scope="module")
+def minilm(fetched: Callable[[str], Path]) -> Path:
+    return fetched("minilm")
 
 
 @pytest.fixture(scope="module")

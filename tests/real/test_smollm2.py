@@ -3,6 +3,7 @@
 The reference reads the same file by itself, with the de-quantisation and the translation of transformers.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ TEXT = (
 
 
 @pytest.fixture(scope="module")
-def file(smollm2: Path) -> Path:
-    (path,) = smollm2.glob("*.gguf")
+def file(fetched: Callable[[str], Path]) -> Path:
+    (path,) = fetched("smollm2").glob("*.gguf")
     return path
 
 

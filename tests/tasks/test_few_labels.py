@@ -13,8 +13,8 @@ from tests.close import close
     [
         ({"budgets": ()}, "budgets is empty"),
         ({"methods": ()}, "methods is empty"),
-        ({"budgets": (4, 0)}, "budgets and tuning_labels must be at least 1"),
-        ({"test_texts": -1}, "test_texts at least 0"),
+        ({"budgets": (4, 0)}, "budgets .* must be numbers ≥ 1"),
+        ({"test_texts": -1}, "test_texts must be at least 0"),
         ({"seeds": (1, 1)}, "at least two different"),
         ({"tuning_seed": 2}, "tuning_seed 2 is also one of seeds"),
     ],

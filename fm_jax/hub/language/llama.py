@@ -52,7 +52,6 @@ def module(fields: Fields) -> nn.Module:
     biased = kind == "qwen2"
     fields.expect("attention_bias", biased)
     fields.expect("mlp_bias", False)
-    fields.expect("pretraining_tp", 1)  # above 1 it only splits the same matrix products
     attention = AttentionConfig(
         count,
         fields.take("num_key_value_heads", int, count),
@@ -141,7 +140,7 @@ def table(module: nn.Module) -> Table:
     names = Table(
         _ENTRIES,
         rename=((r"((?:embed_tokens|layers|norm)\..*)", r"model.\1"),),
-        skip=(r"(?:model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
+        skip=(r"(?:model\.)?(?:layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",),
         tied=tied,
     )
     if isinstance(module, Classifier):

@@ -20,7 +20,7 @@ from fm_jax.core.config import to_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.data.images import pictures
 from fm_jax.data.text import tokenizer as tokenizers
-from fm_jax.hub import pretrained
+from fm_jax.hub import generation, pretrained
 from fm_jax.hub.example import Example
 from fm_jax.models.language import decoder
 from fm_jax.models.language.encoder_decoder import EncoderDecoder
@@ -73,6 +73,31 @@ def test_a_public_folder_is_written_anew_to_the_bit(tmp_path, capsys):
     assert (measured["model"], measured["family"]) == ("BertForSequenceClassification", "bert")
     assert json.loads((tmp_path / "work" / "results.json").read_text())["dtype"] == "float32"
     assert "BertForSequenceClassification" in capsys.readouterr().out
+
+
+def test_what_is_left_behind_is_said(tmp_path, capsys):
+    """What belongs to the model is carried, and a conversion names the rest."""
+    module = decoder.Decoder(replace(decoder.tiny(), vocab_size=288))
+    tokenizer = tokenizers.train(TEXTS, 280)
+    ids = {"eos_token_id": [1, 2], "bos_token_id": None, "pad_token_id": 3}
+    ends = generation.Generation(ids, {"eos_token_id": [1, 2], "top_k": 4})
+    pretrained.save(tmp_path / "theirs", module, draw(module), tokenizer, generation=ends)
+    (tmp_path / "theirs" / "chat_template.jinja").write_text("{{ messages }}")
+    convert(tmp_path / "theirs", tmp_path / "all", tmp_path / "work")
+    assert "left behind" not in capsys.readouterr().out
+    found = pretrained.load(tmp_path / "all")
+    assert found.generation == ends
+    written = json.loads((tmp_path / "all" / "tokenizer_config.json").read_text())
+    assert written["chat_template"] == "{{ messages }}"
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    config |= {"task_specific_params": {"a": 1}, "prefix": None, "_name_or_path": "x"}
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "theirs" / "README.md").write_text("about")
+    (tmp_path / "theirs" / "1_Pooling").mkdir()
+    convert(tmp_path / "theirs", tmp_path / "most", tmp_path / "more")
+    assert "left behind: 1_Pooling, README.md, config.json: task_specific_params\n" in capsys.readouterr().out
+    left = json.loads((tmp_path / "more" / "results.json").read_text())["left_behind"]
+    assert left == ["1_Pooling", "README.md", "config.json: task_specific_params"]
 
 
 @pytest.mark.parametrize(("dtype", "wanted"), [(None, "bfloat16"), ("float32", "float32"), ("float16", "float16")])
