@@ -234,8 +234,8 @@ def test_our_side_has_every_layer_and_every_output(form, places):
     assert list(mine) == places and all(np.isfinite(x).all() for x in mine.values())
     if form == "electra-replaced":
         assert mine["logits"].shape == (2, 6)
-    lines = hub_verify.compare(mine, mine, given, 5e-5)
-    assert [line["what"] for line in lines] == places and {line["difference"] for line in lines} == {0.0}
+    lines = hub_verify.compare(mine, mine, mine, given, 5e-5)
+    assert [line["what"] for line in lines] == places and {line["error"] for line in lines} == {0.0}
 
 
 def test_a_difference_counts_in_deviations_and_at_real_tokens_only():
@@ -244,18 +244,43 @@ def test_a_difference_counts_in_deviations_and_at_real_tokens_only():
     wrong = layer.copy()
     wrong[1, 2] = np.nan  # padding
     pooled = layer[:, 0]
-    lines = hub_verify.compare({"embed": wrong, "logits": pooled}, {"logits": pooled, "embed": layer}, rows, 5e-5)
-    assert [(line["what"], line["difference"], line[""]) for line in lines] == [
+    right = {"logits": pooled, "embed": layer}
+    lines = hub_verify.compare({"embed": wrong, "logits": pooled}, right, right, rows, 5e-5)
+    assert [(line["what"], line["error"], line[""]) for line in lines] == [
         ("embed", 0.0, "ok"),
         ("logits", 0.0, "ok"),
     ]
     for place, value in (((1, 0, 0), np.nan), ((0, 2, 1), 1e9), ((0, 2, 1), layer[0, 2, 1] + 1e-3)):
         wrong = layer.copy()
         wrong[place] = value
-        (line,) = hub_verify.compare({"embed": wrong}, {"embed": layer}, rows, 5e-5)
+        (line,) = hub_verify.compare({"embed": wrong}, {"embed": layer}, {"embed": layer}, rows, 5e-5)
         assert line[""] == "differs"
     moved = layer + 0.5
-    (line,) = hub_verify.compare({"embed": moved}, {"embed": layer}, rows, 5e-5)
-    close(line["difference"], 0.5 / layer[rows.inside].std(), 1e-4)
+    (line,) = hub_verify.compare({"embed": moved}, {"embed": layer}, {"embed": layer}, rows, 5e-5)
+    close(line["error"], 0.5 / layer[rows.inside].std(), 1e-4)
     with pytest.raises(CheckpointError, match="different layers or shapes"):
-        hub_verify.compare({"embed": layer}, {"embed": layer, "layer 0": layer}, rows, 5e-5)
+        hub_verify.compare({"embed": layer}, right, right, rows, 5e-5)
+
+
+def test_rounding_is_judged_by_how_much_the_other_side_has():
+    """Massive activations: the error of one huge value stays in the residual stream after it is taken away."""
+    exact = np.random.default_rng(0).normal(0, 1, (3, 5, 8))
+    rows = Example({}, np.ones((3, 5), bool))
+    sizes = {"layer 0": 250.0, "layer 1": 5.0, "final": 1.0}
+
+    def side(first, later, final):
+        errors = {"layer 0": first, "layer 1": later, "final": final}
+        moved = {name: exact * size for name, size in sizes.items()}
+        for name, error in errors.items():
+            moved[name][1, 2, 3] += error
+        return moved
+
+    truth, other = side(0, 0, 0), side(0.02, 0.001, 1e-6)
+
+    def verdicts(*errors):
+        return [line[""] for line in hub_verify.compare(side(*errors), other, truth, rows, 5e-5)]
+
+    assert verdicts(0.07, 0.07, 4e-5) == ["ok", "ok", "ok"]
+    assert verdicts(0.09, 0.07, 4e-5) == ["differs", "ok", "ok"]
+    assert verdicts(0.07, 0.09, 4e-5) == ["ok", "differs", "ok"]
+    assert verdicts(0.07, 0.07, 1e-4) == ["ok", "ok", "differs"]  # a norm's output carries nothing
