@@ -2,8 +2,8 @@
 
 Idea: a small error, such as a wrong activation function, changes the logits too little for a loose tolerance to detect.
 So both sides run on the same random tokens (some rows padded) or on the same noise images, and the output of every
-layer (of every stage in a convolutional network) is compared, in units of its standard deviation. The first layer that
-differs has the error; all layers after it differ because of it.
+layer (of every stage in a convolutional network) is compared, in units of its standard deviation: of each token's own
+where there are tokens. The first layer that differs has the error; all layers after it differ because of it.
 
 Both sides round to float32, and a model with massive activations (SmolLM2's residual stream grows from 6 to 250 within
 one layer) magnifies rounding. So the judge is a third run: transformers in float64, also where its code asks for
@@ -15,7 +15,7 @@ own float32 run, whose residual stream also carries the errors of earlier layers
 
 It needs torch and transformers: `pip install torch transformers` (a CPU build of torch is enough).
 Hardware: memory for three copies of the model in float32; no accelerator is needed.
-Expected: for a correct conversion our largest error is 1e-6 to 1e-5, about that of transformers (MiniLM 6e-6; SmolLM2
+Expected: for a correct conversion our largest error is 1e-6 to 1e-5, about that of transformers (MiniLM 6e-6, SmolLM2
 with its massive activations 2e-4). If a layer is wrong, the exit status is 6. The errors are in results.json in both
 cases.
 """
@@ -47,6 +47,7 @@ from fm_jax.models.language.tagger import Tagger
 Outputs = dict[str, np.ndarray]  # "embed", "layer 0", …, "final", and the named outputs
 _FINAL = ("ln_f", "norm", "final_layer_norm")  # names in transformers of the norm after the last layer
 _TIMES = 4  # our error may be this many times that of transformers in float32
+_LEAST = 1e-3  # least deviation of a token, in deviations of the layer
 _OUTPUTS = {
     "logits": "logits", "prediction_logits": "logits", "start_logits": "start", "end_logits": "end",
     "seq_relationship_logits": "pair", "sop_logits": "pair", "last_hidden_state": "final",
@@ -236,7 +237,7 @@ def _stacks(model: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def compare(mine: Outputs, other: Outputs, exact: Outputs, given: Example, tolerance: float) -> list[dict[str, Any]]:
-    """Return one row per layer and output: both sides' largest errors outside padding, in standard deviations.
+    """Return one row per layer and output: both sides' largest errors outside padding, in the token's deviations.
 
     Args:
         mine: our outputs.
@@ -254,24 +255,34 @@ def compare(mine: Outputs, other: Outputs, exact: Outputs, given: Example, toler
         raise CheckpointError(
             f"the two models have different layers or shapes: {shapes[0]} here, {shapes[1]} in transformers"
         )
-    lines, stream, carried = list[dict[str, Any]](), None, 0.0
+    lines, stream, carried = list[dict[str, Any]](), None, np.zeros(())
     for name in mine:
-        sides = [mine[name], other[name], exact[name]]
+        sides, tokens = [mine[name], other[name], exact[name]], exact[name].ndim == 3
         inside, decoder = given.inside, "encoder embed" in mine and not name.startswith("encoder ")
         # the rows of an encoder-decoder's decoder have no padding
         if inside is not None and sides[2].shape[:2] == inside.shape and not decoder:
             sides = [side[inside] for side in sides]
         deviation = float(sides[2].std()) or 1.0
-        error, theirs_error = (float(np.abs(side - sides[2]).max() / deviation) for side in sides[:2])
+        # the next norm divides each token by its own deviation, and one token may be a hundred times the others
+        scale = np.maximum(sides[2].std(axis=-1), _LEAST * deviation) if tokens else np.asarray(deviation)
+        error, theirs_error = (_largest(side - sides[2], tokens) for side in sides[:2])
         # a residual stream keeps the error of its largest values when later layers take these away again
         this = (name.rpartition("layer ")[0], sides[2].shape) if "layer " in name else None
-        carried = max(carried if this and this == stream else 0.0, theirs_error * deviation)
-        stream, limit = this, max(tolerance, _TIMES * carried / deviation)
-        verdict = "ok" if error <= limit else "differs"  # NaN differs
+        carried = np.maximum(carried, theirs_error) if this and this == stream else theirs_error
+        stream, limit = this, max(tolerance, _TIMES * float((carried / scale).max()))
+        furthest, theirs_furthest = (float((side / scale).max()) for side in (error, theirs_error))
         lines.append(
-            {"what": name, "std": deviation, "error": error, "theirs": theirs_error, "limit": limit, "": verdict}
-        )
+            {
+                "what": name, "std": deviation, "error": furthest, "theirs": theirs_furthest, "limit": limit,
+                "": "ok" if furthest <= limit else "differs",  # NaN differs
+            }
+        )  # fmt: skip
     return lines
+
+
+def _largest(difference: np.ndarray, tokens: bool) -> np.ndarray:
+    """Return the largest difference of each token, or of all values."""
+    return np.abs(difference).max(axis=-1) if tokens else np.abs(difference).max()
 
 
 def config() -> Config:

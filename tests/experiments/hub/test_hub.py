@@ -257,21 +257,21 @@ def test_a_difference_counts_in_deviations_and_at_real_tokens_only():
         assert line[""] == "differs"
     moved = layer + 0.5
     (line,) = hub_verify.compare({"embed": moved}, {"embed": layer}, {"embed": layer}, rows, 5e-5)
-    close(line["error"], 0.5 / layer[rows.inside].std(), 1e-4)
+    close(line["error"], 0.5 / layer[rows.inside].std(axis=-1).min(), 1e-4)
     with pytest.raises(CheckpointError, match="different layers or shapes"):
         hub_verify.compare({"embed": layer}, right, right, rows, 5e-5)
 
 
 def test_rounding_is_judged_by_how_much_the_other_side_has():
     """Massive activations: the error of one huge value stays in the residual stream after it is taken away."""
-    exact = np.random.default_rng(0).normal(0, 1, (3, 5, 8))
+    exact = np.random.default_rng(0).normal(0, 1, (3, 5, 64))
+    exact /= exact.std(axis=-1, keepdims=True)
     rows = Example({}, np.ones((3, 5), bool))
     sizes = {"layer 0": 250.0, "layer 1": 5.0, "final": 1.0}
 
-    def side(first, later, final):
-        errors = {"layer 0": first, "layer 1": later, "final": final}
+    def side(*errors):
         moved = {name: exact * size for name, size in sizes.items()}
-        for name, error in errors.items():
+        for name, error in zip(sizes, errors, strict=True):
             moved[name][1, 2, 3] += error
         return moved
 
@@ -284,3 +284,16 @@ def test_rounding_is_judged_by_how_much_the_other_side_has():
     assert verdicts(0.09, 0.07, 4e-5) == ["differs", "ok", "ok"]
     assert verdicts(0.07, 0.09, 4e-5) == ["ok", "differs", "ok"]
     assert verdicts(0.07, 0.07, 1e-4) == ["ok", "ok", "differs"]  # a norm's output carries nothing
+
+
+def test_a_token_with_massive_activations_does_not_hide_an_error_of_the_others():
+    exact = np.random.default_rng(0).normal(0, 5, (2, 5, 64))
+    exact[0, 0] *= 200
+    rows = Example({}, np.ones((2, 5), bool))
+    other = exact.copy()
+    other[0, 0, 7] *= 1 + 1e-6  # rounding of the massive token
+    for token, verdict in (((0, 0, 7), "ok"), ((1, 2, 3), "differs")):
+        mine = exact.copy()
+        mine[token] += 1e-3
+        (line,) = hub_verify.compare({"layer 0": mine}, {"layer 0": other}, {"layer 0": exact}, rows, 5e-5)
+        assert line[""] == verdict
