@@ -6,6 +6,7 @@ mae_pretrain, or simclr_pretrain (its backbone only).
 
     ./launch.sh local experiments.hub.hub_convert --source runs/quickstart/pretrain --target public/mine
     ./launch.sh local experiments.hub.hub_convert --source old/flax-gpt2 --target new/gpt2 --dtype bfloat16
+    ./launch.sh local experiments.hub.hub_convert --source models/llama --adapter models/llama-lora --target merged
 
 Every written number is read again and compared before the command ends. A model that no class of `transformers`
 computes is refused, and the message names the difference. `experiments.hub.hub_verify` then compares the outputs of all
@@ -37,7 +38,7 @@ from fm_jax.hub.files import stored
 from fm_jax.hub.pretrained import Dtype, Pretrained
 from fm_jax.models.language.classifier import Classifier
 from fm_jax.peft import lora
-from fm_jax.tasks import language, text_classifier
+from fm_jax.tasks import adapted, language, text_classifier
 from fm_jax.tasks import vision as vision_models
 from fm_jax.tasks.init import EarlierRun, open_run
 
@@ -55,6 +56,7 @@ class Config:
     source: Path = Path("runs/lm_pretrain")  # a run's work directory, a checkpoint folder, or OWNER/NAME
     target: Path = Path("converted")  # folder to write; it must not exist yet
     dtype: Dtype | None = None  # stored dtype; none: the source's
+    adapter: Path | None = None  # LoRA folder of `peft` to merge into the weights
     revision: str | None = None  # commit, branch or tag of OWNER/NAME
     step: str = "best"  # checkpoint of a run: "best", "last" or a step number
     shard_bytes: int = 5_000_000_000  # maximum size of one file
@@ -81,6 +83,9 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     started = time.perf_counter()
     print(f"reading {cfg.source}", flush=True)
     model, dtype, folder = read(cfg)
+    if cfg.adapter:
+        print(f"merging {cfg.adapter}", flush=True)
+        model = adapted.merged(model, cfg.adapter)
     read_at = time.perf_counter()
     print(f"writing {cfg.target}: {tree.count(model.params):,} parameters as {dtype}", flush=True)
     pretrained.save(

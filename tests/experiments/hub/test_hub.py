@@ -20,7 +20,7 @@ from fm_jax.core.config import to_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.data.images import pictures
 from fm_jax.data.text import tokenizer as tokenizers
-from fm_jax.hub import generation, pretrained
+from fm_jax.hub import adapter, generation, pretrained
 from fm_jax.hub.example import Example
 from fm_jax.models.language import decoder
 from fm_jax.models.language.encoder_decoder import EncoderDecoder
@@ -31,6 +31,7 @@ from fm_jax.models.vision.mae import MAE
 from fm_jax.models.vision.resnet import ResNet
 from fm_jax.models.vision.simclr import SimCLR
 from fm_jax.models.vision.vit import ViT
+from fm_jax.peft import lora
 from fm_jax.train import state
 from tests.close import close
 from tests.hub.forms import FORMS, assert_equal, build, draw, make
@@ -119,6 +120,16 @@ def test_half_precision_is_of_what_is_trained(form, tmp_path):
     assert all(np.array_equal(half[name], anew[name]) for name in half)
     others = {name.rpartition(".")[2] for name, array in half.items() if str(array.dtype) != "bfloat16"}
     assert others == ({"running_mean", "running_var", "num_batches_tracked"} if form == "resnet" else set())
+
+
+def test_an_adapter_is_merged_into_the_folder_that_is_written(tmp_path):
+    module, params = make(tmp_path / "theirs", "llama")
+    cfg = lora.Config(2, 6.0)
+    trained, frozen = lora.split(jax.random.key(0), params, cfg)
+    trained = jax.tree.map(lambda leaf: leaf + 0.1, trained)
+    adapter.save(tmp_path / "lora", module, trained, rank=2, alpha=6.0)
+    convert(tmp_path / "theirs", tmp_path / "ours", tmp_path / "work", adapter=tmp_path / "lora")
+    assert_equal(pretrained.load(tmp_path / "ours").params, lora.merge(trained, frozen, cfg))
 
 
 def test_a_large_model_comes_in_shards(tmp_path):
