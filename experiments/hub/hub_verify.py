@@ -173,9 +173,9 @@ def judged(model: Any, given: Example, mine: Outputs) -> tuple[Outputs, Outputs]
     from transformers import modeling_utils
 
     names = mine if model.config.model_type == "efficientnet" else ()  # theirs also has the blocks of a stage
-    torch = modeling_utils.torch
+    torch: Any = modeling_utils.torch
 
-    class Exact(torch.overrides.TorchFunctionMode):  # type: ignore[misc]  # torch need not be installed
+    class Exact(torch.overrides.TorchFunctionMode):
         """Makes of every request for float32, as in norms, softmax and rotary tables, one for float64."""
 
         def __torch_function__(self, function: Any, types: Any, given: Any = (), options: Any = None) -> Any:
