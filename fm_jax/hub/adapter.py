@@ -27,7 +27,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from fm_jax.core import files, tree
+from fm_jax.core import tree
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.types import Params
 from fm_jax.hub import families, low_rank, pretrained, table
@@ -72,7 +72,6 @@ def load(folder: str | Path, module: nn.Module, *, ignore: Iterable[str] = ()) -
             adapters that do not fit the model, in one message.
     """
     folder = Path(folder)
-    files.there(folder / CONFIG, CheckpointError)
     config = Fields.open(folder / CONFIG)
     sizes = Sizes.read(config)
     base = config.take("base_model_name_or_path", str, "")

@@ -153,7 +153,7 @@ def _plain(boxed):
 def test_a_conversion_is_proved_by_the_comparison(tmp_path):
     build("gpt2").save_pretrained(tmp_path / "theirs")
     hub_convert.run(hub_convert.Config(tmp_path / "theirs", tmp_path / "ours"), tmp_path / "convert")
-    measured = hub_verify.run(hub_verify.Config(folder=str(tmp_path / "ours")), tmp_path / "verify")
+    measured = hub_verify.run(hub_verify.Config(folder=tmp_path / "ours"), tmp_path / "verify")
     assert measured["model"] == "GPT2LMHeadModel" and measured["first_wrong"] == ""
     small(measured["largest"], TOLERANCE)
     assert list(measured["errors"]) == ["embed", "layer 0", "layer 1", "layer 2", "final", "logits"]
@@ -161,7 +161,7 @@ def test_a_conversion_is_proved_by_the_comparison(tmp_path):
 
 def test_a_bare_encoder_is_proved_layer_by_layer(tmp_path):
     build("bert-labels").base_model.save_pretrained(tmp_path / "theirs")
-    measured = hub_verify.run(hub_verify.Config(folder=str(tmp_path / "theirs")), tmp_path / "verify")
+    measured = hub_verify.run(hub_verify.Config(folder=tmp_path / "theirs"), tmp_path / "verify")
     assert measured["model"] == "BertModel" and measured["first_wrong"] == ""
     assert list(measured["errors"]) == ["embed", "layer 0", "layer 1", "final"]
     small(measured["largest"], TOLERANCE)
@@ -187,7 +187,7 @@ BARE = {  # form -> outputs that are compared; their order is ours
 def test_any_base_model_without_its_head_is_proved_layer_by_layer(name, tmp_path):
     base = build(name).base_model
     base.save_pretrained(tmp_path / "theirs")
-    measured = hub_verify.run(hub_verify.Config(folder=str(tmp_path / "theirs")), tmp_path / "verify")
+    measured = hub_verify.run(hub_verify.Config(folder=tmp_path / "theirs"), tmp_path / "verify")
     assert measured["model"] == type(base).__name__ and measured["first_wrong"] == ""
     assert list(measured["errors"]) == BARE[name]
     small(measured["largest"], TOLERANCE)
@@ -240,7 +240,7 @@ def test_a_planted_defect_is_seen_and_its_first_layer_named(defect, name, first,
     build(name).save_pretrained(tmp_path / "theirs")
     _defect(monkeypatch, defect)
     with pytest.raises(NumericError, match=f"{first} is the first to differ"):
-        hub_verify.run(hub_verify.Config(folder=str(tmp_path / "theirs")), tmp_path / "work")
+        hub_verify.run(hub_verify.Config(folder=tmp_path / "theirs"), tmp_path / "work")
     table_ = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| embed", f"| {first}"))]
     assert "ok" in table_[0] and "differs" in table_[1]
     assert json.loads((tmp_path / "work" / "results.json").read_text())["first_wrong"] == first
@@ -346,7 +346,7 @@ def saved(name, folder):
 )  # fmt: skip
 def test_a_model_of_images_is_proved_layer_by_layer(name, places, tmp_path):
     saved(name, tmp_path / "theirs")
-    measured = hub_verify.run(hub_verify.Config(folder=str(tmp_path / "theirs")), tmp_path / "work")
+    measured = hub_verify.run(hub_verify.Config(folder=tmp_path / "theirs"), tmp_path / "work")
     assert list(measured["errors"]) == places
     assert measured["largest"] > 0 and measured["first_wrong"] == ""
     small(measured["largest"], TOLERANCE)
@@ -372,4 +372,4 @@ def test_a_defect_in_a_model_of_images_is_named(name, wrong, first, tmp_path, mo
 
     monkeypatch.setattr(table, "read", moved)
     with pytest.raises(NumericError, match=f": {first} is the first to differ"):
-        hub_verify.run(hub_verify.Config(folder=str(tmp_path / "theirs")), tmp_path / "work")
+        hub_verify.run(hub_verify.Config(folder=tmp_path / "theirs"), tmp_path / "work")
