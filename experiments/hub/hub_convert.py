@@ -46,7 +46,7 @@ _SHOWN = 0.5  # seconds between progress lines
 _IN_TOKENIZER = {  # files whose content is in tokenizer.json or tokenizer_config.json
     "added_tokens.json", "chat_template.jinja", "merges.txt", "special_tokens_map.json", "vocab.json", "vocab.txt",
 }  # fmt: skip
-_OF_THE_FILE = {"_commit_hash", "_name_or_path", "torch_dtype", "transformers_version"}  # of the file, not the model
+_OF_THE_FILE = {"_commit_hash", "_name_or_path", "torch_dtype", "transformers_version", "use_cache"}  # not the model's
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         "check_seconds": time.perf_counter() - written_at,
     }
     print(report.table([measured], list(measured)))
-    left = left_behind(folder, cfg.target) if folder else []
+    left = left_behind(folder, cfg.target, model.module) if folder else []
     if left:
         print(f"left behind: {', '.join(left)}")
     results.write(workdir / "results.json", {**measured, "left_behind": left})
@@ -129,8 +129,11 @@ def read(cfg: Config) -> tuple[Pretrained, Dtype, Path | None]:
     return model, cfg.dtype or same or "float32", folder
 
 
-def left_behind(source: Path, target: Path) -> list[str]:
-    """Return the files and the fields of config.json that are in a checkpoint folder and not in the one made of it."""
+def left_behind(source: Path, target: Path, module: nn.Module) -> list[str]:
+    """Return the files, fields of config.json and weights of a checkpoint folder that are not in the one made of it.
+
+    Of fields only those that say something are named; of tensors no buffers, such as masks, and no copies of others.
+    """
     read = [rf"{kind.shard}|{re.escape(kind.single)}(?:\.index\.json)?" for kind in stored.KINDS]
     names = {path.name for path in source.iterdir() if not re.fullmatch(rf"{'|'.join(read)}|\..*", path.name)}
     names -= {path.name for path in target.iterdir()}
@@ -139,8 +142,16 @@ def left_behind(source: Path, target: Path) -> list[str]:
     theirs, ours = (Fields.open(folder / "config.json").data for folder in (source, target))
     if (target / generation.FILE).exists():
         ours |= Fields.open(target / generation.FILE).data
-    lost = {name for name, value in theirs.items() if value is not None} - ours.keys() - _OF_THE_FILE
-    return sorted(names) + [f"config.json: {name}" for name in sorted(lost)]
+    lost = {name for name, value in theirs.items() if value} - ours.keys() - _OF_THE_FILE
+    known = families.writing(module).table(module)
+    written = {*stored.open_weights(target).specs, *(copy for copy, _ in known.tied)}
+    weights = {
+        name
+        for name, spec in stored.open_weights(source).specs.items()
+        if name.endswith(".weight") or (name.endswith(".bias") and len(spec.shape) == 1)
+        if known.current(name) not in written
+    }
+    return [*sorted(names), *(f"config.json: {name}" for name in sorted(lost)), *sorted(weights)]
 
 
 def of_run(run: EarlierRun) -> Pretrained:
