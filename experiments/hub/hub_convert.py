@@ -108,7 +108,8 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         "check_seconds": time.perf_counter() - written_at,
     }
     print(report.table([measured], list(measured)))
-    left = left_behind(folder, cfg.target, model.module) if folder else []
+    whole = folder is not None and (folder / "config.json").is_file()  # not a single file that holds everything
+    left = left_behind(folder, cfg.target, model.module) if folder and whole else []
     if left:
         print(f"left behind: {', '.join(left)}")
     results.write(workdir / "results.json", {**measured, "left_behind": left})
