@@ -7,6 +7,7 @@ moved, and its data, and the model that it started from, may be gone.
 
     ./launch.sh local experiments.hub.hub_convert --source runs/quickstart/pretrain --target public/mine
     ./launch.sh local experiments.hub.hub_convert --source old/flax-gpt2 --target new/gpt2 --dtype bfloat16
+    ./launch.sh local experiments.hub.hub_convert --source models/llama --adapter models/llama-lora --target merged
 
 Every written number is read again and compared before the command ends. A model that no class of `transformers`
 computes is refused, and the message names the difference. `experiments.hub.hub_verify` then compares the outputs of all
@@ -34,7 +35,7 @@ from fm_jax.hub import families, generation, pretrained, table
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.files import stored
 from fm_jax.hub.pretrained import Dtype, Pretrained
-from fm_jax.tasks import language
+from fm_jax.tasks import adapted, language
 from fm_jax.tasks import vision as vision_models
 from fm_jax.tasks.init import EarlierRun, open_run
 
@@ -42,7 +43,7 @@ _SHOWN = 0.5  # seconds between progress lines
 _IN_TOKENIZER = {  # files whose content is in tokenizer.json or tokenizer_config.json
     "added_tokens.json", "chat_template.jinja", "merges.txt", "special_tokens_map.json", "vocab.json", "vocab.txt",
 }  # fmt: skip
-_OF_THE_FILE = {"_commit_hash", "_name_or_path", "torch_dtype", "transformers_version"}  # of the file, not the model
+_OF_THE_FILE = {"_commit_hash", "_name_or_path", "torch_dtype", "transformers_version", "use_cache"}  # not the model's
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ class Config:
     source: Path = Path("runs/lm_pretrain")  # a run's work directory, a checkpoint folder, or OWNER/NAME
     target: Path = Path("converted")  # folder to write; it must not exist yet
     dtype: Dtype | None = None  # stored dtype; none: the source's
+    adapter: Path | None = None  # LoRA folder of `peft` to merge into the weights
     revision: str | None = None  # commit, branch or tag of OWNER/NAME
-    ignore: tuple[str, ...] = ()  # unknown fields of a folder's config.json that change no result
+    ignore: tuple[str, ...] = ()  # unknown fields of the config.json files that change no result
     step: str = "best"  # checkpoint of a run: "best", "last" or a step number
     shard_bytes: int = 5_000_000_000  # maximum size of one file
 
@@ -79,6 +81,9 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     started = time.perf_counter()
     print(f"reading {cfg.source}", flush=True)
     model, dtype, folder = read(cfg)
+    if cfg.adapter:
+        print(f"merging {cfg.adapter}", flush=True)
+        model = adapted.merged(model, cfg.adapter, ignore=cfg.ignore)
     read_at = time.perf_counter()
     print(f"writing {cfg.target}: {tree.count(model.params):,} parameters as {dtype}", flush=True)
     pretrained.save(
@@ -100,7 +105,8 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         "check_seconds": time.perf_counter() - written_at,
     }
     print(report.table([measured], list(measured)))
-    left = left_behind(folder, cfg.target) if folder else []
+    whole = folder is not None and (folder / "config.json").is_file()  # not a single file that holds everything
+    left = left_behind(folder, cfg.target, model.module) if folder and whole else []
     if left:
         print(f"left behind: {', '.join(left)}")
     results.write(workdir / "results.json", {**measured, "left_behind": left})
@@ -121,8 +127,11 @@ def read(cfg: Config) -> tuple[Pretrained, Dtype, Path | None]:
     return model, cfg.dtype or same or "float32", folder
 
 
-def left_behind(source: Path, target: Path) -> list[str]:
-    """Return the files and the fields of config.json that are in a checkpoint folder and not in the one made of it."""
+def left_behind(source: Path, target: Path, module: nn.Module) -> list[str]:
+    """Return the files, fields of config.json and weights of a checkpoint folder that are not in the one made of it.
+
+    Of fields only those that say something are named; of tensors no buffers, such as masks, and no copies of others.
+    """
     read = [rf"{kind.shard}|{re.escape(kind.single)}(?:\.index\.json)?" for kind in stored.KINDS]
     names = {path.name for path in source.iterdir() if not re.fullmatch(rf"{'|'.join(read)}|\..*", path.name)}
     names -= {path.name for path in target.iterdir()}
@@ -131,8 +140,16 @@ def left_behind(source: Path, target: Path) -> list[str]:
     theirs, ours = (Fields.open(folder / "config.json").data for folder in (source, target))
     if (target / generation.FILE).exists():
         ours |= Fields.open(target / generation.FILE).data
-    lost = {name for name, value in theirs.items() if value is not None} - ours.keys() - _OF_THE_FILE
-    return sorted(names) + [f"config.json: {name}" for name in sorted(lost)]
+    lost = {name for name, value in theirs.items() if value} - ours.keys() - _OF_THE_FILE
+    known = families.writing(module).table(module)
+    written = {*stored.open_weights(target).specs, *(copy for copy, _ in known.tied)}
+    weights = {
+        name
+        for name, spec in stored.open_weights(source).specs.items()
+        if name.endswith(".weight") or (name.endswith(".bias") and len(spec.shape) == 1)
+        if known.current(name) not in written
+    }
+    return [*sorted(names), *(f"config.json: {name}" for name in sorted(lost)), *sorted(weights)]
 
 
 def of_run(run: EarlierRun) -> Pretrained:
