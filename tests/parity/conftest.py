@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-NEEDS = {"test_tokenizer.py": ("transformers",), "test_harness.py": ("torch", "transformers", "lm_eval")}
+NEEDS = {
+    "test_tokenizer.py": ("transformers",),
+    "test_harness.py": ("torch", "transformers", "lm_eval"),
+    "test_gguf.py": ("torch", "transformers", "gguf"),
+}
 USUAL = ("torch", "transformers")
 
 
