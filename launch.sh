@@ -163,22 +163,30 @@ check_module() {
 }
 
 wait_all() {  # wait_all PID...: the first failure ends the rest, TERM and after FM_GRACE seconds KILL, and is returned
-  local pids=("$@") left pid code first=0 deadline=''
-  trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+  local pids=("$@") left pid code first=0 killed='' told='' deadline=''
+  trap 'told=1; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT HUP
   while ((${#pids[@]})); do
     left=()
     for pid in "${pids[@]}"; do
       if kill -0 "$pid" 2>/dev/null; then left+=("$pid"); continue; fi
       code=0; wait "$pid" || code=$?
-      ((code && !first)) || continue
-      first=$code deadline=$((SECONDS + ${FM_GRACE:-10}))
-      # 75 is "told to stop, and saved": the others are leaving too, and a second TERM would cut their saving short.
-      ((code == 75)) || kill -TERM "${pids[@]}" 2>/dev/null || true
+      # 143: TERM came while Python was still starting, when there is nothing to save.
+      [[ ! $told || $code != 143 ]] || code=75
+      # Ended by a signal that is not ours (9: memory ran out; 6: the runtime missed a peer). What the others make of
+      # it depends on who finds out first, so it counts for all.
+      [[ $told ]] || ((code <= 128)) || killed=${killed:-$((code - 128))}
+      ((first)) || first=$code
     done
     pids=(${left[@]+"${left[@]}"})
-    if [[ $deadline ]] && ((SECONDS > deadline && ${#pids[@]})); then kill -KILL "${pids[@]}" 2>/dev/null || true; fi
-    sleep 0.1
+    if ((first)) && [[ ! $deadline ]]; then
+      deadline=$((SECONDS + ${FM_GRACE:-10}))
+      # 75 is "told to stop, and saved": the others are leaving too, and a second TERM would cut their saving short.
+      if ((first != 75)) && [[ ! $told ]]; then told=1; kill -TERM ${pids[@]+"${pids[@]}"} 2>/dev/null || true; fi
+    fi
+    if [[ $deadline ]] && ((SECONDS > deadline && ${#pids[@]})); then told=1; kill -KILL "${pids[@]}" 2>/dev/null || true; fi
+    sleep 0.1 || true  # a signal to the whole process group ends this one too
   done
+  [[ ! $killed ]] || die "signal $killed ended a process, and so the run; run the same command again to continue" 75
   return "$first"
 }
 
@@ -199,7 +207,12 @@ run_local() {
     # One device a process: two CPU devices a process can deadlock gloo in JAX 0.10 and 0.11.
     if [[ $extra == cuda* ]]; then one=FM_LOCAL_DEVICE_IDS=$i; else one=JAX_NUM_CPU_DEVICES=1; fi
     command=(env "${vars[@]}" "FM_PROCESS_ID=$i" "$one" .venv/bin/python -m "$@")
-    if [[ $dry ]]; then show "${command[@]}"; else "${command[@]}" & pids+=($!); fi
+    if [[ $dry ]]; then show "${command[@]}"; continue; fi
+    # A process group of its own: a signal to the launcher's group must reach a run once, by way of the launcher. A
+    # second one means "at once".
+    set -m
+    "${command[@]}" & pids+=($!)
+    set +m
   done
   [[ $dry ]] || wait_all "${pids[@]}"
 }
@@ -257,7 +270,10 @@ run_k8s() {
   check_module "$@"
   [[ $nodes =~ ^[1-9][0-9]*$ && $gpus =~ ^[0-9]+$ ]] || die "--nodes and --gpus must be numbers, got '$nodes' and '$gpus'"
   [[ $name =~ ^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$ ]] || die "--name must be lower-case letters, digits and dashes, got '$name'"
-  json=$("$(find_python)" -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$image" ./launch.sh local "$@")
+  [[ ! ${FM_EXTRA:-} ]] || find_extra >/dev/null
+  # Kubernetes reads $(NAME) in a command as a variable, and $$ as $
+  json=$("$(find_python)" -c 'import json, sys; print(json.dumps([word.replace("$", "$$") for word in sys.argv[1:]]))' \
+    "$image" ./launch.sh local "$@")
   [[ $json =~ ^\[(\"[^\"]*\"),\ (.*)\]$ ]] || die "--image must be a name without quotes, got '$image'"
   cat <<E
 # The image's working directory is a clone in which ./launch.sh setup has run (with FM_EXTRA of its GPUs).

@@ -19,12 +19,18 @@ import jax
 
 from fm_jax.core import distributed, provenance
 from fm_jax.core.config import apply_overrides, split_argv, to_dict
-from fm_jax.core.errors import ConfigError, FmError, Preempted, ResourceError
+from fm_jax.core.errors import ConfigError, FmError, Preempted, ResourceError, printable
 from fm_jax.core.options import help_text
 from fm_jax.core.workdir import claim
+from fm_jax.train.signals import preemptible
 
 _OWN = ("workdir", "config", "help")
 _LONGEST = 400
+# Faults of a disk, a permission or a limit: the user can mend them, and file and reason say it all.
+_OUTSIDE = frozenset(
+    getattr(errno, name)
+    for name in "EACCES EPERM EROFS EFBIG EIO EMFILE ENFILE ENOTDIR EISDIR ENAMETOOLONG ELOOP ESTALE".split()
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ def main(
     """
     experiment = _experiment(run)
     try:
-        _start(run, configs, resumable, list(sys.argv[1:] if argv is None else argv), experiment)
+        with preemptible():
+            _start(run, configs, resumable, list(sys.argv[1:] if argv is None else argv), experiment)
     except KeyboardInterrupt:
         _leave(130, f"{experiment.name}: interrupted")
     except Exception as error:
@@ -93,7 +100,7 @@ def _start(
         if first:
             held = stack.enter_context(claim(workdir, experiment=experiment.module, config=config, resumable=resumable))
             for line in held.notices:
-                print(f"{experiment.name}: {line}", file=sys.stderr)
+                print(f"{experiment.name}: {printable(line)}", file=sys.stderr)
             held.write_record(
                 provenance.record(
                     experiment=experiment.module, preset=preset, config=config, argv=argv, source=experiment.source
@@ -106,12 +113,12 @@ def _resolve(argv: Sequence[str], configs: Mapping[str, Callable[[], Any]], name
     """Parse a command line into preset, config and work directory."""
     texts = split_argv(argv)
     preset = texts.pop("config", next(iter(configs)))
-    workdir = texts.pop("workdir", f"runs/{name}")
+    workdir = os.path.expanduser(texts.pop("workdir", f"runs/{name}"))
     if preset not in configs:
         near = difflib.get_close_matches(preset, configs, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"--config: {preset[:80]!r} is not one of {', '.join(configs)}{hint}")
-    if not workdir or not workdir.isprintable():
+    if not workdir or workdir.lower() in ("none", "null") or not workdir.isprintable():
         raise ConfigError(f"--workdir: {workdir[:80]!r} is not a path")
     overrides = [f"--{key}={text}" for key, text in texts.items()]
     return preset, apply_overrides(configs[preset](), overrides, also=_OWN), Path(workdir)
@@ -144,10 +151,14 @@ def _experiment(run: Callable[..., Any]) -> _Experiment:
 
 def _explained(error: Exception) -> FmError | None:
     """Return the error a user can fix from one line, or None for a bug."""
+    if (lost := distributed.lost_peer(error)) is not None:  # whatever it broke here: a step, or a checkpoint
+        return Preempted(f"lost contact with another process ({lost}); run the same command again to continue")
     if isinstance(error, FmError):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"no space left on the disk of {error.filename or 'the work directory'}")
+    if isinstance(error, OSError) and error.errno in _OUTSIDE and error.filename is not None:
+        return ResourceError(f"{error.filename}: {error.strerror}")
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
         first = str(error).splitlines()[0][:200]
         return ResourceError(f"out of device memory; lower the batch size, accumulate or rematerialise ({first})")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -158,6 +159,25 @@ def test_exit_codes(capsys: Any, error: BaseException, code: int, line: str) -> 
     assert f"test_cli: {line}" in err
     assert "Traceback" not in err
     assert Path("runs/test_cli/owner.json").read_text() == ""
+
+
+def test_sigterm_before_training_is_one_line_and_75(capsys: Any) -> None:
+    def run(cfg: Any, workdir: Path) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        main(run, CONFIGS, argv=[])
+    assert end.value.code == errors.Preempted.code
+    assert "stopped: SIGTERM: stopped outside of training" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("name", ["EACCES", "EROFS", "EFBIG", "EIO", "EMFILE", "ENAMETOOLONG"])
+def test_a_fault_of_the_disk_is_one_line(capsys: Any, name: str) -> None:
+    number = getattr(errno, name)
+    assert Recorder(OSError(number, os.strerror(number), "data/file"))() == 5
+    assert f"test_cli: error: data/file: {os.strerror(number)}" in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback_and_long_messages_are_cut(capsys: Any, monkeypatch: Any) -> None:

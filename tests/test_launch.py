@@ -27,8 +27,17 @@ STUB = """
 import os, signal, sys, time
 rank = os.environ.get("FM_PROCESS_ID", "0")
 mode = sys.argv[1] if len(sys.argv) > 1 else ""
+def save(number, frame):
+    print("told", rank, flush=True)
+    time.sleep(0.5)
+    sys.exit(75)
 if mode == "saves":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    signal.signal(signal.SIGTERM, save)
+    signal.signal(signal.SIGINT, save)
+if mode == "dies" and rank == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+if mode == "dies":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(4))  # what the loss of the other one did to it
 if mode == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 open(f"started{rank}", "w").close()
@@ -36,7 +45,7 @@ if mode == "deaf" and rank == "1":
     while not os.path.exists("started0"):
         time.sleep(0.01)
     sys.exit(3)
-if mode in ("saves", "deaf"):
+if mode in ("saves", "deaf", "dies"):
     time.sleep(300)
 os.write(1, f"{rank} {os.environ.get('FM_NUM_PROCESSES')} {sys.argv[1:]}\\n".encode())
 """
@@ -194,15 +203,28 @@ def test_the_first_failure_ends_the_rest_even_where_they_do_not_hear_term(launch
     assert time.monotonic() - start < 200  # the deaf one would go on for 300 s
 
 
-def test_term_reaches_every_process_and_their_75_is_handed_on(launch: Launch, clone: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_reaches_every_process_once_and_their_75_is_handed_on(
+    launch: Launch, clone: Path, number: signal.Signals
+) -> None:
+    """A terminal's Ctrl-C and a scheduler signal the group; a second signal would cut the saving short."""
     launch("setup")
     command = ["bash", "launch.sh", "local", "-n", "2", "experiments.stub", "saves"]
-    with subprocess.Popen(command, cwd=clone, env=environment(clone)) as process:
+    options = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, cwd=clone, env=environment(clone), **options) as process:
         limit = time.monotonic() + 200
         while not all((clone / f"started{rank}").exists() for rank in (0, 1)) and time.monotonic() < limit:
             time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(200) == 75
+        os.killpg(process.pid, number)
+        said, _ = process.communicate(timeout=200)
+        assert process.returncode == 75
+    assert sorted(said.splitlines()) == ["told 0", "told 1"]
+
+
+def test_a_process_that_is_killed_is_one_line_and_75_whatever_the_others_say(launch: Launch) -> None:
+    done = launch("local", "-n", "2", "experiments.stub", "dies")
+    assert done.returncode == 75
+    assert done.stderr.splitlines()[-1].startswith("launch: signal 9 ended a process")
 
 
 def test_test_hands_its_arguments_to_pytest(launch: Launch) -> None:
@@ -436,6 +458,16 @@ def test_k8s_renders_an_indexed_job(launch: Launch) -> None:
     assert env["FM_COORDINATOR_ADDRESS"].startswith(f"train-0.{service['metadata']['name']}:")
     assert pod["subdomain"] == service["metadata"]["name"]
     assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
+
+
+def test_k8s_passes_words_on_as_they_are(launch: Launch) -> None:
+    """Kubernetes reads $(NAME) as a variable and $$ as a dollar sign."""
+    done = launch("k8s", "--dry-run", "experiments.stub", "--text", "$(FM_EXTRA) $$ $x")
+    _, job = yaml.safe_load_all(done.stdout)
+    assert job["spec"]["template"]["spec"]["containers"][0]["command"][-1] == "$$(FM_EXTRA) $$$$ $$x"
+    done = launch("k8s", "--dry-run", "experiments.stub", FM_EXTRA='cuda"}, {name: X')
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "FM_EXTRA" in done.stderr
 
 
 def test_the_locks_pin_and_hash_everything_and_name_no_host() -> None:

@@ -39,7 +39,7 @@ from fm_jax.models.language.classifier import Classifier
 from fm_jax.peft import lora
 from fm_jax.tasks import language, text_classifier
 from fm_jax.tasks import vision as vision_models
-from fm_jax.tasks.init import EarlierRun, open_run
+from fm_jax.tasks.init import EarlierRun, Init, open_run
 
 _SHOWN = 0.5  # seconds between progress lines
 
@@ -52,6 +52,7 @@ class Config:
     target: Path = Path("converted")  # folder to write; it must not exist yet
     dtype: Dtype | None = None  # stored dtype; none: the source's
     revision: str | None = None  # commit, branch or tag of OWNER/NAME
+    ignore: tuple[str, ...] = ()  # unknown fields of a folder's config.json that change no result
     step: str = "best"  # checkpoint of a run: "best", "last" or a step number
     shard_bytes: int = 5_000_000_000  # maximum size of one file
 
@@ -105,14 +106,14 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
 
 def read(cfg: Config) -> tuple[Pretrained, Dtype]:
     """Open the source; return the model and the dtype to store it in."""
-    if (run := open_run(cfg.source, cfg.revision, cfg.step)) is not None:
+    if (run := open_run(cfg.source, cfg.revision, cfg.step, ignore=cfg.ignore)) is not None:
         return of_run(run), cfg.dtype or "float32"
     folder = pretrained.find(cfg.source, cfg.revision)
     # of matrices only: running statistics and counters of batch normalisation have their own dtypes
     specs = stored.open_weights(folder).specs.values()
     dtypes = {spec.dtype for spec in specs if len(spec.shape) > 1 and "float" in spec.dtype}
     same: Dtype | None = next((name for name in ("float32", "bfloat16", "float16") if dtypes == {name}), None)
-    model = pretrained.load(folder, dtype=same or "float32")
+    model = pretrained.load(folder, dtype=same or "float32", ignore=cfg.ignore)
     return replace(model, module=pretrained.computing(model.module, "float32")), cfg.dtype or same or "float32"
 
 
@@ -131,7 +132,8 @@ def of_run(run: EarlierRun) -> Pretrained:
 def _classifier(run: EarlierRun) -> Pretrained:
     """Read the classifier of a text_classify run, trained and frozen parameters together."""
     config = run.config
-    base = language.load(config["init"]["from"], revision=config["init"]["revision"])
+    start = from_dict(Init, config["init"])
+    base = language.load(start.source, revision=start.revision, ignore=start.ignore)
     classes = labelled.load(from_dict(labelled.Config, config["data"]), run.workdir / "data").classes
     module, _ = language.classifier(base, classes, config["head"])
     combine = text_classifier.combine(config["method"], from_dict(lora.Config, config["lora"]))

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fm_jax import cli
+from fm_jax.core.config import check_least
 from fm_jax.core.errors import CheckpointError, ConfigError, NumericError
 from fm_jax.core.types import Featured, Params
 from fm_jax.data.text import tokenizer as tokenizers
@@ -50,7 +51,8 @@ _OUTPUTS = {
 class Config:
     """The checkpoint, the inputs and the tolerance."""
 
-    folder: str = "model"  # checkpoint folder, or OWNER/NAME
+    folder: Path = Path("model")  # checkpoint folder, or OWNER/NAME
+    ignore: tuple[str, ...] = ()  # unknown fields of its config.json that change no result
     rows: int = 3  # texts or images
     length: int = 24  # tokens of the longest row; the other rows are padded
     seed: int = 0
@@ -58,8 +60,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse an empty comparison."""
-        if min(self.rows, self.length) < 1 or not self.tolerance > 0:
-            raise ConfigError("rows, length and tolerance must be above 0")
+        check_least(self, rows=1, length=1, seed=0)
+        if not self.tolerance > 0:
+            raise ConfigError(f"tolerance must be above 0, not {self.tolerance}")
 
 
 def draw(module: nn.Module, cfg: Config, pad: int = 0) -> Example:
@@ -232,7 +235,7 @@ def run(cfg: Config, workdir: Path) -> Mapping[str, Any]:
         )
     model = peer(folder)
     with jax.default_matmul_precision("highest"):
-        loaded = pretrained.load(folder)
+        loaded = pretrained.load(folder, ignore=cfg.ignore)
         given = draw(loaded.module, cfg, _padding(model.config, loaded.tokenizer))
         mine = ours(loaded.module, loaded.params, given)
         fewer = mine if model.config.model_type == "efficientnet" else ()  # theirs also has the blocks of a stage

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from fm_jax import cli
-from fm_jax.core.config import to_dict
+from fm_jax.core.config import check_least, to_dict
 from fm_jax.core.types import Params
 from fm_jax.data.text import corpus, documents
 from fm_jax.evals import metrics, runner
@@ -50,6 +50,11 @@ class Config(stage.Plan):
     z_loss: float = 0.0  # weight of the squared log partition function
     chunk: int = 0  # tokens whose logits are in memory at once; 0: all
     ema_decay: float | None = None  # keep an EMA of the parameters and evaluate it; none: no EMA
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        super().__post_init__()
+        check_least(self, chunk=0)
 
 
 def paper(model: decoder.Config, learning_rate: float, batch_size: int, accumulate: int) -> Config:

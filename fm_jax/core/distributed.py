@@ -16,6 +16,12 @@ import jax
 from fm_jax.core.errors import ConfigError
 
 HEARTBEAT_SECONDS = 30  # a dead peer ends the run in about this time; JAX's default takes 100 s
+# In the messages of XLA, gloo and NCCL about a process that is gone; each of them has its own exception for it.
+_GONE = re.compile(
+    r"(?:gloo|nccl).*?(?:connection|closed|reset|timed? ?out|remote)|connection (?:closed|reset) by peer"
+    r"|heartbeat|coordination service.*?(?:unavailable|error)|task .* (?:is unhealthy|disconnected)",
+    re.IGNORECASE | re.DOTALL,
+)
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -84,6 +90,16 @@ def start(env: Mapping[str, str] | None = None) -> Spec | None:
     except ValueError as error:
         raise ConfigError(f"{spec.source}: could not connect to the other processes: {error}") from error
     return spec
+
+
+def lost_peer(error: BaseException) -> str | None:
+    """Return what was said of a process that is gone, if that caused the error of a run of several; else None."""
+    cause: BaseException | None = error if jax.distributed.is_initialized() else None
+    while cause is not None:
+        if found := _GONE.search(str(cause)):
+            return " ".join(found[0].split())[:120]
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _explicit(env: Mapping[str, str]) -> tuple[bool, Spec | None]:

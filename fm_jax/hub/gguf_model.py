@@ -76,10 +76,8 @@ def open_file(path: Path, ignore: Iterable[str] = (), *, tokenizer: bool = True)
         DataError: its tokenizer is of a kind that is not known.
     """
     file = gguf.open_file(stored.sound(path))
-    kind = _kind(Fields(file.metadata, file.where))
-    fields = Fields(
-        {key: _plain(value) for key, value in file.metadata.items() if key.startswith(f"{kind}.")}, file.where
-    )
+    kind = _kind(_fields(file, "general.", "split."))
+    fields = _fields(file, f"{kind}.")
     try:
         config = _gpt2(fields, file) if kind == "gpt2" else _llama(fields, file, kind)
     except ConfigError as error:
@@ -91,11 +89,15 @@ def open_file(path: Path, ignore: Iterable[str] = (), *, tokenizer: bool = True)
     return Opened(Fields(config, file.where), weights, reads)
 
 
-def _plain(value: Any) -> Any:
-    """Return a value of the metadata as JSON has it."""
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return [_plain(part) for part in value] if isinstance(value, list) else value
+def _fields(file: gguf.GGUFFile, *prefixes: str) -> Fields:
+    """Return the metadata whose keys begin so, with the values that JSON would have."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return value.tolist()
+        return [plain(part) for part in value] if isinstance(value, list) else value
+
+    return Fields({key: plain(value) for key, value in file.metadata.items() if key.startswith(prefixes)}, file.where)
 
 
 def _kind(general: Fields) -> str:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fm_jax.core import tree
-from fm_jax.core.errors import CheckpointError
+from fm_jax.core.errors import CheckpointError, shown
 from fm_jax.core.types import Params
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.files.weights import Weights
@@ -54,7 +54,7 @@ class Sizes:
     def read(cls, fields: Fields) -> "Sizes":
         """Read every field except the base model's name."""
         if (kind := fields.take("peft_type", str, "LORA")) != "LORA":
-            raise CheckpointError(f"{fields.where}: peft_type {kind!r} is not supported, only LORA is")
+            raise CheckpointError(f"{fields.where}: peft_type {shown(kind)} is not supported, only LORA is")
         fields.expect("bias", "none")
         fields.expect("loftq_config", {})
         # the others (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ) also change the base model's weights
@@ -66,11 +66,9 @@ class Sizes:
         patterns = [fields.take(f"{word}_pattern", dict, {}) for word in ("rank", "alpha")]
         for name, value in (pair for pattern in patterns for pair in pattern.items()):
             if not re.fullmatch(r"[\w.]+", name):
-                fields.refuse(f"the pattern {name[:80]!r} is a regular expression, but only names are supported")
-            if type(value) not in (int, float) or not value > 0:
-                fields.refuse(
-                    f"the pattern {name[:80]!r} has the value {str(value)[:40]!r}, which must be a number above 0"
-                )
+                fields.refuse(f"the pattern {shown(name)} is a regular expression, but only names are supported")
+            if type(value) not in (int, float) or not 0 < value < 1 << 64:
+                fields.refuse(f"the pattern {shown(name)} has the value {shown(value)}, which must be a number above 0")
         if rank < 1 or not 0 < alpha < float("inf"):
             fields.refuse(f"r {rank} and lora_alpha {alpha}: both must be above 0")
         return cls(rank, alpha, fields.take("use_rslora", bool, False), *patterns)

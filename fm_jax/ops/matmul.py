@@ -1,10 +1,14 @@
 """Matrix products in the form that each backend runs fastest."""
 
+import itertools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+# Longest sum that XLA may run in one accumulator on a CPU when the highest precision is asked for.
+BLOCK = 384
 
 
 def flat_dot_general(
@@ -21,14 +25,41 @@ def flat_dot_general(
     [8, 256, 256] @ [256, 1024] in 73 ms, of [2048, 256] @ [256, 1024] in 25 ms; on an accelerator the reshape costs
     nothing. If a mesh splits time over its sequence axis, flattening would merge two split axes, so nothing is
     flattened.
+
+    At the highest precision (`jax.default_matmul_precision("highest")`) a long sum in float32 is split on the CPU, see
+    `_in_blocks`. On a GPU or a TPU the same setting keeps XLA from rounding float32 inputs to TF32 or bfloat16.
     """
     contract, batch = dimension_numbers
     plain = tuple(map(tuple, contract)) == ((lhs.ndim - 1,), (0,)) and not any(map(tuple, batch))
     mesh = jax.sharding.get_abstract_mesh()
-    if not plain or lhs.ndim == 2 or (not mesh.empty and mesh.shape.get("sequence", 1) > 1):
+    blocks = plain and mesh.empty and _is_highest(precision, lhs.dtype)
+    split = not mesh.empty and mesh.shape.get("sequence", 1) > 1
+    if not plain or split or (lhs.ndim == 2 and not blocks):
         return jax.lax.dot_general(
             lhs, rhs, dimension_numbers, precision=precision, preferred_element_type=preferred_element_type
         )
     flat = lhs.reshape(math.prod(lhs.shape[:-1]), lhs.shape[-1])
-    out = jnp.matmul(flat, rhs, precision=precision, preferred_element_type=preferred_element_type)
+    product = _in_blocks if blocks else jnp.matmul
+    out = product(flat, rhs, precision=precision, preferred_element_type=preferred_element_type)
     return out.reshape(*lhs.shape[:-1], rhs.shape[-1])
+
+
+def _is_highest(precision: Any, dtype: Any) -> bool:
+    """Say whether a product runs in float32 on the CPU at the highest precision, given here or as jax's default."""
+    default = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    wanted = default if precision is None else precision
+    highest = wanted is not None and jax.lax.Precision(wanted) == jax.lax.Precision.HIGHEST
+    return highest and dtype == jnp.float32 and jax.default_backend() == "cpu"
+
+
+def _in_blocks(lhs: jax.Array, rhs: jax.Array, **options: Any) -> jax.Array:
+    """Multiply [N, D] @ [D, F] as a sum of products over at most `BLOCK` of D.
+
+    XLA on the CPU adds some 700 products in one float32 accumulator, MKL about half as many. A checkpoint with massive
+    activations shows it: on SmolLM2-135M the root-mean-square error of the logits against float64 is 2.0 times torch's,
+    with blocks 1.03 times. They cost 7 % of the forward pass, so they are not the default.
+    """
+    count = -(-lhs.shape[1] // BLOCK)
+    edges = [lhs.shape[1] * block // count for block in range(count + 1)]
+    blocks = [jnp.matmul(lhs[:, i:j], rhs[i:j], **options) for i, j in itertools.pairwise(edges)]
+    return sum(blocks[1:], blocks[0])

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,9 +20,10 @@ from fm_jax.train import state as states
 from fm_jax.train.hooks import Hook
 from fm_jax.train.log import Writer
 from fm_jax.train.profile import Trace
-from fm_jax.train.signals import StopSignal
+from fm_jax.train.signals import Interrupted, StopSignal
 from fm_jax.train.state import TrainState
 from fm_jax.train.step import Step
+from fm_jax.train.watchdog import Watchdog
 
 
 class Stream(Protocol):
@@ -52,6 +53,7 @@ class FitConfig:
     max_skipped: int = 10  # consecutive non-finite gradients before the run stops
     profile_at: int = 0  # first step of a profiler trace in the work directory; 0 for none
     profile_steps: int = 3
+    stall_after: float = 1800.0  # seconds without a batch, or without a step's result, that end the run; 0: never
 
     def __post_init__(self) -> None:
         """Refuse counts that are out of range."""
@@ -61,6 +63,8 @@ class FitConfig:
         for name in ("eval_every", "save_every", "max_skipped", "profile_at"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, not {getattr(self, name)}")
+        if not self.stall_after >= 0:
+            raise ConfigError(f"stall_after must be 0 or more seconds, not {self.stall_after}")
 
 
 @dataclass(frozen=True)
@@ -121,42 +125,41 @@ def fit(
 
     Metrics of a step are fetched while the device runs the next one, so that the device never waits for the host.
 
+    A signal is obeyed after the current step. With one process it also ends a wait for data, and an evaluation that is
+    not the last one; such a step is saved without metrics.
+
     Raises:
         NumericError: more than `cfg.max_skipped` steps in a row had a non-finite gradient; they changed no parameter.
         Preempted: SIGTERM or SIGINT was received; the state has been saved.
     """
-    first, number = int(state.step), int(state.step)
+    first = number = saved = int(state.step)
     if first >= cfg.num_steps:
         return state
     clock, trace = _Clock(work or Work()), Trace(cfg.profile_at, cfg.profile_steps, trace_dir)
     jitted = jax.jit(step, donate_argnums=0)
     pending: tuple[int, dict[str, jax.Array]] | None = None
+    reason: str | None = None
     stream = prefetch(batches.iterate(first), sharding.batch_sharding(mesh))
-    with jax.set_mesh(mesh), StopSignal() as stop, closing(stream), trace:
-        while number < cfg.num_steps:
-            batch: Batch = next(stream)
-            trace.before(number, wait_for=state)
-            state, metrics = jitted(state, batch)
-            number += 1
-            _settle(pending, cfg, clock, writer)
-            pending = (number, metrics)
-            last = number == cfg.num_steps
-            measured: dict[str, float] = {}
-            for hook in hooks:
-                if hook.due(number, last):
-                    clock.pause()
-                    measured |= hook.call(number, state) or {}
-                    clock.resume()
+    with jax.set_mesh(mesh), StopSignal() as stop, Watchdog(cfg.stall_after) as watch, closing(stream), trace:
+        while number < cfg.num_steps and not reason:
+            batch, measured = _wait(stream, stop, watch), {}
+            if batch is not None:
+                trace.before(number, wait_for=state)
+                with watch.over("result of a step") if number > first else nullcontext():  # the first call compiles
+                    state, metrics = jitted(state, batch)
+                    number += 1
+                    _settle(pending, cfg, clock, writer)
+                pending = (number, metrics)
+                measured = _evaluate(hooks, number, state, clock, stop, last=number == cfg.num_steps)
             if measured:
                 writer.write(number, measured)
-            # all processes must take the same branch, so they agree on a signal at the steps that they all log
-            reason = stop.agreed() if jax.process_count() == 1 or number % cfg.log_every == 0 else None
-            if store is not None and (last or reason or (cfg.save_every and number % cfg.save_every == 0)):
-                _settle(pending, cfg, clock, writer)
-                pending = None
+            reason = stop.agreed(number)
+            due = number == cfg.num_steps or reason or (cfg.save_every and number % cfg.save_every == 0)
+            if store is not None and due and number > saved:
+                with watch.over("result of a step"):
+                    _settle(pending, cfg, clock, writer)
+                pending, saved = None, number
                 store.save(number, state, batches.state(number), measured or None)
-            if reason:
-                break
     _settle(pending, cfg, clock, writer)
     if store is not None:
         store.wait()
@@ -165,6 +168,34 @@ def fit(
         said = f"saved {at}; run the same command again to continue" if store is not None else f"stopped {at}, unsaved"
         raise Preempted(f"{reason}: {said}")
     return state
+
+
+def _wait(stream: Iterator[Batch], stop: StopSignal, watch: Watchdog) -> Batch | None:
+    """Return the next batch; None if a signal came first."""
+    try:
+        with watch.over("batch"), stop.interrupting():
+            return next(stream)
+    except Interrupted:
+        return None
+
+
+def _evaluate(
+    hooks: Sequence[Hook], number: int, state: TrainState, clock: "_Clock", stop: StopSignal, *, last: bool
+) -> dict[str, float]:
+    """Return the metrics of the hooks that are due; a signal ends them, but not those after the last step."""
+    measured: dict[str, float] = {}
+    for hook in hooks:
+        if not hook.due(number, last):
+            continue
+        clock.pause()
+        try:
+            with nullcontext() if last else stop.interrupting():
+                measured |= hook.call(number, state) or {}
+        except Interrupted:
+            break
+        finally:
+            clock.resume()
+    return measured
 
 
 def _settle(pending: tuple[int, dict[str, jax.Array]] | None, cfg: FitConfig, clock: "_Clock", writer: Writer) -> None:

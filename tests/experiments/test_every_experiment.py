@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import quickstart
+from experiments import fetch, quickstart
 from experiments.benchmarks import hub_load, image_pipeline
 from experiments.hub import hub_convert, hub_verify
 from experiments.language import (
@@ -41,6 +41,7 @@ from experiments.vision import (
 )
 from fm_jax import cli
 from fm_jax.checkpoint.store import load_params
+from fm_jax.data.packages.sources import SOURCES
 from fm_jax.tasks.init import Init
 from fm_jax.tasks.text_classifier import METHODS, Method
 
@@ -105,8 +106,8 @@ NAMES = (
 )
 
 
-# these keep no checkpoints, and measure time
-ONCE = ("hub_convert", "hub_verify", "hub_load", "image_pipeline")
+# these keep no checkpoints: they convert, fetch or measure time
+ONCE = ("fetch", "hub_convert", "hub_verify", "hub_load", "image_pipeline")
 
 
 def numbers(found: Any) -> Iterator[float]:
@@ -164,7 +165,10 @@ def test_debug_runs_and_resumes_to_the_same_numbers(name: str, pretrained: Path,
 def test_what_trains_nothing_runs_at_its_debug_size(name: str, pretrained: Path, tmp_path: Path) -> None:
     public = tmp_path / "public"
     convert = replace(hub_convert.debug(), source=pretrained, target=public)
-    if name == "hub_convert":
+    if name == "fetch":
+        measured = fetch.run(replace(fetch.debug(), to=tmp_path / "cache"), tmp_path)
+        assert measured == {"sets": len(SOURCES)} and not (tmp_path / "cache").exists()
+    elif name == "hub_convert":
         measured = hub_convert.run(convert, tmp_path)
         assert measured["model"] == "GPT2LMHeadModel"
     elif name == "hub_verify":

@@ -41,3 +41,37 @@ def test_split_time_is_not_merged_with_the_batch():
         traced = str(jax.make_jaxpr(lambda x: flat_dot_general(x, RHS, CONTRACT))(LHS))
     assert "reshape" not in traced
     close(flat_dot_general(LHS, RHS, CONTRACT), LHS @ RHS)
+
+
+def test_the_highest_precision_adds_in_blocks():
+    rng = np.random.default_rng(3)
+    lhs, rhs = rng.random((4, 16, 1000), np.float32), rng.random((1000, 64), np.float32)  # sums that only grow
+    contract = (((2,), (0,)), ((), ()))
+    exact = lhs.astype(np.float64) @ rhs.astype(np.float64)
+    product = jax.jit(lambda x: flat_dot_general(x, rhs, contract))
+    plain = np.asarray(product(lhs))
+    with jax.default_matmul_precision("highest"):
+        blocked = np.asarray(product(lhs))
+        traced = str(jax.make_jaxpr(lambda x: flat_dot_general(x, rhs, contract))(lhs))
+        half = str(
+            jax.make_jaxpr(lambda x: flat_dot_general(x, rhs.astype(jnp.bfloat16), contract))(lhs.astype("bfloat16"))
+        )
+    close(blocked, exact)
+    assert traced.count("= dot_general") == 3  # of at most 384
+    assert half.count("= dot_general") == 1
+    assert rms(blocked - exact) < rms(plain - exact)
+
+
+def test_the_highest_precision_may_be_given():
+    rhs = np.ones((1000, 2), np.float32)
+    product = lambda x, precision: flat_dot_general(x, rhs, (((1,), (0,)), ((), ())), precision=precision)  # noqa: E731
+    x = np.ones((3, 1000), np.float32)
+    counts = [
+        str(jax.make_jaxpr(lambda x, p=p: product(x, p))(x)).count("= dot_general")
+        for p in (jax.lax.Precision.HIGHEST, "float32", None, "default")
+    ]
+    assert counts == [3, 3, 1, 1]
+
+
+def rms(x):
+    return float(np.sqrt(np.mean(np.square(x))))

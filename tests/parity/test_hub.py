@@ -152,7 +152,7 @@ def _plain(boxed):
 def test_a_conversion_is_proved_by_the_comparison(tmp_path):
     build("gpt2").save_pretrained(tmp_path / "theirs")
     hub_convert.run(hub_convert.Config(tmp_path / "theirs", tmp_path / "ours"), tmp_path / "convert")
-    measured = hub_verify.run(hub_verify.Config(folder=str(tmp_path / "ours")), tmp_path / "verify")
+    measured = hub_verify.run(hub_verify.Config(folder=tmp_path / "ours"), tmp_path / "verify")
     assert measured["model"] == "GPT2LMHeadModel" and measured["first_wrong"] == ""
     small(measured["largest"], TOLERANCE)
     assert list(measured["differences"]) == ["embed", "layer 0", "layer 1", "layer 2", "final", "logits"]
@@ -160,7 +160,7 @@ def test_a_conversion_is_proved_by_the_comparison(tmp_path):
 
 def test_a_bare_encoder_is_proved_layer_by_layer(tmp_path):
     build("bert-labels").base_model.save_pretrained(tmp_path / "theirs")
-    measured = hub_verify.run(hub_verify.Config(folder=str(tmp_path / "theirs")), tmp_path / "verify")
+    measured = hub_verify.run(hub_verify.Config(folder=tmp_path / "theirs"), tmp_path / "verify")
     assert measured["model"] == "BertModel" and measured["first_wrong"] == ""
     assert list(measured["differences"]) == ["embed", "layer 0", "layer 1", "final"]
     small(measured["largest"], TOLERANCE)
@@ -213,7 +213,7 @@ def test_a_planted_defect_is_seen_and_its_first_layer_named(defect, name, first,
     build(name).save_pretrained(tmp_path / "theirs")
     _defect(monkeypatch, defect)
     with pytest.raises(NumericError, match=f"{first} is the first to differ"):
-        hub_verify.run(hub_verify.Config(folder=str(tmp_path / "theirs")), tmp_path / "work")
+        hub_verify.run(hub_verify.Config(folder=tmp_path / "theirs"), tmp_path / "work")
     table_ = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| embed", f"| {first}"))]
     assert "ok" in table_[0] and "differs" in table_[1]
     assert json.loads((tmp_path / "work" / "results.json").read_text())["first_wrong"] == first
@@ -319,7 +319,7 @@ def saved(name, folder):
 )  # fmt: skip
 def test_a_model_of_images_is_proved_layer_by_layer(name, places, tmp_path):
     saved(name, tmp_path / "theirs")
-    measured = hub_verify.run(hub_verify.Config(folder=str(tmp_path / "theirs")), tmp_path / "work")
+    measured = hub_verify.run(hub_verify.Config(folder=tmp_path / "theirs"), tmp_path / "work")
     assert list(measured["differences"]) == places
     assert measured["largest"] > 0 and measured["first_wrong"] == ""
     small(measured["largest"], TOLERANCE)
@@ -345,4 +345,4 @@ def test_a_defect_in_a_model_of_images_is_named(name, wrong, first, tmp_path, mo
 
     monkeypatch.setattr(table, "read", moved)
     with pytest.raises(NumericError, match=f": {first} is the first to differ"):
-        hub_verify.run(hub_verify.Config(folder=str(tmp_path / "theirs")), tmp_path / "work")
+        hub_verify.run(hub_verify.Config(folder=tmp_path / "theirs"), tmp_path / "work")

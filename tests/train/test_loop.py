@@ -114,6 +114,32 @@ def test_sigterm_saves_and_says_try_again(whole: str, tmp_path: Path) -> None:
     assert digest(done.stdout) == digest(whole)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "line", "step"), [(("--stalls", "5"), "waits", 5), (("--evaluates", "7"), "evaluates", 7)]
+)
+def test_sigterm_ends_a_wait_for_data_and_an_evaluation(
+    whole: str, tmp_path: Path, options: tuple[str, ...], line: str, step: int
+) -> None:
+    """Neither is sat out: the last finished step is saved, and the run goes on exactly."""
+    process = subprocess.Popen(
+        command(tmp_path, "--save-every", "0", *options),
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(process, line)
+    process.terminate()
+    _, errors = process.communicate(timeout=200)  # the wait and the evaluation take 300 s
+    assert process.returncode == 75, errors
+    assert "SIGTERM: saved at step" in errors
+    done = run(tmp_path, "--save-every", "0")
+    assert f"start {step}\n" in done.stdout or line == "waits"  # batches are read a few steps ahead
+    assert digest(done.stdout) == digest(whole)
+
+
 def test_poisoned_batches_change_nothing(tmp_path: Path) -> None:
     """Three NaN batches in a row are skipped; a fourth stops the run with code 6 and the parameters still finite."""
     skipped = run(tmp_path / "few", "--poison", "4,5,6")

@@ -1,6 +1,7 @@
 """A small training run of the house's own parts, to be killed, stopped, poisoned and resumed by tests.
 
-`python -m tests.train.trainee WORKDIR NUM_STEPS [--mesh.KEY N] [--poison STEP,STEP] [--crawl SECONDS] [--save-every N]`
+`python -m tests.train.trainee WORKDIR NUM_STEPS [--mesh.KEY N] [--poison STEP,STEP] [--crawl SECONDS] [--save-every N]
+[--stalls STEP] [--evaluates STEPS]`
 prints "loss STEP HEX" a step, "digest HEX" of the final state, and exits with the error's code otherwise.
 """
 
@@ -8,7 +9,7 @@ import argparse
 import hashlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from fm_jax.models.language import decoder
 from fm_jax.objectives.language import next_token
 from fm_jax.optim import optimizer, schedule
 from fm_jax.train import loop, state
+from fm_jax.train.hooks import Hook
+from fm_jax.train.state import TrainState
 from fm_jax.train.step import make_train_step
 
 ROWS, TIME = 8, 16
@@ -34,6 +37,7 @@ class Made:
 
     poison: tuple[int, ...] = ()
     crawl: float = 0.0
+    stalls: int = -1  # the batch that never comes
 
     def state(self, next_batch: int) -> dict[str, int]:
         """Return what a checkpoint keeps."""
@@ -48,6 +52,9 @@ class Made:
         mine = slice(jax.process_index(), None, jax.process_count())
         step = start
         while True:
+            if step == self.stalls:
+                print("waits", flush=True)
+                time.sleep(300)
             rng = np.random.default_rng((7, step))
             tokens = rng.integers(0, 96, (ROWS, TIME + 1), dtype=np.int32)
             weights = np.ones((ROWS, TIME), np.float32)
@@ -72,7 +79,14 @@ class Print:
         """Do nothing."""
 
 
-def train(workdir: Path, cfg: loop.FitConfig, mesh_cfg: MeshConfig, batches: Made) -> str:
+def evaluate(step: int, state: TrainState) -> dict[str, float]:
+    """Take long."""
+    print("evaluates", flush=True)
+    time.sleep(300)
+    return {}
+
+
+def train(workdir: Path, cfg: loop.FitConfig, mesh_cfg: MeshConfig, batches: Made, hooks: Sequence[Hook] = ()) -> str:
     """Run (or go on with) the training and return a digest of the final state."""
     mesh, model = make_mesh(mesh_cfg), decoder.Decoder(decoder.tiny())
     inputs = (np.zeros((ROWS, TIME), np.int32),)
@@ -92,7 +106,7 @@ def train(workdir: Path, cfg: loop.FitConfig, mesh_cfg: MeshConfig, batches: Mad
     begun = loop.begin(create, make_params, mesh, store=store, batches=batches, layout=layout)
     step = make_train_step(next_token(model.apply), tx, key=key, ema_decay=0.9)
     print("start", int(begun.step), flush=True)
-    done = loop.fit(cfg, step, begun, batches, mesh=mesh, store=store, writer=Print())
+    done = loop.fit(cfg, step, begun, batches, mesh=mesh, store=store, writer=Print(), hooks=hooks)
     store.close()
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(done):
@@ -109,14 +123,18 @@ def main() -> None:
     parser.add_argument("--poison", default="")
     parser.add_argument("--crawl", type=float, default=0.0)
     parser.add_argument("--save-every", type=int, default=1)
+    parser.add_argument("--stalls", type=int, default=-1)
+    parser.add_argument("--evaluates", type=int, default=0)
     parser.add_argument("--fsdp", type=int, default=1)
     parser.add_argument("--max-skipped", type=int, default=3)
     args = parser.parse_args()
     distributed.start()
     poison = tuple(int(step) for step in args.poison.split(",") if step)
     cfg = loop.FitConfig(args.steps, log_every=1, save_every=args.save_every, max_skipped=args.max_skipped)
+    batches = Made(poison, args.crawl, args.stalls)
+    hooks = [Hook(evaluate, args.evaluates)] if args.evaluates else []
     try:
-        print("digest", train(args.workdir, cfg, MeshConfig(fsdp=args.fsdp), Made(poison, args.crawl)), flush=True)
+        print("digest", train(args.workdir, cfg, MeshConfig(fsdp=args.fsdp), batches, hooks), flush=True)
     except FmError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.code)

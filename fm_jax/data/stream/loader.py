@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fm_jax.core.errors import ConfigError, DataError
+from fm_jax.core.errors import ConfigError, DataError, ResourceError
 from fm_jax.data.stream import mixture
 from fm_jax.data.stream.mixture import Mixture
 from fm_jax.data.stream.source import Drawn, Source
@@ -70,6 +70,7 @@ class Batches:
 
         Raises:
             DataError: while iterating: a row is unreadable or has values out of range; the message names both.
+            ResourceError: a worker died.
         """
         if start < 0:
             raise ConfigError(f"the first batch must be 0 or later, not {start}")
@@ -98,6 +99,13 @@ class Batches:
             for batch in iterator:
                 # Workers return views of shared memory, which warn when they outlive the readers: copy them.
                 yield {name: np.array(value) for name, value in batch.items()} if self.workers else batch
+        except RuntimeError as error:
+            if "exit code" not in str(error):  # grain's words for a reading process that died
+                raise
+            raise ResourceError(
+                f"a process that reads data died ({' '.join(str(error).split())[:120]}), often for want of memory; "
+                "set fewer workers, or 0"
+            ) from error
         finally:
             if hasattr(iterator, "close"):
                 iterator.close()

@@ -1,3 +1,6 @@
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 from itertools import islice
@@ -6,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fm_jax.core.errors import ConfigError, DataError
+from fm_jax.core.errors import ConfigError, DataError, ResourceError
 from fm_jax.data.stream.loader import Batches, Epoch, HostBatch
 from fm_jax.data.stream.mixture import Mixture
 from fm_jax.data.text.corpus import Corpus
@@ -220,6 +223,17 @@ def test_workers_do_not_change_the_stream_and_need_no_absl_flags(small: Corpus, 
     # Batches that Grain's workers had ready when the iterator was closed are freed by Python's resource tracker at
     # exit, which may say so: that is no error.
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_one_line() -> None:
+    batches = Batches(Numbers(), 8, workers=1).iterate()
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(ResourceError, match=r"a process that reads data died .*exit code -9.*set fewer workers"):
+        for _ in range(1000):  # those read ahead come first
+            next(batches)
 
 
 @pytest.mark.slow

