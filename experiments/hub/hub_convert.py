@@ -1,6 +1,7 @@
 """Convert a run or a public checkpoint to a folder that `transformers` opens with equal results.
 
-The source is a checkpoint folder (also with the older flax_model.msgpack), OWNER/NAME, or the work directory of a run:
+The source is a checkpoint folder (also with the older flax_model.msgpack), a GGUF file, OWNER/NAME, or the work
+directory of a run:
 lm_pretrain, bert_pretrain, t5_pretrain, t5_translate, text_classify (with LoRA merged), an image classifier,
 mae_pretrain, or simclr_pretrain (its backbone only). Its checkpoints are all that is read of a run: it may have been
 moved, and its data, and the model that it started from, may be gone.
@@ -8,6 +9,7 @@ moved, and its data, and the model that it started from, may be gone.
     ./launch.sh local experiments.hub.hub_convert --source runs/quickstart/pretrain --target public/mine
     ./launch.sh local experiments.hub.hub_convert --source old/flax-gpt2 --target new/gpt2 --dtype bfloat16
     ./launch.sh local experiments.hub.hub_convert --source models/llama --adapter models/llama-lora --target merged
+    ./launch.sh local experiments.hub.hub_convert --source smollm2.Q4_K_M.gguf --target smollm2
 
 Every written number is read again and compared before the command ends. A model that no class of `transformers`
 computes is refused, and the message names the difference. `experiments.hub.hub_verify` then compares the outputs of all
@@ -50,7 +52,7 @@ _OF_THE_FILE = {"_commit_hash", "_name_or_path", "torch_dtype", "transformers_ve
 class Config:
     """The source, the target and the format."""
 
-    source: Path = Path("runs/lm_pretrain")  # a run's work directory, a checkpoint folder, or OWNER/NAME
+    source: Path = Path("runs/lm_pretrain")  # a run's work directory, a checkpoint folder or GGUF file, or OWNER/NAME
     target: Path = Path("converted")  # folder to write; it must not exist yet
     dtype: Dtype | None = None  # stored dtype; none: the source's
     adapter: Path | None = None  # LoRA folder of `peft` to merge into the weights
