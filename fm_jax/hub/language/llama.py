@@ -18,7 +18,10 @@ from fm_jax.ops.positions import Rope
 
 KINDS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma": "Gemma"}
 _BIASED = ("llama", "qwen3", "gemma")  # have `attention_bias`, which is of q, k, v and o; Qwen 2 has those of q, k, v
-_WINDOW, _FULL_LAYERS = 4096, 28  # defaults of sliding_window, and of Qwen's max_window_layers
+# what the classes mean by fields that are absent; null, where a class takes it, is none or as many as there are heads
+_WINDOW, _FULL_LAYERS = 4096, 28  # sliding_window, and Qwen's max_window_layers
+_KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32, "gemma": 16}  # num_key_value_heads
+_HEAD_DIM = {"qwen3": 128, "gemma": 256}  # head_dim
 example, sites = heads.example, heads.sites
 _GELUS = {
     "gelu": "gelu_tanh",
@@ -41,15 +44,15 @@ def module(fields: Fields) -> nn.Module:
     """Build the module that a config.json of one of these families describes."""
     kind = fields.kind
     width, count = fields.take("hidden_size", int), fields.take("num_attention_heads", int)
-    head_dim = fields.take("head_dim", int) if fields.has("head_dim") else heads.split(fields, width, count)
-    fields.skip("head_dim")
+    head_dim = fields.take("head_dim", int, _HEAD_DIM.get(kind, 0)) or heads.split(fields, width, count)
+    absent = "num_key_value_heads" not in fields.data
     biased = fields.take("attention_bias", bool, False) if kind in _BIASED else kind == "qwen2"
     fields.expect("attention_bias", biased)
     turning = rope.read(fields)
     fields.expect("pretraining_tp", 1)  # above 1 it only splits the same matrix products
     attention = AttentionConfig(
         count,
-        fields.take("num_key_value_heads", int, count),
+        fields.take("num_key_value_heads", int, _KV_HEADS.get(kind, count) if absent else count),
         head_dim,
         rope=turning,
         windows=_windows(fields),
@@ -87,10 +90,7 @@ def writes(module: nn.Module) -> bool:
 
 
 def _windows(fields: Fields) -> tuple[int, ...]:
-    """Return the attention window of each layer: Mistral's in all, Qwen's from layer `max_window_layers` on.
-
-    A window that is absent has the class's default, and one that is null is none.
-    """
+    """Return the attention window of each layer: Mistral's in all, Qwen's from layer `max_window_layers` on."""
     layers = fields.take("num_hidden_layers", int)
     size = fields.take("sliding_window", int, 0 if "sliding_window" in fields.data else _WINDOW)
     first = fields.take("max_window_layers", int, _FULL_LAYERS)
