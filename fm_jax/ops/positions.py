@@ -137,12 +137,12 @@ def rotate(x: jax.Array, positions: jax.Array, cfg: Rope) -> jax.Array:
     Keys in a cache keep the angles of the length at which they were written, so a text that is generated past
     `original_length` differs from the same text read at once, in transformers too.
     """
-    frequencies = rope_frequencies(cfg, x.shape[-1])
+    frequencies, scale = rope_frequencies(cfg, x.shape[-1]), magnitude(cfg)
+    places = positions[..., None].astype(jnp.float32)
     if cfg.scaling in ("dynamic", "longrope"):
-        turning = _stretched(cfg, frequencies, positions)
+        angles = places * _stretched(cfg, frequencies, positions)
     else:
-        turning = jnp.asarray(frequencies, jnp.float32)[None, None]
-    angles, scale = positions[..., None].astype(jnp.float32) * turning, magnitude(cfg)
+        angles = places * jnp.asarray(frequencies, jnp.float32)[None, None]
     cos = (jnp.cos(angles) * scale)[:, :, None, :]
     sin = (jnp.sin(angles) * scale)[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

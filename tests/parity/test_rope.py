@@ -13,7 +13,7 @@ from tests.parity import convert
 from tests.parity.language import llama
 
 ORIGINAL, LONGEST = 16, 24
-TOLERANCE = 1e-5  # of the peer's standard deviation
+TOLERANCE = llama.TOLERANCE  # of the peer's standard deviation
 
 
 def peer(case):
