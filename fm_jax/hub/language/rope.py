@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from fm_jax.core.errors import CheckpointError
+from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.hub.fields import Fields
 from fm_jax.ops.positions import Rope, magnitude
 
@@ -105,8 +105,14 @@ def context(rope: Rope, length: int) -> int:
     """Return the longest context of a model whose max_position_embeddings is `length`.
 
     dynamic stretches beyond it, as far as its factor says; the other methods count the stretched length.
+
+    Raises:
+        ConfigError: so far that int32 cannot count the positions.
     """
-    return int(rope.factor * length) if rope.scaling == "dynamic" else length
+    longest = rope.factor * length if rope.scaling == "dynamic" else length
+    if longest >= 1 << 31:
+        raise ConfigError(f"rope's factor {rope.factor} stretches {length} positions beyond 2^31")
+    return int(longest)
 
 
 def write(rope: Rope, longest: int) -> dict[str, Any]:

@@ -142,6 +142,7 @@ LONG = {"rope_type": "longrope", "original_max_position_embeddings": 16, **DIVIS
         ({"rope_parameters": {**LONG, "attention_factor": 0.0}}, "the attention factor is 0.0"),
         ({"rope_parameters": {**LONG, "beta_fast": 32.0}}, "beta_fast .* is unknown"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 32}}, "only 64"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 1e30}}, "stretches 64 positions beyond"),
     ],
 )
 def test_what_contradicts_itself_or_is_out_of_range_is_refused(change, message):
