@@ -187,8 +187,7 @@ def prefill(
     index = jnp.arange(prompts.shape[1], dtype=jnp.int32)[None]
     # An id outside the vocabulary would embed as NaN, and a masked attention weight of 0 does not remove NaN.
     tokens = jnp.where(index < lengths[:, None], prompts, 0)
-    # Padding stands where its row ends: rotary positions that stretch with the text must not count it.
-    positions = jnp.minimum(index, lengths[:, None] - 1)
+    positions = jnp.broadcast_to(index, tokens.shape)
     variables = {"params": params, "cache": cache}
     options: dict[str, Any] = {"mutable": ["cache"], "method": "hidden", **(context or {})}
     read: Any = model.apply(variables, tokens, positions=positions, **options)

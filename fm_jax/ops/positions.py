@@ -132,10 +132,10 @@ def rotate(x: jax.Array, positions: jax.Array, cfg: Rope) -> jax.Array:
     bfloat16 would round them by whole turns.
 
     dynamic and longrope turn a text of more than `original_length` tokens otherwise than a shorter one. Each row's
-    length is its largest position + 1, padding included where it has positions of its own: what transformers computes
-    of the row alone (of a batch it takes the longest row). One text of a packed row counts as long as the longest.
-    Keys in a cache keep the angles of the length at which they were written, so a text that is generated past
-    `original_length` differs from the same text read at once, in transformers too.
+    length is its largest position + 1, padding included where it has positions of its own: so a prompt in a batch
+    counts as long as the padded prompts are, as in transformers, which takes the batch's longest row. One text of a
+    packed row counts as long as the longest. Keys in a cache keep the angles of the length at which they were written,
+    so a text that is generated past `original_length` differs from the same text read at once, in transformers too.
     """
     frequencies, scale = rope_frequencies(cfg, x.shape[-1]), magnitude(cfg)
     places = positions[..., None].astype(jnp.float32)

@@ -321,15 +321,13 @@ def test_scores_are_divided_by_the_number_of_their_layer():
 
 
 @pytest.mark.parametrize("method", ["dynamic", "longrope"])
-def test_the_padding_of_a_prompt_does_not_stretch_it(method):
-    """Eight positions are the original length: the first row is shorter, the second longer."""
+def test_a_prompt_beyond_the_original_length_is_turned_as_the_text_is(method):
+    """Eight positions are the original length; the rows have sixteen."""
     divisors = {"short_factors": (1.0,) * 4, "long_factors": (2.0,) * 4} if method == "longrope" else {}
     rope = Rope(scaling=method, factor=4.0, original_length=8, **divisors)
     cfg = replace(LLAMA, attention=replace(LLAMA.attention, rope=rope))
     model, params, rows = decoder.Decoder(cfg), fresh(LLAMA), tokens(rows=2)
-    logits, _ = decode.prefill(model, params, init_cache(model, params, 2, T), rows, jnp.array([5, T]))
-    alone = forward(cfg)(params, np.where(np.arange(T) < 5, rows[:1], 0), np.minimum(np.arange(T), 4)[None])
-    close(logits[0], alone[0, 4])
-    close(logits[1], forward(cfg)(params, rows[1:])[0, -1])
-    plain = forward(LLAMA)(params, rows[1:])[0, -1]
-    assert float(jnp.abs(logits[1] - plain).max()) > 0.05 * float(plain.std())
+    logits, _ = decode.prefill(model, params, init_cache(model, params, 2, T), rows, jnp.array([T, T]))
+    close(logits, forward(cfg)(params, rows)[:, -1])
+    plain = forward(LLAMA)(params, rows)[:, -1]
+    assert float(jnp.abs(logits - plain).max()) > 0.05 * float(plain.std())
