@@ -35,9 +35,10 @@ def ids(time: int, vocab_size: int = 96) -> np.ndarray:
 
 GPT = decoder.tiny()
 LLAMA = replace(decoder.llama(2, 32, 4, 2, 64, vocab_size=96), init_std=0.0)
-MIXED = replace(GPT, attention=replace(GPT.attention, windows=(0, 4)), remat="dots")
+MIXED = replace(GPT, attention=replace(GPT.attention, windows=(0, 4)), scale_by_depth=True, remat="dots")
 BERT = encoder.Encoder(encoder.tiny())
 ALBERT = encoder.Encoder(replace(BERT.cfg, num_layers=3, embed_size=16, shared=True, remat="full"))
+GROUPS = encoder.Encoder(replace(ALBERT.cfg, num_layers=4, shared=(2, 1)))
 T5 = encoder_decoder.tiny()
 GATED = replace(T5.mlp, activation="gelu_tanh", gated=True)
 T5_V1_1 = replace(T5, num_encoder_layers=3, mlp=GATED, tied=False, scale_head=False, remat="dots")
@@ -69,7 +70,7 @@ MODELS: list[tuple[str, nn.Module, tuple[np.ndarray, ...]]] = [
     ("classifier", classifier.Classifier(decoder.Decoder(GPT), 6), (ids(16), LENGTHS)),
     ("bert", BERT, (ids(16),)),
     ("albert, rematerialised", ALBERT, (ids(16),)),
-    ("masked words", masked_lm.MaskedLM(ALBERT), (ids(16),)),
+    ("masked words, albert in groups", masked_lm.MaskedLM(GROUPS), (ids(16),)),
     ("bert's classifier", classifier.Classifier(BERT, 6, "first", hidden="tanh"), (ids(16), LENGTHS, TYPES)),
     ("electra's discriminator", tagger.discriminator(BERT), (ids(16), LENGTHS)),
     ("span", Joined(span.SpanFinder(BERT)), (ids(16), FULL, TYPES)),

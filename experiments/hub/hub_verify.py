@@ -236,7 +236,8 @@ def _stacks(model: Any) -> Iterator[tuple[str, Any, Any]]:
         norms = [modules[f"{above}.{norm}"] for norm in _FINAL if f"{above}.{norm}" in modules]
         first = model.config.is_encoder_decoder and above.endswith("encoder")
         side = "encoder " if first or (model.config.model_type == "vit_mae" and name.startswith("vit.")) else ""
-        yield side, list(modules[name]), norms[0] if norms else None
+        layers = [layer for group in modules[name] for layer in getattr(group, "albert_layers", [group])]
+        yield side, layers, norms[0] if norms else None
 
 
 def compare(mine: Outputs, other: Outputs, exact: Outputs, given: Example, tolerance: float) -> list[dict[str, Any]]:

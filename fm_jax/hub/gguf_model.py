@@ -228,11 +228,11 @@ def _llama3(file: gguf.GGUFFile, base: float, head_dim: int) -> dict[str, Any]:
     """
     spec = file.specs[_ROPE_TENSOR]
     divisors = file.read(_ROPE_TENSOR, tuple(slice(0, size) for size in spec.shape)).astype(np.float64)
-    plain, _ = rope_frequencies(Rope(base), head_dim)
+    plain = rope_frequencies(Rope(base), head_dim)
     if divisors.shape == plain.shape and (divisors == 1).all():
         return {"rope_type": "default", "rope_theta": base}
     rope = Rope(base, "llama3", max(1.0, float(divisors.max())), 8192, 1.0, 4.0)
-    scaled, _ = rope_frequencies(rope, head_dim)
+    scaled = rope_frequencies(rope, head_dim)
     if divisors.shape != plain.shape or not np.abs(divisors / (plain / scaled) - 1).max() < 1e-5:
         raise CheckpointError(
             f"{file.where} scales its rotary frequencies by a tensor, {_ROPE_TENSOR}, that is not LLaMA 3.1's; "

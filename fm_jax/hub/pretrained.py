@@ -144,7 +144,8 @@ def save(
         ((name, array.astype(np.dtype(specs[name].dtype), copy=False)) for name, array in table.write(names, params)),
         ((name, np.zeros(spec.shape, spec.dtype)) for name, spec in blanks.items()),
     )
-    data |= {"dtype": dtype or _dtype(params), "transformers_version": "5.0.0"}
+    stored_as = dtype or _dtype(params)  # transformers 4 knows it by its former name
+    data |= {"dtype": stored_as, "torch_dtype": stored_as, "transformers_version": "5.0.0"}
     with appearing(folder) as part:
         safetensors.write(part, specs | blanks, written, shard_bytes=shard_bytes)
         (part / "config.json").write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", "utf-8")

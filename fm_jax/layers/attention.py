@@ -18,7 +18,7 @@ from fm_jax.layers.norm import Norm, NormConfig
 from fm_jax.layers.tap import Tap, touches, visit
 from fm_jax.ops import attention as ops
 from fm_jax.ops import masking
-from fm_jax.ops.positions import Rope, rotate
+from fm_jax.ops.positions import Rope, rope_frequencies, rotate
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class AttentionConfig:
     dropout: float = training(0.0)  # dropout rate of the attention weights
 
     def __post_init__(self) -> None:
-        """Check head counts and windows."""
+        """Check head counts, windows and rotary positions."""
         check_least(self, num_heads=1, num_kv_heads=1, head_dim=1)
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
@@ -46,6 +46,8 @@ class AttentionConfig:
             raise ConfigError(f"windows {self.windows} must be one or more numbers ≥ 0 (0: no window)")
         if not self.causal and any(self.windows):
             raise ConfigError(f"windows {self.windows} need causal attention; set windows to 0")
+        if self.rope is not None:
+            rope_frequencies(self.rope, self.head_dim)  # raises if its method does not fit the width of a head
 
 
 class Where(NamedTuple):
@@ -68,12 +70,24 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, where: Where, window: jax.Array | None = None, tap: Tap | None = None
+        self,
+        x: jax.Array,
+        where: Where,
+        window: jax.Array | None = None,
+        tap: Tap | None = None,
+        *,
+        divisor: jax.Array | None = None,
     ) -> jax.Array:
         """Return the update to the residual stream: x [B, T, D] -> [B, T, D].
 
-        `window` [] overrides the config's for this layer (a scanned stack passes each layer its own).
         If the collection "cache" is mutable, causal attention writes keys and values to it and reads them from it.
+
+        Args:
+            x: the layer's input [B, T, D].
+            where: positions and segments.
+            window: [] overrides the config's for this layer (a scanned stack passes each layer its own).
+            tap: sites to read or edit.
+            divisor: [] of this layer's scores. It divides the queries, so that products stay in float16's range.
         """
         cfg, (batch, time, _) = self.cfg, x.shape
         query = visit(self, tap, "block.attn.q", self._heads("q", cfg.num_heads, x))
@@ -86,6 +100,8 @@ class Attention(nn.Module):
         if cfg.rope is not None:
             query = rotate(query, where.positions, cfg.rope)
             key = rotate(key, where.positions, cfg.rope)
+        if divisor is not None:
+            query = query / divisor.astype(query.dtype)
         size = cfg.windows[0] if window is None else window
         mask: jax.Array | None
         if cfg.causal and self.is_mutable_collection("cache") and not self.is_initializing():

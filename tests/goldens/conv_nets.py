@@ -18,7 +18,7 @@ from tests.parity.distances import distances as apart
 TOLERANCE = 1e-4  # of the standard deviation of torch's outputs, or of its gradient's norm; float32 on CPU
 GOLDEN = Golden("conv_nets", every=3)
 TRAINED = ("resnet-basic", "resnet-v1", "resnet-bottleneck")  # in training too
-CASES = (*TRAINED, "efficientnet-even", "efficientnet-odd")
+CASES = (*TRAINED, "resnet-v1-halved-early", "efficientnet-even", "efficientnet-odd")
 load = GOLDEN.load
 
 
@@ -74,3 +74,4 @@ def covered(models):
     assert {(cfg.block, cfg.stride_first) for cfg in resnets} == {
         ("basic", False), ("bottleneck", False), ("bottleneck", True)
     }  # fmt: skip
+    assert {cfg.first_stride for cfg in resnets} == {1, 2}

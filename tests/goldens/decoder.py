@@ -13,7 +13,10 @@ from tests.parity.distances import distances as apart
 
 TOLERANCE = 1e-4  # of the standard deviation of torch's logits, or of its gradient's norm; float32 on CPU
 GOLDEN = Golden("decoder")
-CASES = ("gpt2", "neo", "llama-llama3", "llama-yarn", "mistral", "qwen2-mixed-windows", "qwen3", "gemma")
+CASES = (
+    "gpt2", "gpt2-by-depth", "neo", "llama-llama3", "llama-yarn", "llama-dynamic", "llama-longrope", "llama-biases",
+    "mistral", "qwen2-mixed-windows", "qwen3", "gemma",
+)  # fmt: skip
 load = GOLDEN.load
 
 
@@ -47,13 +50,16 @@ def covered(models):
         "gated": {cfg.mlp.gated for cfg in configs},
         "tied": {cfg.tied for cfg in configs},
         "rope": {cfg.attention.rope.scaling if cfg.attention.rope else None for cfg in configs},
-        "biased": {cfg.attention.qkv_bias for cfg in configs},
+        "biased": {(cfg.attention.qkv_bias, cfg.attention.out_bias, cfg.mlp.bias) for cfg in configs},
+        "by depth": {cfg.scale_by_depth for cfg in configs},
         "qk_norm": {cfg.attention.qk_norm for cfg in configs},
         "windows": {len(set(cfg.attention.windows)) - (cfg.attention.windows == (0,)) for cfg in configs},
     }
     assert forms == {
         "norm": {"layer", "rms"}, "offset": {0.0, 1.0}, "gated": {False, True}, "tied": {False, True},
-        "rope": {None, "none", "llama3", "yarn"}, "biased": {False, True}, "qk_norm": {False, True},
+        "rope": {None, "none", "llama3", "yarn", "dynamic", "longrope"}, "qk_norm": {False, True},
+        "biased": {(True, True, True), (False, True, True), (False, False, False), (True, False, False)},
+        "by depth": {False, True},
         "windows": {0, 1, 2},  # none, one for all, by layer
     }  # fmt: skip
     assert jnp.asarray([cfg.attention.num_heads > cfg.attention.num_kv_heads for cfg in configs]).any()

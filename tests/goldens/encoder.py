@@ -14,7 +14,7 @@ TOLERANCE = 1e-4  # of the standard deviation of torch's outputs, or of its grad
 GOLDEN = Golden("encoder")
 CASES = (
     "bert-pretraining", "bert-labels", "bert-tags", "bert-span", "roberta-words", "roberta-labels", "distilbert-words",
-    "electra-replaced", "electra-words", "albert-words",
+    "electra-replaced", "electra-words", "albert-words", "albert-inner",
 )  # fmt: skip
 load = GOLDEN.load
 
@@ -44,6 +44,6 @@ def covered(models):
     assert {cfg.num_types for cfg in configs} == {0, 1, 2}
     assert {cfg.position_offset for cfg in configs} == {0, 2}
     assert {bool(cfg.embed_size) for cfg in configs} == {False, True}
-    assert {cfg.shared for cfg in configs} == {False, True}
+    assert {cfg.shared for cfg in configs} == {False, True, (2, 2)}
     assert {cfg.norm.epsilon for cfg in configs} == {1e-12, 1e-5}
     assert {type(model).__name__ for model in models} == {"MaskedLM", "Classifier", "Tagger", "SpanFinder"}

@@ -130,9 +130,7 @@ def test_a_module_of_no_family_is_refused():
 # (form, change of its config, what the message must name)
 UNSUPPORTED = [
     ("gpt2", {"activation_function": "swish"}, "activation_function 'swish'"),
-    ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is false"),
-    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is true"),
-    ("gpt2", {"tie_word_embeddings": False}, "tie_word_embeddings is false"),
+    ("gpt2", {"tie_word_embeddings": False, "architectures": ["GPT2Model"]}, "GPT2Model, which has no head"),
     ("gpt2", {"add_cross_attention": True}, "add_cross_attention is true"),
     ("gpt2", {"embd_pdrop": 0.3}, "embd_pdrop is 0.3"),
     ("gpt2", {"n_head": 3}, "16 is not divisible by the number of heads, 3"),
@@ -147,13 +145,12 @@ UNSUPPORTED = [
     ("neo", {"attention_types": [[["global"], "four"]]}, 'attention_types [[["global"], "four"]] is not a list'),
     ("neo", {"attention_types": [4]}, "attention_types [4] is not a list"),
     ("llama", {"hidden_act": "gelu"}, 'hidden_act is "gelu"'),
-    ("llama", {"attention_bias": True}, "attention_bias is true"),
-    ("llama", {"mlp_bias": True}, "mlp_bias is true"),
+    ("mistral", {"attention_bias": True}, "attention_bias is true"),
+    ("qwen2", {"attention_bias": False}, "attention_bias is false"),
+    ("qwen3", {"mlp_bias": True}, "mlp_bias is true"),
     ("llama", {"sliding_window": 8}, "sliding_window is 8"),
-    ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic'"),
-    ("llama", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope_type 'longrope'"),
+    ("llama", {"rope_scaling": {"type": "su", "factor": 2.0}}, "rope_type 'su'"),
     ("llama", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-    ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7}}, "mscale"),
     ("llama", {"architectures": ["LlamaModel"]}, "LlamaModel"),
     ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
     ("llama", {"num_key_value_heads": 3}, "num_heads 4 must be a multiple of num_kv_heads 3"),
@@ -173,7 +170,8 @@ UNSUPPORTED = [
     ("bert-words", {"is_decoder": True}, "is_decoder is true"),
     ("bert-words", {"architectures": ["BertForMultipleChoice"]}, "BertForMultipleChoice"),
     ("bert-words", {"tie_word_embeddings": False}, "tie_word_embeddings is false"),
-    ("albert", {"num_hidden_groups": 2}, "num_hidden_groups is 2"),
+    ("albert", {"num_hidden_groups": 3}, "num_hidden_groups 3"),
+    ("albert", {"inner_group_num": 0}, "inner_group_num 0"),
     ("t5", {"feed_forward_proj": "gated-swish"}, "gated-swish"),
 ]
 
@@ -186,7 +184,7 @@ def test_what_is_not_supported_is_refused_by_name(name, change, word):
 
 
 def test_all_that_is_wrong_stands_in_one_message():
-    change = {"scale_attn_weights": False, "rotary_dim": 4, "tie_word_embeddings": False}
+    change = {"embd_pdrop": 0.3, "rotary_dim": 4, "add_cross_attention": True}
     with pytest.raises(CheckpointError) as caught:
         build({**FORMS["gpt2"], **change})
     assert all(name in str(caught.value) for name in change)

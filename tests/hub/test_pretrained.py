@@ -246,7 +246,7 @@ def changed(cfg, **changes):
 LLAMA = backbone(build(FORMS["llama"])[0]).cfg
 # (module, what the message must name)
 NAMELESS = [
-    (Decoder(changed(tiny(), tied=False)), "tie_word_embeddings is false"),
+    (Decoder(changed(LLAMA, scale_by_depth=True)), "scale_by_depth True"),
     (Decoder(changed(tiny(), attention__windows=(0, 8))), "attention.windows"),
     (Decoder(changed(tiny(), attention__scale=0.5)), "attention.scale 0.5"),
     (Decoder(changed(tiny(), attention__qkv_bias=False)), "attention.scale"),
@@ -258,7 +258,8 @@ NAMELESS = [
     (Decoder(changed(tiny(), mlp__activation="silu")), "activation_function 'silu'"),
     (Decoder(changed(LLAMA, norm__kind="layer")), "norm.kind layer"),
     (Decoder(changed(LLAMA, scale_embedding=True)), "scale_embedding True"),
-    (Decoder(changed(LLAMA, mlp__bias=True)), "mlp.bias True"),
+    (Decoder(changed(backbone(build(FORMS["mistral"])[0]).cfg, mlp__bias=True)), "mlp.bias True"),
+    (Decoder(changed(LLAMA, attention__out_bias=True)), "attention.out_bias True"),
     (Decoder(changed(LLAMA, attention__windows=(0, 8))), "attention.windows"),
     (Classifier(Decoder(tiny()), 3), "pool mean"),
     (Classifier(Decoder(tiny()), 3, pool="last"), "bias True"),

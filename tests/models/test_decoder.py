@@ -12,11 +12,13 @@ from flax.core import meta
 
 from fm_jax.core import tree
 from fm_jax.core.errors import ConfigError
+from fm_jax.generate import decode
 from fm_jax.interpret import capture
 from fm_jax.layers.cache import init_cache
 from fm_jax.layers.tap import Tap
 from fm_jax.models.language import decoder
 from fm_jax.objectives.language import next_token
+from fm_jax.ops.positions import Rope
 from tests.close import about, close
 
 V, T, ROWS = 96, 16, 4
@@ -302,3 +304,30 @@ def test_sizes_that_cannot_be_are_refused(change, message):
 def test_a_longer_input_than_the_context_is_refused():
     with pytest.raises(ConfigError, match="33 tokens exceed the model's max_length 32"):
         jax.eval_shape(decoder.Decoder(GPT).init, jax.random.key(0), jnp.zeros((1, 33), jnp.int32))
+
+
+def test_scores_are_divided_by_the_number_of_their_layer():
+    cfg, rows = replace(GPT, scale_by_depth=True), tokens(rows=1)
+    read = Tap(read=("block.attn.scores", "block.resid_pre"))
+    _, divided = capture.apply(decoder.Decoder(cfg), fresh(GPT), rows, tap=read)
+    _, plain = capture.apply(decoder.Decoder(GPT), fresh(GPT), rows, tap=read)
+    close(divided["block.attn.scores"][0], plain["block.attn.scores"][0])
+    # the same input in layer 2 shows the factor: it is put there
+    put = Tap(
+        read=("block.attn.scores",), put={"block.resid_pre": (np.ones((2, 1, 1, 1)) > 0, plain["block.resid_pre"])}
+    )
+    _, again = capture.apply(decoder.Decoder(cfg), fresh(GPT), rows, tap=put)
+    close(again["block.attn.scores"][1], plain["block.attn.scores"][1] / 2)
+
+
+@pytest.mark.parametrize("method", ["dynamic", "longrope"])
+def test_a_prompt_beyond_the_original_length_is_turned_as_the_text_is(method):
+    """Eight positions are the original length; the rows have sixteen."""
+    divisors = {"short_factors": (1.0,) * 4, "long_factors": (2.0,) * 4} if method == "longrope" else {}
+    rope = Rope(scaling=method, factor=4.0, original_length=8, **divisors)
+    cfg = replace(LLAMA, attention=replace(LLAMA.attention, rope=rope))
+    model, params, rows = decoder.Decoder(cfg), fresh(LLAMA), tokens(rows=2)
+    logits, _ = decode.prefill(model, params, init_cache(model, params, 2, T), rows, jnp.array([T, T]))
+    close(logits, forward(cfg)(params, rows)[:, -1])
+    plain = forward(LLAMA)(params, rows)[:, -1]
+    assert float(jnp.abs(logits - plain).max()) > 0.05 * float(plain.std())

@@ -106,6 +106,45 @@ def test_a_shared_layer_is_a_stack_of_copies_of_itself():
         close(read[site], activation)
 
 
+@pytest.mark.parametrize(
+    ("layers", "shared", "order"),
+    [
+        (4, (2, 1), (0, 0, 1, 1)),
+        (5, (3, 1), (0, 0, 1, 1, 2)),
+        (4, (1, 2), (0, 1, 0, 1)),
+        (8, (2, 2), (0, 1, 0, 1, 2, 3, 2, 3)),
+        (3, True, ()),
+    ],
+)
+def test_groups_take_turns(layers, shared, order):
+    assert encoder.copies(replace(FORMS["albert"], num_layers=layers, shared=shared)) == order
+
+
+def test_groups_are_a_stack_of_copies():
+    cfg = replace(FORMS["albert"], num_layers=4, shared=(1, 2))
+    params, apart = fresh(cfg), replace(cfg, shared=False)
+    assert params["block"]["0"]["attn"]["q"]["kernel"].shape == (32, 32)
+    assert params["block"].keys() == {"0", "1"}
+    turns = [params["block"][str(copy)] for copy in (0, 1, 0, 1)]
+    stacked = {**{k: v for k, v in params.items() if k != "block"}, "blocks": jax.tree.map(stack_up, *turns)}
+    reads = Tap(read=("block.resid_post",))
+    got, read = capture.apply(Encoder(cfg), params, TOKENS, tap=reads)
+    want, wanted = capture.apply(Encoder(apart), stacked, TOKENS, tap=reads)
+    close(got, want)
+    close(read["block.resid_post"], wanted["block.resid_post"])
+    assert float(jnp.abs(turns[0]["attn"]["q"]["kernel"] - turns[1]["attn"]["q"]["kernel"]).max()) > 0.1
+
+
+def stack_up(*leaves):
+    return jnp.stack(leaves)
+
+
+@pytest.mark.parametrize("shared", [(0, 2), (1, 1), (2, 2), (1, 3)])
+def test_groups_that_cannot_be_are_refused(shared):
+    with pytest.raises(ConfigError, match=f"shared is {shared[0]} groups of {shared[1]} layers: num_layers 2"):
+        replace(encoder.tiny(), shared=shared)
+
+
 def test_a_shared_layer_drops_other_units_at_every_depth():
     cfg = replace(FORMS["albert"], dropout=0.5)
     everywhere = np.ones((cfg.num_layers, 1, 1, 1), np.float32)

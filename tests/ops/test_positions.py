@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from fm_jax.core.errors import ConfigError
-from fm_jax.ops.positions import Buckets, Rope, bucket, rope_frequencies, rotate
+from fm_jax.ops.positions import Buckets, Rope, bucket, magnitude, rope_frequencies, rotate
 from tests.close import close
 
 SCALINGS = [
@@ -15,6 +16,14 @@ SCALINGS = [
     Rope(scaling="llama3", factor=8.0, original_length=64),
     Rope(scaling="yarn", factor=4.0, original_length=64, low_frequency=1.0, high_frequency=8.0),
 ]
+LONGROPE = Rope(
+    scaling="longrope",
+    factor=4.0,
+    original_length=16,
+    short_factors=(1.0, 1.1, 1.2, 1.3),
+    long_factors=(1.0, 2.0, 3.0, 4.0),
+)
+DYNAMIC = Rope(scaling="dynamic", factor=4.0, original_length=16)
 
 
 def test_rotation_is_a_product_of_complex_numbers():
@@ -41,15 +50,72 @@ def test_products_depend_on_distance_alone(cfg):
 
 
 def test_stretched_frequencies_lie_between_the_old_and_the_interpolated_ones():
-    plain, _ = rope_frequencies(Rope(), 16)
+    plain = rope_frequencies(Rope(), 16)
     for cfg in SCALINGS[1:]:
-        stretched, scale = rope_frequencies(cfg, 16)
+        stretched = rope_frequencies(cfg, 16)
         assert (stretched <= plain * (1 + 1e-12)).all()
         assert (stretched >= plain / cfg.factor * (1 - 1e-12)).all()
         close(stretched[-1], plain[-1] / cfg.factor, 1e-9)  # the slowest is stretched in full
-        close(scale, 0.1 * np.log(4) + 1 if cfg.scaling == "yarn" else 1.0, 1e-9)
+        close(magnitude(cfg), 0.1 * np.log(4) + 1 if cfg.scaling == "yarn" else 1.0, 1e-9)
         if cfg.scaling != "linear":
             close(stretched[0], plain[0], 1e-9)  # the fastest is left alone
+
+
+def turned(length, cfg, start=0):
+    """Return ones after rotation as complex numbers [T, K/2]: e^(i angle) (1 + i), times the attention factor."""
+    positions = jnp.arange(start, length)[None]
+    got = np.asarray(rotate(jnp.ones((1, length - start, 1, 8)), positions, cfg))[0, :, 0]
+    return got[:, :4] + 1j * got[:, 4:]
+
+
+def expected(length, frequencies, scale=1.0, start=0):
+    return np.exp(1j * np.arange(start, length)[:, None] * frequencies) * (1 + 1j) * scale
+
+
+@pytest.mark.parametrize("length", [1, 16, 17, 40])
+def test_dynamic_raises_the_base_with_the_length_of_the_text(length):
+    """The formula as transformers documents it, K = 8; a single token at the end of the text is enough to tell."""
+    base = 10_000.0 * (4.0 * max(length, 16) / 16 - 3.0) ** (8 / 6)
+    frequencies = base ** (-np.arange(0, 8, 2) / 8)
+    close(turned(length, DYNAMIC), expected(length, frequencies))
+    close(turned(length, DYNAMIC, start=length - 1), expected(length, frequencies, start=length - 1))
+
+
+@pytest.mark.parametrize("length", [1, 16, 17, 40])
+def test_longrope_has_other_divisors_beyond_the_original_length(length):
+    divisors = np.array(LONGROPE.long_factors if length > 16 else LONGROPE.short_factors)
+    frequencies = 10_000.0 ** (-np.arange(0, 8, 2) / 8) / divisors
+    scale = np.sqrt(1 + np.log(4) / np.log(16))
+    close(turned(length, LONGROPE), expected(length, frequencies, scale))
+    close(turned(length, LONGROPE, start=length - 1), expected(length, frequencies, scale, start=length - 1))
+
+
+@pytest.mark.parametrize("cfg", [DYNAMIC, LONGROPE], ids=lambda cfg: cfg.scaling)
+def test_each_row_is_as_long_as_its_own_last_position(cfg):
+    """Compiled once: positions, not shapes, decide."""
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(3, 20, 2, 8)), jnp.float32)
+    positions = jnp.minimum(jnp.arange(20)[None], jnp.array([19, 15, 4])[:, None])
+    run = jax.jit(rotate, static_argnums=2)
+    got = run(x, positions, cfg)
+    for row, length in enumerate((20, 16, 5)):
+        alone = rotate(x[row : row + 1, :length], jnp.arange(length)[None], cfg)
+        close(got[row, :length], alone[0])
+    assert float(jnp.abs(got[0, :16] - run(x[:1], jnp.minimum(positions[:1], 15), cfg)[0, :16]).max()) > 0.05
+
+
+def test_a_ramp_that_is_not_truncated_ends_between_dimensions():
+    cfg = dataclasses.replace(SCALINGS[3], truncate=False)
+    ends = 16 * np.log(64 / (np.array([8.0, 1.0]) * 2 * np.pi)) / (2 * np.log(10_000))
+    ramp = np.clip((np.arange(8) - ends[0]) / (ends[1] - ends[0]), 0, 1)
+    plain = rope_frequencies(Rope(), 16)
+    close(rope_frequencies(cfg, 16), plain * (1 - ramp) + plain / 4 * ramp, 1e-9)
+    assert np.abs(rope_frequencies(cfg, 16) / rope_frequencies(SCALINGS[3], 16) - 1).max() > 0.05
+
+
+def test_a_given_attention_factor_takes_the_place_of_the_methods_own():
+    for cfg in (SCALINGS[3], LONGROPE):
+        assert magnitude(dataclasses.replace(cfg, attention_factor=0.75)) == 0.75
+    assert magnitude(dataclasses.replace(LONGROPE, factor=1.0)) == 1.0
 
 
 def test_far_positions_keep_their_precision_in_half():
@@ -67,6 +133,26 @@ def test_what_cannot_rotate_is_refused():
         Rope(base=0.5)
     with pytest.raises(ConfigError, match=r"factor 0\.5"):
         Rope(scaling="linear", factor=0.5)
+    with pytest.raises(ConfigError, match="head_dim must be above 2"):
+        rope_frequencies(DYNAMIC, 2)
+    with pytest.raises(ConfigError, match="4 short_factors and 4 long_factors; heads of 16 need 8 each"):
+        rope_frequencies(LONGROPE, 16)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"original_length": 1}, "original_length 1"),
+        ({"attention_factor": -1.0, "scaling": "yarn"}, r"attention_factor -1\.0"),
+        ({"attention_factor": 0.5, "scaling": "llama3"}, "'llama3' has none; set it to 0"),
+        ({"scaling": "llama3", "high_frequency": 1.0}, r"must be below high_frequency, not 1\.0 and 1\.0"),
+        ({"scaling": "yarn", "low_frequency": 0.0}, "must be above 0"),
+        ({"scaling": "longrope", "short_factors": (1.0, 0.0)}, "must be positive"),
+    ],
+)
+def test_methods_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        Rope(**fields)
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])

@@ -68,14 +68,20 @@ def _config(fields: Fields, kind: Kind) -> Config:
     # written by the first TensorFlow checkpoints, and never read
     pooler = ("fc_size", "num_attention_heads", "num_fc_layers", "size_per_head", "type")
     fields.skip("directionality", *(f"pooler_{word}" for word in pooler))
-    embed = 0
+    embed, layers = 0, fields.take("num_hidden_layers", int)
+    shared: bool | tuple[int, int] = kind is ALBERT
     if kind in (ELECTRA, ALBERT):
         embed = fields.take("embedding_size", int, 128)
         embed = 0 if embed == width and kind is ELECTRA else embed
         fields.skip(*(f"summary_{word}" for word in ("type", "use_proj", "activation", "last_dropout")))
     if kind is ALBERT:
-        fields.expect("num_hidden_groups", 1)
-        fields.expect("inner_group_num", 1)
+        groups, inner = fields.take("num_hidden_groups", int, 1), fields.take("inner_group_num", int, 1)
+        if groups < 1 or inner < 1 or groups > layers:
+            raise CheckpointError(
+                f"{fields.where}: num_hidden_groups {groups} and inner_group_num {inner} must be at least 1, with at "
+                f"most as many groups as num_hidden_layers {layers}"
+            )
+        layers, shared = layers * inner, groups * inner == 1 or (groups, inner)
         fields.skip("down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks")
     drop = 0.0 if kind is ALBERT else 0.1
     attention = fields.take("attention_probs_dropout_prob", float, drop)
@@ -83,7 +89,7 @@ def _config(fields: Fields, kind: Kind) -> Config:
     return Config(
         fields.take("vocab_size", int),
         fields.take("max_position_embeddings", int, 512) - offset,
-        fields.take("num_hidden_layers", int),
+        layers,
         width,
         AttentionConfig(count, count, heads.split(fields, width, count), causal=False, dropout=attention),
         MLPConfig(fields.take("intermediate_size", int), activation),
@@ -91,7 +97,7 @@ def _config(fields: Fields, kind: Kind) -> Config:
         num_types=fields.take("type_vocab_size", int, 2),
         embed_size=embed,
         position_offset=offset,
-        shared=kind is ALBERT,
+        shared=shared,
         dropout=fields.take("hidden_dropout_prob", float, drop),
     )
 
@@ -179,10 +185,13 @@ def fields(module: nn.Module) -> dict[str, Any]:
         shared["pad_token_id"] = cfg.position_offset - 1
     if kind in (ELECTRA, ALBERT):
         shared["embedding_size"] = cfg.embed_size or cfg.d_model
+    groups, inner = cfg.shared if isinstance(cfg.shared, tuple) else (1, 1)
+    if kind is ALBERT:
+        shared |= {"num_hidden_groups": groups, "inner_group_num": inner}
     return shared | {
         "hidden_size": cfg.d_model,
         "num_attention_heads": cfg.attention.num_heads,
-        "num_hidden_layers": cfg.num_layers,
+        "num_hidden_layers": cfg.num_layers // inner,
         "intermediate_size": cfg.mlp.d_ff,
         "hidden_act": word,
         "layer_norm_eps": cfg.norm.epsilon,

@@ -66,17 +66,25 @@ _DISTILBERT = (
     *linear("blocks/mlp/down", f"{_LAYER}.ffn.lin2"),
     *norm("blocks/norm_mlp", f"{_LAYER}.output_layer_norm"),
 )
-_SHARED = "albert.encoder.albert_layer_groups.0.albert_layers.0"
-_ALBERT = (
-    *_embeddings("albert"),
-    *linear("project", "albert.encoder.embedding_hidden_mapping_in"),
-    *(e for h in ("query", "key", "value") for e in linear(f"block/attn/{h[0]}", f"{_SHARED}.attention.{h}")),
-    *linear("block/attn/o", f"{_SHARED}.attention.dense"),
-    *norm("block/norm_attn", f"{_SHARED}.attention.LayerNorm"),
-    *linear("block/mlp/up", f"{_SHARED}.ffn"),
-    *linear("block/mlp/down", f"{_SHARED}.ffn_output"),
-    *norm("block/norm_mlp", f"{_SHARED}.full_layer_layer_norm"),
-)
+_ALBERT = (*_embeddings("albert"), *linear("project", "albert.encoder.embedding_hidden_mapping_in"))
+
+
+def _albert(groups: int = 1, inner: int = 1) -> tuple[Entry, ...]:
+    """Return ALBERT's names, where the layers of each group share parameters."""
+    entries = list(_ALBERT)
+    for copy in range(groups * inner):
+        ours = "block" if groups * inner == 1 else f"block/{copy}"
+        theirs = f"albert.encoder.albert_layer_groups.{copy // inner}.albert_layers.{copy % inner}"
+        entries += [
+            *(e for h in ("query", "key", "value") for e in linear(f"{ours}/attn/{h[0]}", f"{theirs}.attention.{h}")),
+            *linear(f"{ours}/attn/o", f"{theirs}.attention.dense"),
+            *norm(f"{ours}/norm_attn", f"{theirs}.attention.LayerNorm"),
+            *linear(f"{ours}/mlp/up", f"{theirs}.ffn"),
+            *linear(f"{ours}/mlp/down", f"{theirs}.ffn_output"),
+            *norm(f"{ours}/norm_mlp", f"{theirs}.full_layer_layer_norm"),
+        ]
+    return tuple(entries)
+
 
 _TRANSFORM = "cls.predictions.transform"
 _PROJECTED = ("classifier.dense", "classifier.out_proj")
@@ -105,7 +113,7 @@ ELECTRA = Kind(
 )
 ALBERT = Kind(
     "Albert",
-    _ALBERT,
+    _albert(),
     ("predictions.dense", "predictions.LayerNorm", "predictions.bias"),
     ("albert.pooler", "classifier"),
     "tanh",
@@ -135,9 +143,9 @@ def kind_of(module: nn.Module) -> Kind:
 def table(module: nn.Module) -> Table:
     """Return the table of a module's tensor names."""
     kind = kind_of(module)
-    prefix = kind.body[0].name.split(".")[0]
+    prefix, shared = kind.body[0].name.split(".")[0], backbone(module).cfg.shared
     names = Table(
-        kind.body,
+        _albert(*shared) if isinstance(shared, tuple) else kind.body,
         rename=(
             (r"(.*LayerNorm)\.gamma", r"\1.weight"),  # in the first published files
             (r"(.*LayerNorm)\.beta", r"\1.bias"),

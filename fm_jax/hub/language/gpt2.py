@@ -1,5 +1,6 @@
 """Configs and names of GPT-2 (Radford et al. 2019) and GPT-Neo, EleutherAI's GPT with alternating local attention."""
 
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -68,16 +69,17 @@ def writes(module: nn.Module) -> bool:
 
 def _gpt2(fields: Fields) -> Config:
     width, count = fields.take("n_embd", int), fields.take("n_head", int)
-    fields.expect("scale_attn_weights", True)
-    fields.expect("scale_attn_by_inverse_layer_idx", False)
-    fields.expect("reorder_and_upcast_attn", False)
-    fields.expect("tie_word_embeddings", True)
+    fields.skip("reorder_and_upcast_attn")  # scores and their softmax are always computed in float32 here
     fields.expect("n_ctx", fields.take("n_positions", int))
     fields.skip(*(f"summary_{word}" for word in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")))
     dropout = fields.take("resid_pdrop", float, 0.1)
     fields.expect("embd_pdrop", dropout)
     attention = AttentionConfig(
-        count, count, heads.split(fields, width, count), dropout=fields.take("attn_pdrop", float, 0.1)
+        count,
+        count,
+        heads.split(fields, width, count),
+        scale=0.0 if fields.take("scale_attn_weights", bool, True) else 1.0,
+        dropout=fields.take("attn_pdrop", float, 0.1),
     )
     activation: Any = fields.choose("activation_function", ACTIVATIONS, "gelu_new")
     return Config(
@@ -88,6 +90,8 @@ def _gpt2(fields: Fields) -> Config:
         attention,
         MLPConfig(fields.take("n_inner", int, 4 * width), activation),
         NormConfig("layer", fields.take("layer_norm_epsilon", float, 1e-5)),
+        tied=fields.take("tie_word_embeddings", bool, True),
+        scale_by_depth=fields.take("scale_attn_by_inverse_layer_idx", bool, False),
         dropout=dropout,
     )
 
@@ -97,7 +101,6 @@ def _neo(fields: Fields) -> Config:
     layers, window = fields.take("num_layers", int), fields.take("window_size", int, 256)
     kinds = _kinds(fields, layers)
     fields.expect("attention_layers", kinds)
-    fields.expect("tie_word_embeddings", True)
     fields.skip(*(f"summary_{word}" for word in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")))
     fields.skip("classifier_dropout")
     dropout = fields.take("resid_dropout", float, 0.0)
@@ -120,6 +123,7 @@ def _neo(fields: Fields) -> Config:
         attention,
         MLPConfig(fields.take("intermediate_size", int, 4 * width), activation),
         NormConfig("layer", fields.take("layer_norm_epsilon", float, 1e-5)),
+        tied=fields.take("tie_word_embeddings", bool, True),
         dropout=dropout,
     )
 
@@ -149,11 +153,11 @@ def table(module: nn.Module) -> Table:
         # the first published files, and base models today, have no "transformer." before their names
         rename=((r"((?:wte|wpe|ln_f|h\.\d+)\..*)", r"transformer.\1"),),
         skip=(r"(?:transformer\.)?h\.\d+\.attn\.(?:attention\.)?(?:bias|masked_bias)",),
-        tied=(("lm_head.weight", "transformer.wte.weight"),),
+        tied=(("lm_head.weight", "transformer.wte.weight"),) if decoder.cfg.tied else (),
     )
     if isinstance(module, Classifier):
         return names.under("backbone", flipped("head/kernel", "score.weight"), tied=())
-    return names
+    return replace(names, entries=(*names.entries, flipped("head/kernel", "lm_head.weight")))
 
 
 def fields(module: nn.Module) -> dict[str, Any]:
@@ -188,6 +192,10 @@ def fields(module: nn.Module) -> dict[str, Any]:
             "resid_pdrop": cfg.dropout,
             "embd_pdrop": cfg.dropout,
             "attn_pdrop": cfg.attention.dropout,
+            "scale_attn_weights": cfg.attention.scale != 1.0,
+            "scale_attn_by_inverse_layer_idx": cfg.scale_by_depth,
+            # the published models that scale by depth have this too; it matters to half precision in torch alone
+            "reorder_and_upcast_attn": cfg.scale_by_depth,
         }  # fmt: skip
     if isinstance(module, Classifier):
         suffix, sizes = "ForSequenceClassification", {**sizes, **heads.labels(module.num_classes)}

@@ -6,9 +6,9 @@ from typing import Any
 import flax.linen as nn
 
 from fm_jax.core import types
-from fm_jax.core.errors import CheckpointError
+from fm_jax.core.errors import shown
 from fm_jax.hub.fields import Fields
-from fm_jax.hub.language import heads
+from fm_jax.hub.language import heads, rope
 from fm_jax.hub.table import Table, flipped, linear, same
 from fm_jax.layers.attention import AttentionConfig
 from fm_jax.layers.mlp import MLPConfig
@@ -18,13 +18,11 @@ from fm_jax.models.language.decoder import Config, Decoder
 from fm_jax.ops.positions import Rope
 
 KINDS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma": "Gemma"}
-# default of rope_theta, if a config.json has none
-_BASES = {"llama": 10_000.0, "mistral": 10_000.0, "qwen2": 10_000.0, "qwen3": 10_000.0, "gemma": 10_000.0}
-# rotations below which a frequency is scaled fully, and above which it is not; () if the config must have the field
-_TURNS: dict[str, dict[str, tuple[float, ...]]] = {
-    "llama3": {"low_freq_factor": (), "high_freq_factor": ()},
-    "yarn": {"beta_slow": (1.0,), "beta_fast": (32.0,)},
-}
+_BIASED = ("llama", "qwen3", "gemma")  # have `attention_bias`, which is of q, k, v and o; Qwen 2 has those of q, k, v
+# what the classes mean by fields that are absent; null, where a class takes it, is none or as many as there are heads
+_WINDOW, _FULL_LAYERS = 4096, 28  # sliding_window, and Qwen's max_window_layers
+_KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32, "gemma": 16}  # num_key_value_heads
+_HEAD_DIM = {"qwen3": 128, "gemma": 256}  # head_dim
 example, sites = heads.example, heads.sites
 _GELUS = {
     "gelu": "gelu_tanh",
@@ -38,7 +36,7 @@ _ENTRIES = (
     same("blocks/attn/norm_q/scale", "model.layers.{}.self_attn.q_norm.weight"),
     same("blocks/attn/norm_k/scale", "model.layers.{}.self_attn.k_norm.weight"),
     same("blocks/norm_mlp/scale", "model.layers.{}.post_attention_layernorm.weight"),
-    *(flipped(f"blocks/mlp/{h}/kernel", f"model.layers.{{}}.mlp.{h}_proj.weight") for h in ("gate", "up", "down")),
+    *(e for h in ("gate", "up", "down") for e in linear(f"blocks/mlp/{h}", f"model.layers.{{}}.mlp.{h}_proj")),
     same("norm_final/scale", "model.norm.weight"),
 )
 
@@ -47,19 +45,19 @@ def module(fields: Fields) -> nn.Module:
     """Build the module that a config.json of one of these families describes."""
     kind = fields.kind
     width, count = fields.take("hidden_size", int), fields.take("num_attention_heads", int)
-    head_dim = fields.take("head_dim", int) if fields.has("head_dim") else heads.split(fields, width, count)
-    fields.skip("head_dim")
-    biased = kind == "qwen2"
+    head_dim = fields.take("head_dim", int, _HEAD_DIM.get(kind, 0)) or heads.split(fields, width, count)
+    absent = "num_key_value_heads" not in fields.data
+    biased = fields.take("attention_bias", bool, False) if kind in _BIASED else kind == "qwen2"
     fields.expect("attention_bias", biased)
-    fields.expect("mlp_bias", False)
+    turning = rope.read(fields)
     attention = AttentionConfig(
         count,
-        fields.take("num_key_value_heads", int, count),
+        fields.take("num_key_value_heads", int, _KV_HEADS.get(kind, count) if absent else count),
         head_dim,
-        rope=_rope(fields),
+        rope=turning,
         windows=_windows(fields),
         qkv_bias=biased,
-        out_bias=False,
+        out_bias=biased and kind != "qwen2",
         qk_norm=kind == "qwen3",
         dropout=fields.take("attention_dropout", float, 0.0),
     )
@@ -69,13 +67,15 @@ def module(fields: Fields) -> nn.Module:
         activation = fields.choose("hidden_activation", _GELUS, "gelu_pytorch_tanh")
     else:
         fields.expect("hidden_act", "silu")
+    mlp_bias = kind == "llama" and fields.take("mlp_bias", bool, False)
+    fields.expect("mlp_bias", mlp_bias)
     cfg = Config(
         fields.take("vocab_size", int),
-        fields.take("max_position_embeddings", int),
+        rope.context(turning, fields.take("max_position_embeddings", int)),
         fields.take("num_hidden_layers", int),
         width,
         attention,
-        MLPConfig(fields.take("intermediate_size", int), activation, gated=True, bias=False),
+        MLPConfig(fields.take("intermediate_size", int), activation, gated=True, bias=mlp_bias),
         NormConfig("rms", fields.take("rms_norm_eps", float, 1e-6), offset=1.0 if kind == "gemma" else 0.0),
         tied=fields.take("tie_word_embeddings", bool, kind == "gemma"),
         scale_embedding=kind == "gemma",
@@ -92,46 +92,24 @@ def writes(module: nn.Module) -> bool:
 def _windows(fields: Fields) -> tuple[int, ...]:
     """Return the attention window of each layer: Mistral's in all, Qwen's from layer `max_window_layers` on."""
     layers = fields.take("num_hidden_layers", int)
-    size = fields.take("sliding_window", int, 0)
-    first = fields.take("max_window_layers", int, layers)
+    size = fields.take("sliding_window", int, 0 if "sliding_window" in fields.data else _WINDOW)
+    first = fields.take("max_window_layers", int, _FULL_LAYERS)
     if fields.kind == "mistral":
         return (size,)
     if fields.kind not in ("qwen2", "qwen3"):
-        if size:
+        if fields.data.get("sliding_window"):
             fields.refuse(f"sliding_window is {size}, but {fields.kind} has no sliding window")
         return (0,)
     if not fields.take("use_sliding_window", bool, False):
         fields.expect("layer_types", ["full_attention"] * layers)
         return (0,)
-    default = ["sliding_attention" if layer >= first else "full_attention" for layer in range(layers)]
-    kinds = fields.take("layer_types", list, default)
-    if len(kinds) != layers or set(kinds) - {"sliding_attention", "full_attention"}:
-        fields.refuse(f"layer_types {kinds} does not name sliding_attention or full_attention for {layers} layers")
-    return tuple(size if kind == "sliding_attention" else 0 for kind in kinds)
-
-
-def _rope(fields: Fields) -> Rope:
-    """Read `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before)."""
-    data = dict(fields.take("rope_scaling", dict, {})) | dict(fields.take("rope_parameters", dict, {}))
-    theirs = Fields(data, f"{fields.where}, rope scaling")
-    base = theirs.take("rope_theta", float, fields.take("rope_theta", float, _BASES[fields.kind]))
-    kind = theirs.take("rope_type", str, theirs.take("type", str, "default"))
-    length = fields.take("max_position_embeddings", int)
-    if kind == "default":
-        rope = Rope(base)
-    elif kind == "linear":
-        rope = Rope(base, "linear", theirs.take("factor", float))
-    elif kind in ("llama3", "yarn"):
-        low, high = (theirs.take(word, float, *default) for word, default in _TURNS[kind].items())
-        original = theirs.take("original_max_position_embeddings", int, length)
-        rope = Rope(base, "llama3" if kind == "llama3" else "yarn", theirs.take("factor", float), original, low, high)
-    else:
-        raise CheckpointError(
-            f"{fields.where}: rope_type {kind!r} is not supported, only default, linear, llama3, yarn"
+    default = ["sliding_attention" if size and layer >= first else "full_attention" for layer in range(layers)]
+    kinds = fields.many("layer_types", str, default)
+    if len(kinds) != layers or any(kind not in ("sliding_attention", "full_attention") for kind in kinds):
+        fields.refuse(
+            f"layer_types {shown(kinds)} does not name sliding_attention or full_attention for {layers} layers"
         )
-    theirs.expect("partial_rotary_factor", 1.0)
-    theirs.close()
-    return rope
+    return tuple(size if kind == "sliding_attention" else 0 for kind in kinds)
 
 
 def table(module: nn.Module) -> Table:
@@ -154,7 +132,7 @@ def kind(cfg: Config) -> str:
     forms = {
         "gemma": (cfg.norm.offset == 1.0, cfg.scale_embedding, cfg.mlp.activation == "gelu_tanh", not windows),
         "qwen3": (cfg.attention.qk_norm,),
-        "qwen2": (cfg.attention.qkv_bias,),
+        "qwen2": (cfg.attention.qkv_bias, not cfg.attention.out_bias),
         "mistral": (windows, len(set(cfg.attention.windows)) == 1),
     }
     return next((name for name, signs in forms.items() if all(signs)), "llama")
@@ -170,7 +148,6 @@ def fields(module: nn.Module) -> dict[str, Any]:
             KINDS[model_type] + ("ForSequenceClassification" if isinstance(module, Classifier) else "ForCausalLM")
         ],
         "vocab_size": cfg.vocab_size,
-        "max_position_embeddings": cfg.max_length,
         "num_hidden_layers": cfg.num_layers,
         "hidden_size": cfg.d_model,
         "intermediate_size": cfg.mlp.d_ff,
@@ -181,10 +158,12 @@ def fields(module: nn.Module) -> dict[str, Any]:
         "rms_norm_eps": cfg.norm.epsilon,
         "tie_word_embeddings": cfg.tied,
         "attention_dropout": group.dropout,
-        "rope_parameters": _rope_fields(group.rope or Rope(), cfg.max_length),
+        **rope.write(group.rope or Rope(), cfg.max_length),
     }
-    if model_type != "qwen2":
+    if model_type in _BIASED:
         data["attention_bias"] = group.qkv_bias
+    if model_type == "llama":
+        data["mlp_bias"] = cfg.mlp.bias
     windows = [group.windows[layer % len(group.windows)] for layer in range(cfg.num_layers)]
     if model_type == "mistral":
         data["sliding_window"] = windows[0] or None
@@ -196,22 +175,3 @@ def fields(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, Classifier):
         data |= heads.labels(module.num_classes)
     return data
-
-
-def _rope_fields(rope: Rope, length: int) -> dict[str, Any]:
-    theirs: dict[str, Any] = {
-        "rope_type": "default" if rope.scaling == "none" else rope.scaling,
-        "rope_theta": rope.base,
-    }
-    if rope.scaling == "none":
-        return theirs
-    theirs["factor"] = rope.factor
-    if rope.scaling == "linear":
-        return theirs
-    low, high = ("low_freq_factor", "high_freq_factor") if rope.scaling == "llama3" else ("beta_slow", "beta_fast")
-    return {
-        **theirs,
-        "original_max_position_embeddings": rope.original_length,
-        low: rope.low_frequency,
-        high: rope.high_frequency,
-    }

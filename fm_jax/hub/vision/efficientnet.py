@@ -58,7 +58,9 @@ def module(fields: Fields) -> nn.Module:
         norm_momentum=fields.take("batch_norm_momentum", float, 0.99),
     )
     fields.expect("in_channels", [32, *(stage.width for stage in stages[:-1])])
-    fields.expect("hidden_dim", cfg.channels(cfg.head_width))
+    wide = cfg.channels(cfg.head_width)
+    if (given := fields.take("hidden_dim", int, 2560)) != wide:
+        fields.refuse(f"hidden_dim is {given}, but only {wide} is supported with this width_coefficient")
     fields.expect("hidden_act", "swish", "silu")
     fields.expect("pooling_type", "mean")
     fields.skip("num_hidden_layers")

@@ -23,7 +23,6 @@ _DEPTHS, _WIDTHS = [3, 4, 6, 3], [256, 512, 1024, 2048]
 def module(fields: Fields) -> nn.Module:
     """Build the module that a config.json of model_type "resnet" describes."""
     fields.expect("hidden_act", "relu")
-    fields.expect("downsample_in_first_stage", False)
     fields.skip("out_features", "out_indices", "stage_names")  # feature maps that a detector reads
     depths, channels = parts.sizes(fields, "depths", _DEPTHS), fields.take("num_channels", int, 3)
     parts.check_blocks(fields, "depths", sum(depths))
@@ -33,6 +32,7 @@ def module(fields: Fields) -> nn.Module:
         parts.sizes(fields, "hidden_sizes", _WIDTHS),
         fields.choose("layer_type", BLOCKS, "bottleneck"),
         stem_width=fields.take("embedding_size", int, 64),
+        first_stride=2 if fields.take("downsample_in_first_stage", bool, False) else 1,
         stride_first=fields.take("downsample_in_bottleneck", bool, False),
         in_channels=channels,
     )
@@ -71,7 +71,7 @@ def fields(module: nn.Module) -> dict[str, Any]:
         "embedding_size": cfg.stem_width,
         "num_channels": cfg.in_channels,
         "hidden_act": "relu",
-        "downsample_in_first_stage": False,
+        "downsample_in_first_stage": cfg.first_stride == 2,
         "downsample_in_bottleneck": cfg.stride_first,
     }
 

@@ -129,7 +129,7 @@ def _check_positions(fields: Fields, patches: PatchConfig, width: int) -> None:
 def _mlp(fields: Fields, width: int) -> MLPConfig:
     activation: Any = fields.choose("hidden_act", ACTIVATIONS, "gelu")
     if fields.kind not in _DINO:
-        return MLPConfig(fields.take("intermediate_size", int, 4 * width), activation)
+        return MLPConfig(fields.take("intermediate_size", int, 3072), activation)
     wide = width * fields.take("mlp_ratio", int, 4)
     if fields.take("use_swiglu_ffn", bool, False):
         return MLPConfig(_gated(wide), "silu", gated=True)

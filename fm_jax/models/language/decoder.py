@@ -41,6 +41,7 @@ class Config:
     norm: NormConfig = NormConfig()
     tied: bool = True  # the head uses the token table
     scale_embedding: bool = False  # multiply embeddings by sqrt(d_model) (Gemma)
+    scale_by_depth: bool = False  # divide the attention scores of layer l = 1, 2, … by l (some GPT-2s)
     dropout: float = training(0.0)  # dropout rate of the embeddings and of each update to the residual stream
     init_std: float = training(0.02)  # 0: 1/sqrt(fan_in), for small widths
     dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # compute dtype; parameters are float32
@@ -177,7 +178,7 @@ class Decoder(nn.Module):
             x = x * jnp.asarray(cfg.d_model**0.5, x.dtype)
         x = visit(self, tap, "embed", self.dropout(x, deterministic=not self.has_rng("dropout")))
         x = constrain(x, "batch", "time", "width")
-        x, _ = self.blocks(x, (_windows(cfg), tap and tap.stacked()), Where(positions, segments))
+        x, _ = self.blocks(x, (_windows(cfg), _divisors(cfg), tap and tap.stacked()), Where(positions, segments))
         return visit(self, tap, "final", self.norm_final(x))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -194,10 +195,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, layered: tuple[jax.Array | None, Tap | None], where: Where
+        self, x: jax.Array, layered: tuple[jax.Array | None, jax.Array | None, Tap | None], where: Where
     ) -> tuple[jax.Array, None]:
         """Apply the layer to the residual stream: [B, T, D] -> [B, T, D]."""
-        cfg, (window, tap) = self.cfg, layered
+        cfg, (window, divisor, tap) = self.cfg, layered
         dtype = jnp.dtype(cfg.dtype)
         # The two projections into the residual stream start smaller, so that its variance does not grow with L.
         out_init = normal(cfg.init_std, gain=(2 * cfg.num_layers) ** -0.5)
@@ -206,7 +207,7 @@ class Block(nn.Module):
 
         x = visit(self, tap, "block.resid_pre", x)
         attend = Attention(cfg.attention, norm_epsilon=cfg.norm.epsilon, name="attn", **inits)
-        x = x + drop(attend(Norm(cfg.norm, dtype, name="norm_attn")(x), where, window, tap))
+        x = x + drop(attend(Norm(cfg.norm, dtype, name="norm_attn")(x), where, window, tap, divisor=divisor))
         x = visit(self, tap, "block.resid_mid", x)
         feed = MLP(cfg.mlp, name="mlp", **inits)
         x = x + drop(feed(Norm(cfg.norm, dtype, name="norm_mlp")(x), tap))
@@ -220,3 +221,8 @@ def _windows(cfg: Config) -> jax.Array | None:
     if len(set(windows)) == 1:
         return None
     return jnp.array([windows[layer % len(windows)] for layer in range(cfg.num_layers)], jnp.int32)
+
+
+def _divisors(cfg: Config) -> jax.Array | None:
+    """Return the number [L] by which each layer's scores are divided; None if by none."""
+    return jnp.arange(1, cfg.num_layers + 1, dtype=jnp.float32) if cfg.scale_by_depth else None

@@ -4,7 +4,8 @@ BERT (Devlin et al. 2019): learned positions and token types, summed and normali
 layer's output needs no further norm; erf-GELU, biases.
 RoBERTa (Liu et al. 2019) counts positions from 2 and has one token type, DistilBERT (Sanh et al. 2019) has none.
 ELECTRA (Clark et al. 2020) and ALBERT (Lan et al. 2020) have narrower embeddings, projected to the layers' width.
-ALBERT shares one layer's parameters at every depth. Heads are in classifier, tagger, span, masked_lm and sentence.
+ALBERT shares one layer's parameters at every depth, or those of a few groups of layers.
+Heads are in classifier, tagger, span, masked_lm and sentence.
 
 Dims: B batch, T time, D d_model, E embed_size (D if 0), H heads, K head_dim, F d_ff, V vocabulary, L layers.
 """
@@ -43,7 +44,7 @@ class Config:
     num_types: int = 2  # token types (first and second text of a pair); 0: none
     embed_size: int = 0  # width of the embeddings, projected to d_model; 0: d_model, without projection
     position_offset: int = 0  # row of the first position in the table; for RoBERTa its padding id + 1
-    shared: bool = False  # share one layer's parameters at every depth (ALBERT)
+    shared: bool | tuple[int, int] = False  # one layer's parameters at every depth (ALBERT); or groups, see `copies`
     dropout: float = training(0.0)  # dropout rate of the embeddings and of each update to the residual stream
     init_std: float = training(0.02)  # 0: 1/sqrt(fan_in), for small widths
     dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # compute dtype; parameters are float32
@@ -63,6 +64,13 @@ class Config:
             raise ConfigError("attention.causal is true, but this encoder is bidirectional; set it to false")
         if self.attention.rope is not None:
             raise ConfigError("attention.rope is set, but this encoder's positions are learned; set it to none")
+        if isinstance(self.shared, tuple):
+            groups, inner = self.shared
+            if min(self.shared) < 1 or not 2 <= groups * inner <= self.num_layers or self.num_layers % inner:
+                raise ConfigError(
+                    f"shared is {groups} groups of {inner} layers: num_layers {self.num_layers} must be a multiple of "
+                    f"{inner} and at least {groups * inner}; one group of one layer is written true"
+                )
 
 
 def bert(num_layers: int, d_model: int, num_heads: int, vocab_size: int = 30522, dropout: float = 0.1) -> Config:
@@ -112,6 +120,20 @@ def albert_base() -> Config:
     return replace(cfg, embed_size=128, shared=True, mlp=MLPConfig(3072, "gelu_tanh"))
 
 
+def copies(cfg: Config) -> tuple[int, ...]:
+    """Return which copy of the parameters each layer uses, if there are fewer copies than layers; () if not.
+
+    `shared` is the number of groups and the number of layers in each. The layers of a group are applied in turn, over
+    and over, until the next group's turn: with (2, 1) four layers use 0, 0, 1, 1, and with (1, 2) they use 0, 1, 0, 1.
+    """
+    if not isinstance(cfg.shared, tuple):
+        return ()
+    groups, inner = cfg.shared
+    rounds = cfg.num_layers // inner
+    # a quotient of floats, as in the published code: it decides where rounds / groups is no whole number
+    return tuple(int(turn / (rounds / groups)) * inner + layer for turn in range(rounds) for layer in range(inner))
+
+
 class Encoder(nn.Module):
     """Tokens [B, T] -> hidden states [B, T, D] with bidirectional attention within segments."""
 
@@ -132,7 +154,8 @@ class Encoder(nn.Module):
         if cfg.embed_size:
             self.project = dense(cfg.d_model, ("embed", None), bias=True, init=normal(cfg.init_std), dtype=dtype)
         self.dropout = nn.Dropout(cfg.dropout)
-        blocks = stack(Block, cfg.num_layers, cfg.remat, shared=cfg.shared)(cfg)
+        how: dict[str, Any] = {"shared": cfg.shared is True, "copies": copies(cfg), "init": self.is_initializing()}
+        blocks = stack(Block, cfg.num_layers, cfg.remat, **how)(cfg)
         if cfg.shared:
             self.block = blocks  # not "blocks": leaves under "blocks" are expected to be stacked by layer
         else:

@@ -41,6 +41,7 @@ class Config:
     stem_width: int = 64
     stem: Literal["pooled", "small"] = "pooled"  # 7×7 with stride 2 and max pooling; or 3×3, for small images
     shortcut: Literal["project", "pad", "none"] = "project"  # how shapes are adapted; none: a network without shortcuts
+    first_stride: Literal[1, 2] = 1  # stride of the first stage; the later ones have 2
     stride_first: bool = False  # put a bottleneck's stride in its first layer, as in the paper ("v1")
     in_channels: int = 3
     zero_init: bool = training(True)  # initialise the scale of each block's last norm with 0
@@ -153,7 +154,7 @@ class ResNet(nn.Module):
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # padded with -inf
         x = constrain(visit(self, tap, "embed", x), "batch", None, None, "width")
         for stage, (depth, width) in enumerate(zip(cfg.depths, cfg.widths, strict=True), 1):
-            x = Stage(cfg, depth, width, 1 if stage == 1 else 2, name=f"stage{stage}")(x)
+            x = Stage(cfg, depth, width, cfg.first_stride if stage == 1 else 2, name=f"stage{stage}")(x)
             x = visit(self, tap, f"conv.stage{stage}", x)
         return visit(self, tap, "final", x)
 

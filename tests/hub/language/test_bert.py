@@ -141,7 +141,7 @@ def test_published_configs_give_the_published_sizes():
         ("bert-pretraining", {"tie_word_embeddings": False}, "tie_word_embeddings is false"),
         ("roberta-words", {"hidden_act": "relu"}, "has gelu in its head, and relu in its layers"),
         ("electra-replaced", {"hidden_act": "relu"}, "a discriminator with relu"),
-        ("albert-words", {"num_hidden_groups": 2}, "num_hidden_groups is 2"),
+        ("albert-words", {"num_hidden_groups": 4}, "with at most as many groups as num_hidden_layers 3"),
         ("bert-labels", {"num_attention_heads": 3}, "is not divisible by the number of heads, 3"),
     ],
 )

@@ -63,6 +63,19 @@ def test_neo_s_kinds_of_attention_become_windows():
     assert not module.cfg.attention.qkv_bias
 
 
+def test_a_head_of_its_own_is_read_and_written_where_the_config_frees_it():
+    arrays, params = stored("gpt2-by-depth")
+    np.testing.assert_array_equal(arrays["lm_head.weight"].T, params["head"]["kernel"])
+
+
+def test_scores_are_scaled_as_the_config_says():
+    cfg = build(FORMS["gpt2-by-depth"])[0].cfg
+    assert (cfg.scale_by_depth, cfg.attention.scale, cfg.tied) == (True, 0.0, False)
+    unscaled, family = build({**FORMS["gpt2"], "scale_attn_weights": False})
+    assert (unscaled.cfg.scale_by_depth, unscaled.cfg.attention.scale) == (False, 1.0)
+    assert family.fields(unscaled)["scale_attn_weights"] is False
+
+
 def test_dropout_and_epsilon_are_those_of_the_config():
     cfg = build(FORMS["gpt2-erf-wide"])[0].cfg
     assert (cfg.dropout, cfg.attention.dropout, cfg.norm.epsilon) == (0.25, 0.0, 1e-6)

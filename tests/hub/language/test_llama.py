@@ -3,12 +3,7 @@ import pytest
 
 from fm_jax.hub import pretrained
 from fm_jax.hub.language import llama
-from fm_jax.ops.positions import Rope
 from tests.hub.forms import FORMS, assert_equal, build, draw, tensors, write
-
-
-def rope(**change):
-    return build({**FORMS["llama"], **change})[0].cfg.attention.rope
 
 
 def test_kernels_are_stored_transposed_and_the_head_is_its_own():
@@ -32,22 +27,10 @@ def test_base_models_and_old_buffers_are_read(tmp_path):
     assert_equal(pretrained.load(write(tmp_path / "folder", config, old)).params, params)
 
 
-def test_rotary_positions_are_read_in_their_old_and_their_new_words():
-    assert rope() == Rope(10_000.0)
-    assert rope(rope_theta=5e5) == Rope(5e5)
-    assert rope(rope_parameters={"rope_type": "default", "rope_theta": 5e5}) == Rope(5e5)
-    for kind in ("type", "rope_type"):
-        assert rope(rope_theta=5e5, rope_scaling={kind: "linear", "factor": 2}) == Rope(5e5, "linear", 2.0)
-    words = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
-    assert rope(rope_theta=5e5, rope_scaling={"rope_type": "llama3", **words}) == Rope(5e5, "llama3", 8.0, 32, 1.0, 4.0)
-    assert rope(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}) == Rope(
-        1e4, "yarn", 2.0, 64, 1.0, 32.0
-    )
-
-
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("llama", "llama"), ("llama-tied", "llama"), ("mistral", "mistral"), ("mistral-no-window", "llama"),
+    [("llama", "llama"), ("llama-tied", "llama"), ("llama-longrope-biases", "llama"), ("mistral", "mistral"),
+     ("mistral-no-window", "llama"),
      ("qwen2", "qwen2"), ("qwen2-windows", "qwen2"), ("qwen3", "qwen3"), ("gemma", "gemma")],
 )  # fmt: skip
 def test_a_module_is_written_as_the_family_that_has_its_form(name, kind):
@@ -64,6 +47,30 @@ def test_windows_are_on_the_layers_that_have_them():
     assert build(FORMS["qwen2-windows"])[0].cfg.attention.windows == (0, 4, 4)
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
     assert build({**FORMS["qwen2-windows"], "layer_types": kinds})[0].cfg.attention.windows == (4, 0, 4)
+
+
+def without(name, *fields):
+    return build({key: value for key, value in FORMS[name].items() if key not in fields})[0].cfg.attention.windows
+
+
+def test_an_absent_window_is_the_classes_default_and_null_is_none():
+    assert without("mistral", "sliding_window") == (4096,)
+    assert without("qwen2-windows", "sliding_window") == (0, 4096, 4096)
+    assert build({**FORMS["qwen2-windows"], "sliding_window": None})[0].cfg.attention.windows == (0, 0, 0)
+    assert without("qwen2-windows", "max_window_layers") == (0, 0, 0)  # from layer 28 on
+    assert without("llama", "sliding_window") == (0,)
+
+
+def test_biases_are_of_all_projections_except_qwen_2s():
+    def biases(name, **change):
+        cfg = build({**FORMS[name], **change})[0].cfg
+        return cfg.attention.qkv_bias, cfg.attention.out_bias, cfg.mlp.bias
+
+    assert biases("llama-longrope-biases") == (True, True, True)
+    assert biases("llama", attention_bias=True) == (True, True, False)
+    assert biases("qwen3", attention_bias=True) == biases("gemma", attention_bias=True) == (True, True, False)
+    assert biases("qwen2") == (True, False, False)
+    assert biases("mistral") == (False, False, False)
 
 
 def test_gemma_scales_its_embedding_and_offsets_its_norms():

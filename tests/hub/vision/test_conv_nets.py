@@ -57,7 +57,7 @@ def test_counters_of_batches_are_passed_over_and_bare_names_known(name):
     ("name", "change", "message"),
     [
         ("resnet", {"hidden_act": "gelu"}, 'only "relu" is supported'),
-        ("resnet", {"downsample_in_first_stage": True}, "downsample_in_first_stage is true"),
+        ("resnet", {"downsample_in_first_stage": 1}, "downsample_in_first_stage is .*1.*, not bool"),
         ("resnet", {"layer_type": "preact"}, "layer_type 'preact' is not supported"),
         ("resnet", {"depths": [2, 1, 1]}, "must have one entry per stage"),
         ("resnet", {"depths": [2, 10**9]}, "depths .* is not a list of sizes"),

@@ -43,9 +43,10 @@ FORMS = {
     "distilbert": _distilbert,
     "electra-replaced": _bert("electra", "Electra", "ForPreTraining", embedding_size=8),
     "albert": _bert("albert", "Albert", embedding_size=8),
+    "albert-groups": _bert("albert", "Albert", embedding_size=8, num_hidden_groups=2, inner_group_num=2),
 }  # fmt: skip
 
-FEW = ("bert-pretraining", "roberta", "distilbert", "albert")  # one of each way of naming and storing
+FEW = ("bert-pretraining", "roberta", "distilbert", "albert", "albert-groups")  # one of each way of naming and storing
 
 VOCAB, TIME, LENGTHS, PLACES, CLASSES = 40, 24, (24, 15, 6), 3, 5
 INSIDE = np.arange(TIME) < np.array(LENGTHS)[:, None]
@@ -89,6 +90,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "electra-labels": ("Electra", "ForSequenceClassification", _electra_peer),
     "albert-words": ("Albert", "ForMaskedLM", _albert_peer),
     "albert-pretraining": ("Albert", "ForPreTraining", _albert_peer),
+    "albert-groups": ("Albert", "ForMaskedLM", {**_albert_peer, "num_hidden_groups": 2}),
+    "albert-inner": ("Albert", "ForMaskedLM", {**_albert_peer, "num_hidden_groups": 2, "inner_group_num": 2}),
     "albert-labels": ("Albert", "ForSequenceClassification", _albert_peer),
 }
 
@@ -180,7 +183,7 @@ def _layers(model: Any) -> list[Any]:
     if hasattr(stem, "transformer"):
         return list(stem.transformer.layer)
     if hasattr(stem.encoder, "albert_layer_groups"):
-        return list(stem.encoder.albert_layer_groups[0].albert_layers)
+        return [layer for group in stem.encoder.albert_layer_groups for layer in group.albert_layers]
     return list(stem.encoder.layer)
 
 
@@ -289,6 +292,8 @@ MUTANTS = {
     "token types lost": ("bert-labels", lambda m, p: (m, edit(p, "backbone/types", np.zeros_like))),
     "one layer fewer": ("albert-pretraining", lambda m, p: (change(m, num_layers=2), p)),
     "mean instead of first": ("roberta-labels", lambda m, p: (m.clone(pool="mean"), p)),
+    "groups of copies in another order": ("albert-inner", lambda m, p: (m, swap(p, "block/1/", "block/2/"))),
+    "the layers of a group one after the other": ("albert-inner", lambda m, p: (change(m, shared=(4, 1)), p)),
     "a pooler with gelu": ("bert-labels", lambda m, p: (m.clone(hidden="gelu"), p)),
     "a pooler with relu": ("albert-labels", lambda m, p: (m.clone(hidden="relu"), p)),
     "a discriminator with relu": ("electra-replaced", lambda m, p: (m.clone(hidden="relu"), p)),

@@ -16,7 +16,8 @@ _resnet = {
 
 FORMS = {
     "resnet": {**_resnet, **LABELS},
-    "resnet-v1": {**_resnet, "downsample_in_bottleneck": True, "num_channels": 1, "architectures": ["ResNetModel"]},
+    "resnet-v1": {**_resnet, "downsample_in_bottleneck": True, "downsample_in_first_stage": True, "num_channels": 1,
+                  "architectures": ["ResNetModel"]},
     "resnet-basic": {**_resnet, "layer_type": "basic"},
 }  # fmt: skip
 
@@ -31,6 +32,12 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
     "resnet-basic-odd": ("ResNet", {**_peer, "depths": [1, 2], "num_channels": 1}, (45, 35)),
     "resnet-bottleneck": ("ResNet", _narrow, (48, 34)),
     "resnet-v1": ("ResNet", {**_narrow, "downsample_in_bottleneck": True}, (34, 48)),
+    "resnet-halved-early": ("ResNet", {**_narrow, "downsample_in_first_stage": True}, (48, 66)),
+    "resnet-v1-halved-early": (
+        "ResNet",
+        {**_narrow, "hidden_sizes": [8, 32], "downsample_in_first_stage": True, "downsample_in_bottleneck": True},
+        (67, 48),
+    ),
     "resnet-four-stages": (
         "ResNet", {**_peer, "depths": [1, 2, 2, 1], "hidden_sizes": [16, 16, 24, 32], "layer_type": "bottleneck"},
         (96, 75),
@@ -61,6 +68,7 @@ INSIDES, tensors, ours = conv_nets.INSIDES, conv_nets.tensors, conv_nets.ours
 MUTANTS = {
     "v1 instead of v1.5": ("resnet-bottleneck", lambda m, p: (change(m, stride_first=True), p)),
     "v1.5 instead of v1": ("resnet-v1", lambda m, p: (change(m, stride_first=False), p)),
+    "a first stage that keeps the size": ("resnet-halved-early", lambda m, p: (change(m, first_stride=1), p)),
     "another epsilon": ("resnet-basic", lambda m, p: (change(m, norm_epsilon=1e-3), p)),
     "no shortcuts": ("resnet-basic", lambda m, p: (change(m, shortcut="none"), p)),
     "shortcuts without parameters": ("resnet-basic", lambda m, p: (change(m, shortcut="pad"), p)),
