@@ -27,6 +27,8 @@ import numpy as np
 from experiments.language import lm_pretrain
 from fm_jax import cli
 from fm_jax.core import tree
+from fm_jax.core.config import check_least
+from fm_jax.core.errors import ConfigError
 from fm_jax.data.python_docs import docstrings
 from fm_jax.data.text import documents, labelled
 from fm_jax.evals import metrics
@@ -59,6 +61,12 @@ class Config:
     tuning_seed: int = 100  # seed of those runs
     grid: tuple[float, ...] = (1e-3, 3e-3, 1e-2)  # learning rates, the same for every method
     new_tokens: int = 40
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        check_least(self, tuning_labels=1, tuning_seed=0, new_tokens=1)
+        if not self.budgets or not self.seeds or min(self.budgets) < 1 or min(self.seeds) < 0:
+            raise ConfigError(f"budgets {self.budgets} must be one or more numbers ≥ 1, seeds {self.seeds} ≥ 0")
 
 
 def model(vocab_size: int) -> decoder.Config:

@@ -19,7 +19,7 @@ import jax
 
 from fm_jax.core import distributed, provenance
 from fm_jax.core.config import apply_overrides, split_argv, to_dict
-from fm_jax.core.errors import ConfigError, FmError, Preempted, ResourceError
+from fm_jax.core.errors import ConfigError, FmError, Preempted, ResourceError, printable
 from fm_jax.core.options import help_text
 from fm_jax.core.workdir import claim
 from fm_jax.train.signals import preemptible
@@ -100,7 +100,7 @@ def _start(
         if first:
             held = stack.enter_context(claim(workdir, experiment=experiment.module, config=config, resumable=resumable))
             for line in held.notices:
-                print(f"{experiment.name}: {line}", file=sys.stderr)
+                print(f"{experiment.name}: {printable(line)}", file=sys.stderr)
             held.write_record(
                 provenance.record(
                     experiment=experiment.module, preset=preset, config=config, argv=argv, source=experiment.source
@@ -113,12 +113,12 @@ def _resolve(argv: Sequence[str], configs: Mapping[str, Callable[[], Any]], name
     """Parse a command line into preset, config and work directory."""
     texts = split_argv(argv)
     preset = texts.pop("config", next(iter(configs)))
-    workdir = texts.pop("workdir", f"runs/{name}")
+    workdir = os.path.expanduser(texts.pop("workdir", f"runs/{name}"))
     if preset not in configs:
         near = difflib.get_close_matches(preset, configs, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"--config: {preset[:80]!r} is not one of {', '.join(configs)}{hint}")
-    if not workdir or not workdir.isprintable():
+    if not workdir or workdir.lower() in ("none", "null") or not workdir.isprintable():
         raise ConfigError(f"--workdir: {workdir[:80]!r} is not a path")
     overrides = [f"--{key}={text}" for key, text in texts.items()]
     return preset, apply_overrides(configs[preset](), overrides, also=_OWN), Path(workdir)

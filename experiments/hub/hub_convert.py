@@ -6,6 +6,7 @@ mae_pretrain, or simclr_pretrain (its backbone only).
 
     ./launch.sh local experiments.hub.hub_convert --source runs/quickstart/pretrain --target public/mine
     ./launch.sh local experiments.hub.hub_convert --source old/flax-gpt2 --target new/gpt2 --dtype bfloat16
+    ./launch.sh local experiments.hub.hub_convert --source models/llama --adapter models/llama-lora --target merged
 
 Every written number is read again and compared before the command ends. A model that no class of `transformers`
 computes is refused, and the message names the difference. `experiments.hub.hub_verify` then compares the outputs of all
@@ -37,9 +38,9 @@ from fm_jax.hub.files import stored
 from fm_jax.hub.pretrained import Dtype, Pretrained
 from fm_jax.models.language.classifier import Classifier
 from fm_jax.peft import lora
-from fm_jax.tasks import language, text_classifier
+from fm_jax.tasks import adapted, language, text_classifier
 from fm_jax.tasks import vision as vision_models
-from fm_jax.tasks.init import EarlierRun, open_run
+from fm_jax.tasks.init import EarlierRun, Init, open_run
 
 _SHOWN = 0.5  # seconds between progress lines
 _IN_TOKENIZER = {  # files whose content is in tokenizer.json or tokenizer_config.json
@@ -55,7 +56,9 @@ class Config:
     source: Path = Path("runs/lm_pretrain")  # a run's work directory, a checkpoint folder, or OWNER/NAME
     target: Path = Path("converted")  # folder to write; it must not exist yet
     dtype: Dtype | None = None  # stored dtype; none: the source's
+    adapter: Path | None = None  # LoRA folder of `peft` to merge into the weights
     revision: str | None = None  # commit, branch or tag of OWNER/NAME
+    ignore: tuple[str, ...] = ()  # unknown fields of the config.json files that change no result
     step: str = "best"  # checkpoint of a run: "best", "last" or a step number
     shard_bytes: int = 5_000_000_000  # maximum size of one file
 
@@ -81,6 +84,9 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     started = time.perf_counter()
     print(f"reading {cfg.source}", flush=True)
     model, dtype, folder = read(cfg)
+    if cfg.adapter:
+        print(f"merging {cfg.adapter}", flush=True)
+        model = adapted.merged(model, cfg.adapter, ignore=cfg.ignore)
     read_at = time.perf_counter()
     print(f"writing {cfg.target}: {tree.count(model.params):,} parameters as {dtype}", flush=True)
     pretrained.save(
@@ -111,14 +117,14 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
 
 def read(cfg: Config) -> tuple[Pretrained, Dtype, Path | None]:
     """Open the source; return the model, the dtype to store it in, and the checkpoint folder unless it is a run."""
-    if (run := open_run(cfg.source, cfg.revision, cfg.step)) is not None:
+    if (run := open_run(cfg.source, cfg.revision, cfg.step, ignore=cfg.ignore)) is not None:
         return of_run(run), cfg.dtype or "float32", None
     folder = pretrained.find(cfg.source, cfg.revision)
     # of matrices only: running statistics and counters of batch normalisation have their own dtypes
     specs = stored.open_weights(folder).specs.values()
     dtypes = {spec.dtype for spec in specs if len(spec.shape) > 1 and "float" in spec.dtype}
     same: Dtype | None = next((name for name in ("float32", "bfloat16", "float16") if dtypes == {name}), None)
-    model = pretrained.load(folder, dtype=same or "float32")
+    model = pretrained.load(folder, dtype=same or "float32", ignore=cfg.ignore)
     model = replace(model, module=pretrained.computing(model.module, "float32"))
     return model, cfg.dtype or same or "float32", folder
 
@@ -152,7 +158,8 @@ def of_run(run: EarlierRun) -> Pretrained:
 def _classifier(run: EarlierRun) -> Pretrained:
     """Read the classifier of a text_classify run, trained and frozen parameters together."""
     config = run.config
-    base = language.load(config["init"]["from"], revision=config["init"]["revision"])
+    start = from_dict(Init, config["init"])
+    base = language.load(start.source, revision=start.revision, ignore=start.ignore)
     classes = labelled.load(from_dict(labelled.Config, config["data"]), run.workdir / "data").classes
     module, _ = language.classifier(base, classes, config["head"])
     combine = text_classifier.combine(config["method"], from_dict(lora.Config, config["lora"]))

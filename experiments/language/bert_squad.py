@@ -46,7 +46,7 @@ from jax.sharding import Mesh
 from fm_jax import cli
 from fm_jax.checkpoint import surgery
 from fm_jax.core import tree
-from fm_jax.core.config import to_dict
+from fm_jax.core.config import check_least, to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
 from fm_jax.core.workdir import write_atomically
@@ -92,6 +92,11 @@ class Config(stage.Plan):
     optimizer: optimizers.Config = optimizers.Config(eps=1e-6)
     longest: int = 30  # maximum tokens of an answer
     best: int = 20  # spans per question in nbest.json
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        super().__post_init__()
+        check_least(self, longest=1, best=1)
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,8 @@ def open_reader(cfg: Config, train: Sequence[Question], mesh: Mesh, *, resumed: 
         texts = [*contexts, *(question.text for question in train)]
         learnt = tokenizer.train_wordpiece(texts, cfg.model.vocab_size)
         return Reader(SpanFinder(encoder.Encoder(replace(cfg.model, max_length=length)), cfg.model.dropout), learnt, {})
-    pretrained = language.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh, shapes=resumed)
+    start = cfg.init
+    pretrained = language.load(start.source, revision=start.revision, ignore=start.ignore, mesh=mesh, shapes=resumed)
     backbone, params = pretrained.backbone()
     if not isinstance(backbone, encoder.Encoder):
         raise ConfigError(

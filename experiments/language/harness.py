@@ -29,6 +29,7 @@ import jax
 import numpy as np
 
 from fm_jax import cli
+from fm_jax.core.config import check_least
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data.python_docs import docstrings
 from fm_jax.data.text import documents
@@ -57,6 +58,7 @@ class Config:
     num_fewshot: int | None = None  # examples before each question; none: the task's number
     limit: int = 0  # documents per task; 0: all
     batch_size: int = 16
+    ignore: tuple[str, ...] = ()  # unknown fields of the folder's config.json that change no result
     dtype: Dtype | None = None  # computation dtype; none: the run's own, float32 for a folder
     data: documents.Config = documents.Config()  # data of the task `documents`
     seed: int = 0  # of sampling, for tasks that sample
@@ -70,9 +72,9 @@ class Config:
         if self.questions and (self.num_fewshot or 0) > harness_tasks.EXAMPLES:
             most = harness_tasks.EXAMPLES
             raise ConfigError(f"num_fewshot must be at most {most} with questions, not {self.num_fewshot}")
-        for name, least in (("limit", 0), ("batch_size", 1), ("num_fewshot", 0)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ConfigError(f"{name} must be at least {least}, not {value}")
+        check_least(self, limit=0, batch_size=1, seed=0)
+        if self.num_fewshot is not None:
+            check_least(self, num_fewshot=0)
 
 
 def config() -> Config:
@@ -104,7 +106,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     if unknown := sorted(set(cfg.tasks) - set(manager.all_tasks)):
         available = ", ".join(manager.all_tasks[:8]) or "none"
         raise DataError(f"there is no task {unknown[0]!r} in {folder}; available: {available}")
-    pretrained = language.load(cfg.model, dtype=cfg.dtype)
+    pretrained = language.load(cfg.model, dtype=cfg.dtype, ignore=cfg.ignore)
     if not isinstance(pretrained.module, Decoder) or pretrained.tokenizer is None:
         raise ConfigError(f"--model {cfg.model} is a {type(pretrained.module).__name__}; the harness needs a decoder")
 

@@ -34,7 +34,7 @@ import numpy as np
 from fm_jax import cli
 from fm_jax.checkpoint import surgery
 from fm_jax.core import files
-from fm_jax.core.config import to_dict
+from fm_jax.core.config import check_least, to_dict
 from fm_jax.core.errors import CheckpointError, DataError
 from fm_jax.core.types import Params
 from fm_jax.data.text import corpus, documents
@@ -66,6 +66,11 @@ class Config(stage.Plan):
     chunk: int = 0  # tokens whose logits are in memory at once; 0: all
     ema_decay: float | None = None  # keep an EMA of the parameters and evaluate it; none: no EMA
     export: Path | None = None  # folder to write for transformers at the end; it must not exist yet
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        super().__post_init__()
+        check_least(self, chunk=0)
 
 
 def paper(model: decoder.Config, learning_rate: float, batch_size: int, accumulate: int) -> Config:

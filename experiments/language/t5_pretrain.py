@@ -33,7 +33,7 @@ import numpy as np
 
 from fm_jax import cli
 from fm_jax.checkpoint import surgery
-from fm_jax.core.config import to_dict
+from fm_jax.core.config import check_least, to_dict
 from fm_jax.core.types import Batch, Params
 from fm_jax.data.text import corpus, documents
 from fm_jax.data.text.span_corruption import SpanCorruption
@@ -65,6 +65,11 @@ class Config(stage.Plan):
     optimizer: optimizers.Config = optimizers.Config(name="adafactor", clip_norm=None)
     batch_size: int = 128  # rows per step, over all devices
     z_loss: float = 1e-4
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        super().__post_init__()
+        check_least(self, length=1)
 
 
 def config() -> Config:

@@ -42,7 +42,7 @@ import numpy as np
 
 from fm_jax import cli
 from fm_jax.core import tree
-from fm_jax.core.config import to_dict
+from fm_jax.core.config import check_least, to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
 from fm_jax.data.text import parallel, tokenizer
@@ -75,6 +75,10 @@ class Data:
     largest: int = 9_999
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        check_least(self, train=1, validation=1, test=1, largest=2, seed=0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(stage.Plan):
@@ -97,6 +101,7 @@ class Config(stage.Plan):
     def __post_init__(self) -> None:
         """Refuse an option that has no effect here."""
         super().__post_init__()
+        check_least(self, source_length=1, target_length=1, watched=1, decode_batch=1)
         if self.data_dir is not None:
             raise ConfigError("data_dir must be none: sentences are read from data.path or generated at each start")
 
@@ -184,7 +189,8 @@ def open_model(cfg: Config, train: Parallel, mesh: jax.sharding.Mesh, *, resumed
         # one sentinel: T5's layout, with the padding token 0 and </s> 1
         learnt = tokenizer.train(texts, cfg.model.vocab_size, sentinels=1)
         return Opened(encoder_decoder.EncoderDecoder(replace(cfg.model, max_length=room)), learnt, None)
-    pretrained = language.load(cfg.init.from_, revision=cfg.init.revision, mesh=mesh, shapes=resumed)
+    start = cfg.init
+    pretrained = language.load(start.source, revision=start.revision, ignore=start.ignore, mesh=mesh, shapes=resumed)
     if not isinstance(pretrained.module, encoder_decoder.EncoderDecoder) or pretrained.tokenizer is None:
         kind = type(pretrained.module).__name__
         raise ConfigError(f"{cfg.init.from_} is a {kind}, not an encoder-decoder; give a T5 or mT5")

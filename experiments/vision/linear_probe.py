@@ -77,6 +77,7 @@ class Config(stage.Plan):
     """The models, data and methods to compare; the plan is for the networks that are trained."""
 
     models: tuple[Path, ...] = (Path("runs/simclr_pretrain"),)  # runs or folders of one architecture; several: seeds
+    ignore: tuple[str, ...] = ()  # unknown fields of the folders' config.json that change no result
     data: pictures.Config | None = None  # none: the run's own; fields left at their defaults follow the model
     labels: tuple[int, ...] = (1, 5, 20)  # per class; 0: all
     draws: int = 6  # random choices of the labelled images
@@ -103,7 +104,7 @@ class Setup:
     def __init__(self, cfg: Config, data: pictures.Config, workdir: Path) -> None:
         """Open models and splits without computing anything."""
         self.cfg, self.workdir, self.mesh = cfg, workdir, stage.open_mesh(cfg)
-        self.models = [pooled(vision_models.load(path), cfg.pool) for path in cfg.models]
+        self.models = [pooled(vision_models.load(path, ignore=cfg.ignore), cfg.pool) for path in cfg.models]
         self.module = self.models[0].module
         if others := [path for path, one in zip(cfg.models, self.models, strict=True) if one.module != self.module]:
             raise ConfigError(

@@ -36,6 +36,17 @@ def signature(leaf: Any) -> Signature:
     return np.dtype(leaf.dtype).name, tuple(leaf.shape)
 
 
+def is_signature(data: Any) -> bool:
+    """Say whether JSON data are a signature, as `signature` returns it."""
+    if not isinstance(data, list) or list(map(type, data)) != [str, list]:
+        return False
+    try:
+        np.dtype(data[0])
+    except (TypeError, ValueError):
+        return False
+    return all(type(size) is int and 0 <= size < 1 << 48 for size in data[1])
+
+
 def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     """Return shape, dtype and sharding of a leaf; without a sharding it is put on the first local device."""
     where = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])

@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 
 from fm_jax.core.config import from_dict, to_dict
-from fm_jax.core.errors import CheckpointError, ConfigError
+from fm_jax.core.errors import CheckpointError, ConfigError, shown
 from fm_jax.models.language.classifier import Classifier
 from fm_jax.models.language.decoder import Decoder
 from fm_jax.models.language.encoder import Encoder
@@ -62,7 +62,9 @@ def build(meta: Mapping[str, Any], where: str) -> nn.Module:
         CheckpointError: meta has no model, its class is unknown, or its fields do not fit.
     """
     if "model" not in meta:
-        revision = (meta.get("git") or {}).get("revision", "the revision that trained it")
+        git = meta.get("git")
+        revision = git.get("revision") if isinstance(git, Mapping) else None
+        revision = revision or "the revision that trained it"
         raise CheckpointError(
             f"{where} does not name its model: an older version wrote it; check out {revision}, convert the run with "
             "experiments.hub.hub_convert, and open the folder that it writes"
@@ -86,7 +88,8 @@ def _build(data: Any, where: str) -> nn.Module:
     called = data.get("class") if isinstance(data, Mapping) else None
     if not isinstance(called, str) or called not in CLASSES:
         raise CheckpointError(
-            f"{where} trained a model of class {called or data!r}, which is unknown; known are {', '.join(CLASSES)}"
+            f"{where} trained a model of class {shown(called or data)}, which is unknown; "
+            f"known are {', '.join(CLASSES)}"
         )
     cls, values = CLASSES[called], {key: value for key, value in data.items() if key != "class"}
     kinds = {field.name: field.type for field in _fields(cls)}

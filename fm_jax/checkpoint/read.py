@@ -1,6 +1,5 @@
 """Read sealed checkpoints: their records, and their arrays onto any devices. Nothing here writes."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import orbax.checkpoint as ocp
 
 from fm_jax.checkpoint import leaves, seal
 from fm_jax.checkpoint.together import agree
-from fm_jax.core import tree
+from fm_jax.core import json_file, tree
 from fm_jax.core.errors import CheckpointError
 from fm_jax.core.types import Params
 
@@ -88,8 +87,21 @@ def folder(directory: Path, step: int | str) -> Path:
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """Return a sealed step's record: step, metric, metrics, data, meta, leaves."""
-    return json.loads(seal.read(folder, RECORD))
+    """Return a sealed step's record: step, metric, metrics, data, meta, leaves.
+
+    Raises:
+        CheckpointError: it is damaged, or something else than a record was sealed.
+    """
+    data = json_file.parse(seal.read(folder, RECORD), str(folder / RECORD), CheckpointError)
+    kinds = {"step": int, "metric": str | None, "metrics": dict, "data": dict, "meta": dict, "leaves": dict}
+    wrong = [
+        name
+        for name, kind in kinds.items()
+        if not isinstance(data, dict) or name not in data or not isinstance(data[name], kind)
+    ]
+    if wrong or not all(leaves.is_signature(leaf) for leaf in data["leaves"].values()):
+        raise seal.damaged(folder, RECORD, f"it has no valid {(*wrong, 'leaves')[0]}")
+    return data
 
 
 def stored(record: Mapping[str, Any]) -> dict[str, leaves.Signature]:

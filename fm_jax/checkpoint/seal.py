@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from fm_jax.core import json_file
 from fm_jax.core.errors import CheckpointError, FmError, ResourceError
 
 SEAL = "seal.json"
@@ -74,9 +75,9 @@ def manifest(folder: Path) -> dict[str, dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise damaged(folder, SEAL, type(error).__name__) from error
     try:
-        files = json.loads(text)["files"]
-        whole = _text(files) == text
-    except (ValueError, KeyError, TypeError):
+        files = json_file.parse(text, SEAL, CheckpointError)["files"]
+        whole = _text(files) == text and all(_is_entry(entry) for entry in files.values())
+    except (CheckpointError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise damaged(folder, SEAL, "its sha256 differs")
@@ -131,6 +132,10 @@ def failure(what: str, error: Exception) -> FmError:
 def _place(folder: Path) -> str:
     parent = str(folder.parent)
     return f"checkpoint {folder.name[:20]} in {parent if len(parent) <= 120 else '…' + parent[-119:]}"
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("sha256"), str)
 
 
 def _problem(path: Path, entry: dict[str, Any]) -> str:

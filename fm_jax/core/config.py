@@ -7,6 +7,7 @@ A config is plain data: int, float, bool, str, Path, Literal, None, tuples of th
 import dataclasses
 import json
 import math
+import os.path
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
@@ -17,7 +18,18 @@ from fm_jax.core.errors import ConfigError, FmError
 from fm_jax.core.options import choices, default, describe, hint_for, members, options, section, show, spelt, tag
 
 C = TypeVar("C")
-_SECRET = re.compile(r"\b(hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[bp]-|AKIA)[A-Za-z0-9_-]{8,}")
+_NONE = ("none", "null", "~")  # as people write None; in any case
+# The whole form of each token: a folder may well be called out/hf_checkpoint or sk-learn-baseline.
+_SECRET = re.compile(
+    r"""(?<![A-Za-z0-9_-])(?:
+    hf_[A-Za-z0-9]{30,}                                     # Hugging Face
+    | sk-[A-Za-z0-9]{40,} | sk-(?:proj|ant|or|svcacct|admin)-[A-Za-z0-9_-]{32,}   # model providers
+    | gh[pousr]_[A-Za-z0-9]{36,} | github_pat_[A-Za-z0-9_]{50,} | glpat-[A-Za-z0-9_-]{20,}
+    | xox[abeoprs]-\d{8,}-[A-Za-z0-9-]{10,}                 # Slack
+    | (?:AKIA|ASIA)[A-Z0-9]{16} | AIza[A-Za-z0-9_-]{35}      # AWS, Google
+    )(?![A-Za-z0-9_-])""",
+    re.VERBOSE,
+)
 
 
 def training(default: C) -> C:
@@ -28,6 +40,17 @@ def training(default: C) -> C:
 def precision(default: C) -> C:
     """Return a field that sets the precision of a computation, such as a dtype."""
     return dataclasses.field(default=default, metadata={"precision": True})
+
+
+def check_least(section: Any, **least: float) -> None:
+    """Raise for the first field below its least value: `check_least(self, batch_size=1, workers=0)`.
+
+    Raises:
+        ConfigError: it names the field, its value and the least.
+    """
+    for name, smallest in least.items():
+        if getattr(section, name) < smallest:
+            raise ConfigError(f"{name} must be at least {smallest}, not {getattr(section, name)}")
 
 
 def apply_overrides(cfg: C, argv: Sequence[str], *, also: Iterable[str] = ()) -> C:
@@ -145,13 +168,15 @@ def _parse(text: str, hint: Any, name: str) -> Any:
     except ValueError:
         words = [str(c) for m in members(hint) if get_origin(m) is Literal for c in get_args(m)]
         near = hint_for(text, [*words, *choices(hint)])
+        if any(get_origin(m) is tuple for m in members(hint)) and "" in _items(text):
+            near = "; there is nothing between two commas, or after the last one"
         raise ConfigError(f"{name}: {text[:80]!r} is not {describe(hint)}{near}") from None
 
 
 def _value(text: str, hint: Any) -> Any:
     """Parse `text` as `hint`; ValueError if it does not fit, TypeError if the type cannot be parsed from text."""
     if len(members(hint)) > 1:
-        if type(None) in members(hint) and text == "none":
+        if type(None) in members(hint) and text.lower() in _NONE:
             return None
         for member in members(hint):
             if member is type(None) or dataclasses.is_dataclass(member):
@@ -165,11 +190,18 @@ def _value(text: str, hint: Any) -> Any:
         literals = {str(literal): literal for literal in get_args(hint)}
         return literals[text] if text in literals else _refuse(text)
     if get_origin(hint) is tuple:
-        parts = [part.strip() for part in text.split(",")] if text.strip() else []
+        parts = _items(text)
+        if "" in parts:
+            _refuse(text)
         return tuple(_value(part, kind) for part, kind in zip(parts, _kinds(hint, len(parts)), strict=True))
     if (parse := _PARSERS.get(hint)) is None:
         raise TypeError(hint)
     return parse(text)
+
+
+def _items(text: str) -> list[str]:
+    """Return the items of a list as it is typed; a text without any has none."""
+    return [part.strip() for part in text.split(",")] if text.strip() else []
 
 
 def _kinds(hint: Any, length: int) -> tuple[Any, ...]:
@@ -206,7 +238,13 @@ def _string(text: str) -> str:
 
 
 def _path(text: str) -> Path:
-    return _refuse(text) if not text or re.search(r"[\0\r\n]", text) else Path(text)
+    """Return a path; "~/" is the home directory, which a shell does not put into `--name=~/path`.
+
+    None in any spelling is no path: where no path can be left out, a folder of that name would be meant by accident.
+    """
+    if not text or text.lower() in _NONE or re.search(r"[\0\r\n]", text):
+        _refuse(text)
+    return Path(os.path.expanduser(text) if text.startswith("~/") else text)
 
 
 _PARSERS: dict[Any, Callable[[str], Any]] = {

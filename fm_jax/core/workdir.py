@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from fm_jax.core import json_file
 from fm_jax.core.config import changes
 from fm_jax.core.errors import ConfigError, FmError, ResourceError
 
@@ -138,9 +139,9 @@ def _take_lock(lock: int, path: Path) -> list[str]:
     """Lock owner.json; return a notice if its last owner ended without releasing it."""
     text = os.pread(lock, 10_000, 0).decode(errors="replace")
     try:
-        owner = json.loads(text) if text else {}
+        owner = json_file.parse(text, "owner.json", ConfigError) if text else {}
         pid, host, started = int(owner.get("pid", 0)), str(owner.get("host")), owner.get("started")
-    except (ValueError, AttributeError, TypeError):  # another process is writing it, or it was cut short
+    except (ConfigError, ValueError, AttributeError, TypeError):  # another process is writing it, or it was cut short
         pid, host, started = 0, "unknown", "unknown"
     here = host == socket.gethostname()
     gone = here and (owner.get("boot_id") != _boot_id() or not _alive(pid)) if pid else False
@@ -159,13 +160,17 @@ def _take_lock(lock: int, path: Path) -> list[str]:
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
-    try:
-        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        return {**record, "experiment": record["experiment"], "config": dict(record["config"])}
-    except FileNotFoundError:
+    file = path / "run.json"
+    if not file.exists():
         return None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ConfigError(f"{path / 'run.json'} is damaged; give another --workdir") from None
+    try:
+        record = json_file.read(file, ConfigError)
+        starts = record.get("starts", [])
+        if not isinstance(record["config"], dict) or not isinstance(starts, list):
+            raise ConfigError(f"{file} has no config, or no list of starts")
+        return {**record, "experiment": record["experiment"]}
+    except (ConfigError, KeyError) as error:
+        raise ConfigError(f"{file} is damaged ({error}); give another --workdir") from None
 
 
 def _allowed_changes(

@@ -10,7 +10,7 @@ from flax.core import meta
 from jax.sharding import Mesh
 
 from fm_jax.core import sharding, statistics, tree
-from fm_jax.core.errors import CheckpointError, ConfigError
+from fm_jax.core.errors import CheckpointError, ConfigError, shown
 from fm_jax.core.types import Params, backbone
 from fm_jax.hub.example import Example, Size
 from fm_jax.hub.fields import Fields
@@ -77,7 +77,7 @@ def reading(fields: Fields) -> Family:
     """
     if fields.kind not in BY_KIND:
         known = ", ".join(BY_KIND)
-        problem = f"model_type {fields.kind!r} is not supported" if fields.kind else "model_type is missing"
+        problem = f"model_type {shown(fields.kind)} is not supported" if fields.kind else "model_type is missing"
         raise CheckpointError(f"{fields.where}: {problem}; supported are {known}")
     return BY_KIND[fields.kind]
 

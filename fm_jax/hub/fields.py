@@ -4,48 +4,20 @@ A family's file takes the fields that its config holds and states the values tha
 that is left at the end, and is not known to have no effect on what the model computes, is an error that names it.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fm_jax.core.errors import CheckpointError
-from fm_jax.hub.files.safetensors import once
+from fm_jax.core import files, json_file
+from fm_jax.core.errors import CheckpointError, as_json, shown
+from fm_jax.hub import bookkeeping
 
 T = TypeVar("T")
 _NEEDED: Any = object()
-_LAYERS = 10_000
-
-# Fields that change neither a logit nor a gradient: names and versions, generation settings, the initialisation of
-# new weights, and what the tokenizer's files repeat.
-_HARMLESS = frozenset(
-    """
-    _attn_implementation _commit_hash _name_or_path architectures auto_map chunk_size_feed_forward dtype
-    finetuning_task gradient_checkpointing id2label initializer_factor initializer_range is_composition label2id
-    language license model_type name_or_path num_labels output_attentions output_hidden_states output_past
-    problem_type return_dict return_dict_in_generate task_specific_params tokenizer_class torch_dtype torchscript
-    transformers_version use_cache use_return_dict vocab_file vocabulary_size_note
-
-    bos_token_id decoder_start_token_id eos_token_id forced_bos_token_id forced_eos_token_id mask_token_id pad_token_id
-    prefix sep_token_id unk_token_id
-
-    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
-    exponential_decay_length_penalty length_penalty max_length max_new_tokens min_length no_repeat_ngram_size
-    num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values repetition_penalty
-    suppress_tokens temperature top_k top_p typical_p
-    """.split()
-)  # fmt: skip
-
-# Switches that change the computation if they are on; a family that supports one reads it.
-_OFF = {
-    "add_cross_attention": False,
-    "is_decoder": False,
-    "is_encoder_decoder": False,
-    "pruned_heads": {},
-    "tf_legacy_loss": False,
-    "use_bfloat16": False,
-}
+_LARGEST = 1 << 24  # of a number of anything; the longest published context has 10,485,760 tokens
+_LAYERS = 2_000
+_LISTED = 20  # problems in one message
 
 
 class Fields:
@@ -62,38 +34,41 @@ class Fields:
         """Read a config.json.
 
         Raises:
-            CheckpointError: there is none, it is not a JSON object, or it has a field twice.
+            CheckpointError: there is none, or it is not a JSON object.
         """
-        try:
-            data = json.loads(file.read_text("utf-8"), object_pairs_hook=once)
-        except FileNotFoundError:
-            raise CheckpointError(f"there is no {file}; a model folder holds config.json beside its weights") from None
-        except (ValueError, OSError, RecursionError) as error:
-            raise CheckpointError(f"{file} is not JSON: {error}") from None
-        if not isinstance(data, dict):
-            raise CheckpointError(f"{file} holds a {type(data).__name__}, not a JSON object")
-        return cls(data, str(file))
+        if not files.there(file, CheckpointError):
+            raise CheckpointError(f"there is no {file}; a model folder holds config.json beside its weights")
+        return cls(json_file.read(file, CheckpointError), str(file))
 
     @property
     def kind(self) -> str:
         """Return `model_type`, or "" if there is none."""
-        return str(self.data.get("model_type", ""))
+        kind = self.data.get("model_type", "")
+        return kind if isinstance(kind, str) else shown(kind)
 
     @property
     def architecture(self) -> str:
         """Return the first of `architectures`, the class that the weights were saved from, or ""."""
         names = self.data.get("architectures")
-        return str(names[0]) if isinstance(names, list) and names else ""
+        if not isinstance(names, list) or not names:
+            return ""
+        return names[0] if isinstance(names[0], str) and len(names[0]) < 100 else shown(names[0])
 
     def has(self, name: str) -> bool:
         """Say whether a field is present and not null."""
         return self.data.get(name) is not None
 
-    def take(self, name: str, kind: type[T], default: T = _NEEDED) -> T:
+    def take(self, name: str, kind: type[T], default: T = _NEEDED, *, most: int = _LARGEST) -> T:
         """Return a field's value; null counts as absent, and an integer is accepted as a float.
 
+        Args:
+            name: name of the field.
+            kind: its type.
+            default: its value if it is absent.
+            most: largest value of an integer; a number of layers is at most 2,000, whatever this says.
+
         Raises:
-            CheckpointError: absent without a default, or of another type.
+            CheckpointError: absent without a default, of another type, or out of range.
         """
         self._read.add(name)
         value = self.data.get(name)
@@ -101,14 +76,35 @@ class Fields:
             if default is _NEEDED:
                 raise CheckpointError(f"{self.where}: {name} is missing")
             return default
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < 1 << 128:
             value = float(value)
         if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
-            raise CheckpointError(f"{self.where}: {name} is {str(value)[:60]!r}, not {kind.__name__}")
-        # tables are built layer by layer: a config must not ask for a billion layers before the weights are read
-        if isinstance(value, int) and not -1 <= value < (_LAYERS if "layer" in name else 1 << 31):
-            raise CheckpointError(f"{self.where}: {name} is {value}, which is out of range")
+            raise CheckpointError(f"{self.where}: {name} is {shown(value)}, not {kind.__name__}")
+        # Tables are built layer by layer, and positions row by row: a config must not ask for a billion of them before
+        # the weights are read.
+        most = min(most, _LAYERS) if "layer" in name else most
+        if isinstance(value, int) and not -1 <= value <= most:
+            raise CheckpointError(f"{self.where}: {name} is {shown(value)}, which is out of range (at most {most})")
         return value
+
+    def many(self, name: str, kind: type[T], default: list[T], *, longest: int = _LAYERS) -> list[T]:
+        """Return a list of values of one type; null counts as absent.
+
+        Args:
+            name: name of the field.
+            kind: type of every value.
+            default: the list if the field is absent.
+            longest: largest length.
+
+        Raises:
+            CheckpointError: it is not such a list.
+        """
+        values = self.take(name, list, default)
+        if len(values) > longest or any(type(value) is not kind for value in values):
+            raise CheckpointError(
+                f"{self.where}: {name} {shown(values)} is not a list of {kind.__name__}, at most {longest} long"
+            )
+        return values
 
     def choose(self, name: str, choices: Mapping[str, T], default: str | None = None) -> T:
         """Return our word for theirs, such as an activation's.
@@ -119,16 +115,16 @@ class Fields:
         word = self.take(name, str) if default is None else self.take(name, str, default)
         if word not in choices:
             known = ", ".join(choices)
-            raise CheckpointError(f"{self.where}: {name} {word!r} is not supported; supported are {known}")
+            raise CheckpointError(f"{self.where}: {name} {shown(word)} is not supported; supported are {known}")
         return choices[word]
 
     def expect(self, name: str, *values: Any) -> None:
-        """Read a field that, if present, must have one of these values (null counts as absent)."""
+        """Read a field that, if present, must have one of these values; null counts as absent, and 0 is 0.0."""
         self._read.add(name)
         value = self.data.get(name)
-        if value is not None and not any(value == known and type(value) is type(known) for known in values):
-            words = " or ".join(json.dumps(known) for known in values)
-            self._refused.append(f"{name} is {json.dumps(value)[:60]}, but only {words} is supported")
+        if value is not None and not any(_equal(value, known) for known in values):
+            words = " or ".join(as_json(known) for known in values)
+            self._refused.append(f"{name} is {as_json(value)}, but only {words} is supported")
 
     def refuse(self, problem: str) -> None:
         """Record something unsupported; `close` raises it with the other problems."""
@@ -144,14 +140,22 @@ class Fields:
         Args:
             ignore: further fields that the caller knows to have no effect.
         """
-        for name, off in _OFF.items():
+        for name, off in bookkeeping.ONLY.items():
             if name not in self._read:
                 self.expect(name, off)
-        known = self._read | _HARMLESS | set(ignore)
+        known = self._read | bookkeeping.NAMES | set(ignore)
         unknown = sorted(name for name, value in self.data.items() if name not in known and value is not None)
         problems = self._refused + [
-            f"{name} ({json.dumps(self.data[name])[:40]}) is unknown; ignore it only if it changes no result"
-            for name in unknown
+            f"{name[:80]} ({as_json(self.data[name], 40)}) is unknown; ignore it only if it changes no result"
+            for name in unknown[:_LISTED]
         ]
+        if len(unknown) > _LISTED:
+            problems.append(f"{len(unknown) - _LISTED} more fields are unknown")
         if problems:
             raise CheckpointError(f"{self.where} is not supported: {'; '.join(problems)}")
+
+
+def _equal(value: Any, known: Any) -> bool:
+    """Say whether two values are equal and of one type; a whole number may stand for a float."""
+    alike = type(value) is type(known) or (type(value), type(known)) == (int, float)
+    return alike and bool(value == known)

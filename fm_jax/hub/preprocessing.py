@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from fm_jax.core import files
-from fm_jax.core.errors import CheckpointError, ConfigError
+from fm_jax.core.errors import CheckpointError, ConfigError, shown
 from fm_jax.data.images import augment, pictures
 from fm_jax.data.images.image import Interpolation, normalise
 from fm_jax.hub.fields import Fields
@@ -25,6 +25,7 @@ Triple = tuple[float, float, float]
 
 _PILLOW: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 _LARGEST = 1 << 16  # pixels along a side
+_FARTHEST = 1e6  # a mean or deviation of pixel values
 _WARPED = 384  # from this size on ConvNext's resizes both sides and does not crop
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "ViTImageProcessor": {"size": 224, "resample": 2},
@@ -102,10 +103,11 @@ def read(folder: Path, model_type: str, ignore: Iterable[str] = ()) -> Preproces
     if not files.there(folder / FILE, CheckpointError):
         return None
     stored = Fields.open(folder / FILE)
-    named = stored.data.get("image_processor_type") or stored.data.get("feature_extractor_type")
-    kind = str(named or _UNNAMED.get(model_type, "")).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
+    older = stored.take("feature_extractor_type", str, _UNNAMED.get(model_type, ""))
+    named = stored.take("image_processor_type", str, older) or older
+    kind = named.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
     if kind not in _DEFAULTS:
-        problem = f"{kind} is not supported" if kind else "image_processor_type is missing"
+        problem = f"{shown(kind)} is not supported" if kind else "image_processor_type is missing"
         raise CheckpointError(f"{stored.where}: {problem}; supported are {', '.join(_DEFAULTS)}")
     off = {name: False for name in _SWITCHES if name in stored.data}  # null is off here, else the default
     given = {name: value for name, value in stored.data.items() if value is not None}
@@ -159,18 +161,19 @@ def _cut(fields: Fields, kind: str) -> tuple[int, int, bool]:
     if kind == "ConvNextImageProcessor":
         share = fields.take("crop_pct", float)
         fields.skip("crop_size")
-        if cut or stretch or not 0 < share <= 1:
-            fields.refuse(f"size {fields.data['size']}, crop_pct {share}, do_center_crop {cut} is not supported")
+        if cut or stretch or not 1 / _LARGEST < share <= 1:
+            fields.refuse(f"size {shown(fields.data['size'])}, crop_pct {share}, do_center_crop {cut} is not supported")
             return scaled, scaled, True
         return (scaled, scaled, True) if scaled >= _WARPED else (scaled, int(scaled / share), False)
     if cut:
         size, square = _side(fields, "crop_size", square=True)
         if not square or size > scaled:
-            fields.refuse(f"crop_size {fields.data['crop_size']} does not fit into size {fields.data['size']}")
+            crop, whole = (shown(fields.data[name]) for name in ("crop_size", "size"))
+            fields.refuse(f"crop_size {crop} does not fit into size {whole}")
         return size, max(size, scaled), stretch
     fields.skip("crop_size")
     if not stretch:
-        fields.refuse(f"size {fields.data['size']} without do_center_crop gives images of different sizes")
+        fields.refuse(f"size {shown(fields.data['size'])} without do_center_crop gives images of different sizes")
     return scaled, scaled, stretch
 
 
@@ -189,12 +192,11 @@ def _side(fields: Fields, name: str, *, square: bool) -> tuple[int, bool]:
     square = sides.keys() == {"height", "width"}
     if (
         not (square or sides.keys() == {"shortest_edge"})
-        or type(side) is not int
+        or any(type(value) is not int or value != side for value in sides.values())
         or not 0 < side < _LARGEST
-        or set(sides.values()) != {side}
     ):
         raise CheckpointError(
-            f"{fields.where}: {name} {str(dict(sides))[:80]} is not supported; give an equal height and width, "
+            f"{fields.where}: {name} {shown(sides)} is not supported; give an equal height and width, "
             "or shortest_edge alone"
         )
     return side, square
@@ -224,6 +226,6 @@ def _triple(fields: Fields, name: str) -> Triple:
     value: Any = fields.data.get(name, 0.5)
     fields.skip(name)
     numbers = value if isinstance(value, list) else [value] * 3
-    if len(numbers) != 3 or any(type(number) not in (int, float) for number in numbers):
-        raise CheckpointError(f"{fields.where}: {name} {str(value)[:80]} must be three numbers, one a channel")
+    if len(numbers) != 3 or any(type(number) not in (int, float) or not abs(number) < _FARTHEST for number in numbers):
+        raise CheckpointError(f"{fields.where}: {name} {shown(value)} must be three numbers, one a channel")
     return float(numbers[0]), float(numbers[1]), float(numbers[2])

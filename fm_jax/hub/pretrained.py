@@ -80,7 +80,6 @@ def load(
         CheckpointError: anything missing, damaged, unsupported or unknown, before memory is allocated.
     """
     folder, ignore = find(source, revision), tuple(ignore)
-    files.there(folder / "config.json", CheckpointError)
     config = Fields.open(folder / "config.json")
     family, module = families.build(config, ignore)
     generation = None if _channels(module) else generations.read(folder, config, ignore)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fm_jax.core.config import training
+from fm_jax.core.config import check_least, training
 from fm_jax.core.errors import ConfigError
 from fm_jax.layers.cache import write
 from fm_jax.layers.dense import Initializer, dense
@@ -39,7 +39,8 @@ class AttentionConfig:
 
     def __post_init__(self) -> None:
         """Check head counts and windows."""
-        if min(self.num_heads, self.num_kv_heads, self.head_dim) < 1 or self.num_heads % self.num_kv_heads:
+        check_least(self, num_heads=1, num_kv_heads=1, head_dim=1)
+        if self.num_heads % self.num_kv_heads:
             raise ConfigError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
         if not self.windows or min(self.windows) < 0:
             raise ConfigError(f"windows {self.windows} must be one or more numbers ≥ 0 (0: no window)")

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fm_jax.core.config import training
+from fm_jax.core.config import check_least, training
 from fm_jax.layers.dense import Initializer, dense
 from fm_jax.layers.tap import Tap, visit
 
@@ -30,6 +30,10 @@ class MLPConfig:
     gated: bool = False  # act(x W_gate) · (x W_up), SwiGLU with silu (Shazeer 2020)
     bias: bool = True
     dropout: float = training(0.0)  # dropout rate of the activations, before the second product (T5)
+
+    def __post_init__(self) -> None:
+        """Check the width."""
+        check_least(self, d_ff=1)
 
 
 class MLP(nn.Module):

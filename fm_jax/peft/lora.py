@@ -21,13 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fm_jax.core import files, tree
+from fm_jax.core import files, json_file, tree
+from fm_jax.core.config import from_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Params
 from fm_jax.optim import depth
 
 ROOT = "lora"  # node of the adapters in the trained tree
 FORMAT = "fm_jax.lora.1"  # format name in the file
+_WORDS = ("rank", "alpha", "targets", "trainable")  # of the file's metadata, each a JSON text
 
 
 @dataclass(frozen=True)
@@ -209,8 +211,8 @@ def load(path: str | Path, params: Params) -> tuple[Params, Config]:
             f"{path} is not an adapter file of fm_jax: its format is {words.get('format')!r}, not {FORMAT!r}"
         )
     try:
-        targets, trainable = (tuple(json.loads(words[name])) for name in ("targets", "trainable"))
-        cfg = Config(json.loads(words["rank"]), json.loads(words["alpha"]), targets, trainable)
+        known = {name: json_file.parse(words[name], f"{name} of {path}", CheckpointError) for name in _WORDS}
+        cfg = from_dict(Config, known)
         trained = tree.unflatten(flat)
         check(trained, params)
     except (KeyError, ValueError, TypeError, ConfigError) as error:

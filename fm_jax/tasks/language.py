@@ -1,6 +1,7 @@
 """Open a pretrained language model (a run or a public checkpoint), and build a classifier on it."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ import flax.linen as nn
 from jax.sharding import Mesh
 
 from fm_jax.core import types
-from fm_jax.core.errors import CheckpointError, ConfigError, DataError
+from fm_jax.core.errors import CheckpointError, ConfigError, DataError, printable
 from fm_jax.core.types import Params
 from fm_jax.data.text import tokenizer as tokenizers
 from fm_jax.hub import families, generation
@@ -31,6 +32,7 @@ def load(
     revision: str | None = None,
     dtype: Dtype | None = None,
     mesh: Mesh | None = None,
+    ignore: Iterable[str] = (),
     shapes: bool = False,
 ) -> Pretrained:
     """Read the best checkpoint of a run (the last, if none was evaluated), or a public checkpoint.
@@ -41,13 +43,16 @@ def load(
         revision: commit, branch or tag of OWNER/NAME.
         dtype: computation dtype, and the dtype of a folder's parameters. None: a run's own; float32 for a folder.
         mesh: shards a folder's parameters; those of a run go to the first local device.
+        ignore: unknown fields of a folder's config.json that do not change the computation.
         shapes: give the parameters' shapes and read no weights: enough for a run that is resumed.
 
     Raises:
         CheckpointError: the source is missing or damaged, its run is not a language model, or it has no tokenizer.
     """
-    if (run := open_run(source, revision)) is None:
-        loaded = public.load(source, dtype=dtype or "float32", mesh=mesh, revision=revision, shapes=shapes)
+    ignore = tuple(ignore)
+    if (run := open_run(source, revision, ignore=ignore)) is None:
+        how: Dtype = dtype or "float32"
+        loaded = public.load(source, dtype=how, mesh=mesh, revision=revision, ignore=ignore, shapes=shapes)
         if loaded.tokenizer is None:
             raise CheckpointError(
                 f"{source} has no tokenizer.json, which is needed to read text; copy the model's file there"
@@ -145,7 +150,8 @@ def classifier(pretrained: Pretrained, classes: tuple[str, ...], head: Head = "d
         if own.num_classes == count and (unnamed or pretrained.labels == classes):
             return own, given | {"head": pretrained.params["head"]}
         known, wanted = (", ".join(map(str, names[:8])) for names in (pretrained.labels, classes))
-        print(f"the head is randomly initialised: the model has {own.num_classes} classes ({known}), the data {wanted}")
+        told = f"the head is randomly initialised: the model has {own.num_classes} classes ({known}), the data {wanted}"
+        print(printable(told))
         return own.clone(num_classes=count), given
     if isinstance(backbone, Decoder) and head != "first":
         pool: Pool = "mean" if head == "default" else head

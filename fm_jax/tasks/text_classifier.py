@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 
 from fm_jax.checkpoint import surgery
 from fm_jax.core import tree
+from fm_jax.core.config import check_least
 from fm_jax.core.types import Params
 from fm_jax.data.python_docs import docstrings
 from fm_jax.data.text import layout
@@ -54,6 +55,11 @@ class Config(stage.Plan):
     length: int = 128  # maximum tokens of a text, or of a pair together
     lora: adapters.Config = adapters.Config(rank=8, alpha=16.0, trainable=("head/.*",))
     frozen_layers: int = 2  # with method frozen
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        super().__post_init__()
+        check_least(self, length=1, frozen_layers=0)
 
 
 class Setup:

@@ -1,6 +1,7 @@
 """Open a pretrained vision backbone: a run of this project, or a public checkpoint."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def load(
     revision: str | None = None,
     dtype: Dtype = "float32",
     mesh: Mesh | None = None,
+    ignore: Iterable[str] = (),
     shapes: bool = False,
 ) -> Pretrained:
     """Read the backbone of a run's best checkpoint (the last, if none was evaluated), or of a public checkpoint.
@@ -38,6 +40,7 @@ def load(
         revision: commit, branch or tag of OWNER/NAME.
         dtype: computation dtype, and the dtype of a folder's parameters.
         mesh: shards a folder's parameters; those of a run go to the first local device.
+        ignore: unknown fields of a folder's config.json that do not change the computation.
         shapes: give the parameters' shapes and read no weights: enough for a run that is resumed.
 
     Returns:
@@ -46,9 +49,10 @@ def load(
     Raises:
         CheckpointError: the source is missing or damaged, or its model does not read images.
     """
-    run = open_run(source, revision)
+    ignore = tuple(ignore)
+    run = open_run(source, revision, ignore=ignore)
     if run is None:
-        model = public.load(source, dtype=dtype, mesh=mesh, revision=revision, shapes=shapes)
+        model = public.load(source, dtype=dtype, mesh=mesh, revision=revision, ignore=ignore, shapes=shapes)
     else:
         model = of_run(run, shapes=shapes)
     module, params = model.backbone()
@@ -68,7 +72,7 @@ def of_run(run: EarlierRun, *, shapes: bool = False) -> Pretrained:
     module, bare = run.model(), backbone(run.model())
     if not isinstance(bare, Featured):
         raise CheckpointError(f"{run.workdir} trained a {type(module).__name__}, which does not read images")
-    seen, names = preprocessing.of(_data(run)), tuple(run.meta.get("classes", ()))
+    seen, names = preprocessing.of(_data(run)), run.classes
     if module is bare or any(family.writes(module) for family in families.FAMILIES):
         return Pretrained(module, families.abstract(module) if shapes else run.params(), None, names, seen)
     params = families.abstract(bare) if shapes else run.params()["backbone"]

@@ -12,7 +12,8 @@ from typing import IO, Any, Protocol
 
 import jax
 
-from fm_jax.core.errors import ConfigError
+from fm_jax.core import json_file
+from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.core.workdir import write_atomically
 
 
@@ -90,8 +91,8 @@ class JsonLines:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines that `JsonLines` wrote, nan and infinities as floats; an incomplete last line is ignored."""
-    lines = (_parse(line) for line in Path(path).read_text(encoding="utf-8").splitlines())
+    """Return the lines that `JsonLines` wrote, nan and infinities as floats; damaged lines are ignored."""
+    lines = (_parse(line) for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines())
     return [
         {name: float(value) if isinstance(value, str) else value for name, value in line.items()}
         for line in lines
@@ -198,10 +199,15 @@ def _exact(value: float) -> float | str:
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
-    except ValueError:
+        record = json_file.parse(line, "a line of metrics", DataError)
+    except DataError:
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+    good = isinstance(record, dict) and type(record.get("step")) is int and all(map(_is_figure, record.values()))
+    return record if good else None
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, str) and value in ("nan", "inf", "-inf"))
 
 
 def _keep_until(path: Path, step: int | None) -> None:

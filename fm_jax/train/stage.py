@@ -17,6 +17,7 @@ from fm_jax.checkpoint import model as models
 from fm_jax.checkpoint.store import Store
 from fm_jax.core import mesh as meshes
 from fm_jax.core import sharding, tree
+from fm_jax.core.config import check_least
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.core.types import Batch, LossFn, Params
 from fm_jax.data.stream import loader
@@ -49,7 +50,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Refuse settings that do not fit together."""
-        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
+        check_least(self, batch_size=1, accumulate=1, workers=0, seed=0)
+        if self.batch_size % self.accumulate:
             raise ConfigError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
         if not self.learning_rate >= 0:
             raise ConfigError(f"learning_rate must be at least 0, not {self.learning_rate}")

@@ -148,9 +148,8 @@ BAD = [
     (["--level", "3"], r"is not 1\|2\|auto"),
     (["--opt.betas", "0.9"], r"--opt\.betas: '0\.9' is not float,float"),
     (["--opt.betas", "0.9,x"], r"is not float,float"),
-    (["--model.sizes", "1,,2"], r"is not int,…"),
+    (["--model.sizes", "1,,2"], r"is not int,…; there is nothing between two commas"),
     (["--model.sizes", "1,2,"], r"is not int,…"),
-    (["--model.window", "None"], r"is not int\|none"),
     (["--out", "a\0b"], r"is not path"),
     (["--out", "a\nb"], r"is not path"),
     (["--out="], r"is not path"),
@@ -168,7 +167,13 @@ BAD = [
     (["--rule", "Opt", "--rule.lrr", "1"], r"unknown option --rule\.lrr; did you mean --rule\.lr\?"),
     (["--lora", "on"], r"--lora: 'on' is not section\|none"),
     (["--start.strict", "true"], r"--start\.path is required"),
-    (["--name", "hf_ABCDEFGHIJKLMN"], r"--name: the value looks like a secret"),
+    (["--out", "None"], r"--out: 'None' is not path$"),
+    (["--out", "~"], r"--out: '~' is not path$"),
+    (["--start.path", "null"], r"--start\.path: 'null' is not path$"),
+    (["--opt.no_decay", "a,,b"], r"--opt\.no_decay: 'a,,b' is not text,…; there is nothing between two commas"),
+    (["--opt.no_decay", "a,"], r"nothing between two commas, or after the last one$"),
+    (["--opt.no_decay", ",a"], r"nothing between two commas"),
+    (["--opt.no_decay", ","], r"nothing between two commas"),
 ]
 
 
@@ -179,7 +184,57 @@ def test_refuses_in_one_short_line(argv: list[str], message: str) -> None:
     text = str(caught.value)
     assert "\n" not in text
     assert len(text) <= 350
-    assert "hf_A" not in text
+
+
+SECRETS = [
+    "hf_" + "aB3dE5gH7j" * 3 + "kLmN",
+    "sk-" + "a1B2c3D4" * 6,
+    "sk-proj-" + "a1_B2-c3D4" * 8,
+    "ghp_" + "a1B2c3D4e5F6" * 3,
+    "github_pat_" + "a1B2c3D4e5_" * 7,
+    "glpat-" + "a1B2c3D4e5" * 2,
+    "xoxb-123456789012-1234567890123-" + "a1B2c3D4" * 3,
+    "AKIA" + "ABCD1234" * 2,
+    "AIza" + "a1B2c3D" * 5,
+]
+
+
+@pytest.mark.parametrize("secret", SECRETS, ids=lambda secret: secret[:8])
+@pytest.mark.parametrize("form", ["{}", "https://user:{}@host/x", "out/{}/run"])
+def test_a_secret_is_refused_and_not_repeated(secret: str, form: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--name: the value looks like a secret") as caught:
+        apply_overrides(Config(), ["--name", form.format(secret)])
+    assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "out/hf_checkpoint",
+        "hf_internal_testing/tiny_random_gpt2_of_many_words_and_more",
+        "sk-learn-baseline-with-a-long-name-2024-and-more",
+        "ghp_notes_of_the_project",
+        "runs/AKIAB",
+        "AKIAABCD1234ABCD12345",
+        "xoxb-project-of-mine-and-yours",
+        "a" * 40,
+    ],
+)
+def test_an_ordinary_path_is_no_secret(path: str) -> None:
+    assert apply_overrides(Config(), ["--name", path, "--out", path]).out == Path(path)
+
+
+@pytest.mark.parametrize("text", ["none", "None", "NONE", "null", "Null", "~"])
+def test_none_is_none_however_it_is_spelt(text: str) -> None:
+    cfg = apply_overrides(Config(note="x", lora=Lora()), ["--note", text, "--lora", text, "--model.window", text])
+    assert (cfg.note, cfg.lora, cfg.model.window) == (None, None, None)
+    assert apply_overrides(Config(), ["--name", text]).name == text  # a text that cannot be left out
+
+
+def test_a_path_may_begin_in_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert apply_overrides(Config(), ["--out=~/runs/a"]).out == Path("/home/ada/runs/a")
+    assert apply_overrides(Config(), ["--out", "a~/~b"]).out == Path("a~/~b")
 
 
 def test_a_section_is_validated_after_all_its_options_are_set() -> None:

@@ -144,7 +144,7 @@ UNSUPPORTED = [
     ("gpt2-labels", {"pad_token_id": None}, "pad_token_id is missing"),
     ("neo", {"attention_types": [[["global", "local"], 1]]}, "attention_types"),
     ("neo", {"attention_types": [[["global", "sparse"], 2]]}, "attention_types"),
-    ("neo", {"attention_types": [[["global"], "four"]]}, "attention_types [[['global'], 'four']] is not a list"),
+    ("neo", {"attention_types": [[["global"], "four"]]}, 'attention_types [[["global"], "four"]] is not a list'),
     ("neo", {"attention_types": [4]}, "attention_types [4] is not a list"),
     ("llama", {"hidden_act": "gelu"}, 'hidden_act is "gelu"'),
     ("llama", {"attention_bias": True}, "attention_bias is true"),

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from fm_jax.core.errors import CheckpointError
-from fm_jax.hub.fields import _HARMLESS, _OFF, Fields
+from fm_jax.core.errors import CheckpointError, shown
+from fm_jax.hub import bookkeeping
+from fm_jax.hub.fields import Fields
 
 
 def fields(**data):
@@ -54,18 +55,22 @@ def test_ignoring_does_not_excuse_a_value_that_is_not_supported():
     refused(lambda: config.close(ignore=["scale"]), "scale is false, but only true is supported")
 
 
-@pytest.mark.parametrize("name", sorted(_OFF))
+@pytest.mark.parametrize("name", sorted(bookkeeping.ONLY))
 def test_a_switch_that_changes_the_computation_is_refused_unless_a_family_reads_it(name):
-    on = True if _OFF[name] is False else {"0": [1]}
-    fields(**{name: _OFF[name]}).close()
+    off = bookkeeping.ONLY[name]
+    on = {bool: True, dict: {"0": [1]}, int: 7}[type(off)]
+    fields(**{name: off}).close()
     refused(fields(**{name: on}).close, f"{name} is ")
+    refused(lambda: fields(**{name: on}).close([name]), f"{name} is ")
     config = fields(**{name: on})
     assert config.take(name, type(on)) == on
     config.close()
 
 
-def test_no_field_is_both_harmless_and_a_switch():
-    assert not _HARMLESS & set(_OFF)
+def test_no_field_is_both_harmless_and_a_switch_and_none_stands_twice():
+    names = [name for kind in bookkeeping.ANY for name in kind.names.split()]
+    assert not bookkeeping.NAMES & bookkeeping.ONLY.keys()
+    assert len(names) == len(bookkeeping.NAMES) and all(kind.why for kind in bookkeeping.ANY)
 
 
 def test_all_problems_come_in_one_message():
@@ -106,7 +111,7 @@ def test_a_field_is_taken_as_what_it_is_and_a_whole_number_for_a_float(value, ki
     ],
 )
 def test_a_field_of_another_type_is_refused_at_once(value, kind):
-    text = refused(lambda: fields(x=value).take("x", kind, None), f"x is {str(value)[:60]!r}, not {kind.__name__}")
+    text = refused(lambda: fields(x=value).take("x", kind, None), f"x is {shown(value)}, not {kind.__name__}")
     assert len(text) < 150
 
 
@@ -136,7 +141,16 @@ def test_a_word_that_is_not_supported_is_refused_with_those_that_are():
     refused(lambda: fields(act=["gelu"]).choose("act", {"gelu": 1}), "not str")
 
 
-@pytest.mark.parametrize(("value", "wanted"), [(1, True), (0, False), (True, 1), (1.0, 1), ("1", 1), ([], False)])
+def test_a_whole_number_stands_for_the_float_that_is_expected():
+    config = fields(embd_pdrop=0, factor=1)
+    config.expect("embd_pdrop", 0.0)
+    config.expect("factor", 1.0)
+    config.close()
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"), [(1, True), (0, False), (True, 1), (True, 1.0), (1.0, 1), ("1", 1), ([], False)]
+)
 def test_an_expected_value_is_compared_with_its_type(value, wanted):
     config = fields(x=value)
     config.expect("x", wanted)
@@ -145,6 +159,7 @@ def test_an_expected_value_is_compared_with_its_type(value, wanted):
 
 def test_a_long_value_is_cut_in_the_message():
     assert len(refused(fields(x=list(range(1000))).close, "x (")) < 250
+    assert len(refused(fields(**{f"{i}" * 40: "y" * 999 for i in range(100)}).close, "80 more fields")) < 4000
 
 
 def test_kind_and_architecture_are_words_even_where_the_file_has_none():
@@ -153,6 +168,20 @@ def test_kind_and_architecture_are_words_even_where_the_file_has_none():
     for data in ({}, {"architectures": []}, {"architectures": None}, {"architectures": "BertModel"}):
         assert fields(**data).architecture == ""
     assert fields().kind == ""
+    config = fields(model_type=["bert"], architectures=[{"a": 1}, "x"])
+    assert (config.kind, config.architecture) == ('["bert"]', '{"a": 1}')
+
+
+@pytest.mark.parametrize(
+    ("value", "good"), [([1, 2], True), ([], True), ([1, 2.0], False), ([1] * 4, False), (3, False)]
+)
+def test_a_list_is_of_one_type_and_not_endless(value, good):
+    config = fields(x=value)
+    if good:
+        assert config.many("x", int, [7], longest=3) == value
+    else:
+        refused(lambda: config.many("x", int, [7], longest=3), "x ", "list")
+    assert fields().many("x", int, [7]) == [7]
 
 
 def test_a_file_is_read_and_named(tmp_path):
@@ -188,23 +217,30 @@ def test_a_file_that_is_no_config_is_refused_with_its_name(tmp_path, content, sa
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_a_number_that_is_not_finite_is_refused(tmp_path, number):
     (tmp_path / "config.json").write_text(f'{{"epsilon": {number}}}')
-    with pytest.raises(CheckpointError, match=r"config.json: epsilon is '(nan|-?inf)', not float"):
-        Fields.open(tmp_path / "config.json").take("epsilon", float)
+    with pytest.raises(CheckpointError, match=f"config.json is not JSON: .*{number}"):
+        Fields.open(tmp_path / "config.json")
+    refused(lambda: fields(x=float(number)).take("x", float), "x is ")
 
 
-@pytest.mark.parametrize(("name", "most"), [("num_layers", 9_999), ("vocab_size", 2**31 - 1)])
+def test_a_whole_number_that_no_float_can_hold_is_refused():
+    refused(lambda: fields(x=10**400).take("x", float), "x is 1000", "not float")
+
+
+@pytest.mark.parametrize(("name", "most"), [("num_layers", 2_000), ("vocab_size", 1 << 24)])
 def test_a_size_that_no_model_has_is_refused_before_anything_is_made_of_it(name, most):
     assert fields(**{name: most}).take(name, int) == most
     assert fields(**{name: -1}).take(name, int) == -1
     for value in (most + 1, -2, 10**100):
         refused(
-            lambda value=value: fields(**{name: value}).take(name, int), f"{name} is {value}, which is out of range"
+            lambda value=value: fields(**{name: value}).take(name, int),
+            f"{name} is {shown(value)}, which is out of range (at most {most})",
         )
+    refused(lambda: fields(**{name: 9}).take(name, int, most=8), "at most 8")
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(CheckpointError, match=r"there is no .*config\.json; a model folder holds config.json beside"):
         Fields.open(tmp_path / "config.json")
     (tmp_path / "config.json").mkdir()
-    with pytest.raises(CheckpointError, match="is not JSON"):
+    with pytest.raises(CheckpointError, match="is a folder, not a file"):
         Fields.open(tmp_path / "config.json")

@@ -90,7 +90,7 @@ def test_a_damaged_file_is_refused_and_can_be_left_out(tmp_path):
     make(tmp_path, "gpt2", eos_token_id=4)
     for damage, word in (
         ("[1]", "not a JSON object"),
-        ('{"top_p": NaN}', "no JSON"),
+        ('{"top_p": NaN}', "not JSON"),
         ('{"eos_token_id": "x"}', "neither"),
     ):
         (tmp_path / generation.FILE).write_text(damage)

@@ -167,13 +167,13 @@ def test_what_is_written_is_read_again(center_crop, interpolation, stretch, tmp_
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("vit", {"image_processor_type": "OwlViTImageProcessor"}, "OwlViTImageProcessor is not supported; supported"),
+        ("vit", {"image_processor_type": "OwlViTImageProcessor"}, "'OwlViTImageProcessor' is not supported; supported"),
         ("bert", {}, "image_processor_type is missing"),
         ("vit", {"resample": 1}, "resample is 1; supported are 0 \\(nearest\\), 2"),
         ("vit", {"do_resize": False}, "do_resize is false"),
         ("vit", {"do_pad": True}, "do_pad is true"),
         ("vit", {"sharpen": 2}, "sharpen \\(2\\) is unknown"),
-        ("vit", {"size": {"height": 8, "width": 12}}, "size {'height': 8, 'width': 12} is not supported"),
+        ("vit", {"size": {"height": 8, "width": 12}}, 'size {"height": 8, "width": 12} is not supported'),
         ("vit", {"size": {"shortest_edge": 8, "longest_edge": 9}}, "is not supported; give an equal height and width"),
         ("vit", {"size": {"shortest_edge": 8}}, "without do_center_crop gives images of different sizes"),
         ("vit", {"size": "224"}, "is not supported"),

@@ -18,7 +18,7 @@ X = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
     ("options", "message"),
     [
         ({"num_heads": 3, "num_kv_heads": 2}, "num_heads 3 must be a multiple of num_kv_heads 2"),
-        ({"num_heads": 0, "num_kv_heads": 1}, "num_heads 0"),
+        ({"num_heads": 0, "num_kv_heads": 1}, "num_heads must be at least 1, not 0"),
         ({"num_heads": 2, "num_kv_heads": 2, "windows": ()}, "must be one or more numbers"),
         ({"num_heads": 2, "num_kv_heads": 2, "windows": (4, -1)}, r"windows \(4, -1\)"),
     ],

@@ -1,13 +1,14 @@
 """What a training starts from: which paths are runs, and which step of a run is opened."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fm_jax.checkpoint.store import Store
 from fm_jax.core.errors import CheckpointError, ConfigError
-from fm_jax.tasks.init import Init, open_run
+from fm_jax.tasks.init import EarlierRun, Init, open_run
 
 
 def leave(workdir: Path, *losses: float) -> Path:
@@ -57,6 +58,8 @@ def test_what_a_run_has_not_is_refused(tmp_path: Path) -> None:
     leave(tmp_path)
     with pytest.raises(CheckpointError, match="is a run, which has no revision 'main'"):
         open_run(tmp_path, "main")
+    with pytest.raises(CheckpointError, match=r"is a run, which has no config\.json; do not ignore mystery there"):
+        open_run(tmp_path, ignore=iter(["mystery"]))
     with pytest.raises(CheckpointError, match="7"):
         open_run(tmp_path, step="7")
     (tmp_path / "begun").mkdir()
@@ -71,3 +74,23 @@ def test_a_start_that_is_none_is_refused_where_one_is_needed() -> None:
         _ = Init().source
     with pytest.raises(ConfigError, match="revision main needs a public model"):
         Init(revision="main")
+    with pytest.raises(ConfigError, match="ignore mystery,riddle needs a public model"):
+        Init(ignore=("mystery", "riddle"))
+
+
+@pytest.mark.parametrize(
+    ("meta", "said"),
+    [
+        ({}, "holds null as its config, not a JSON object"),
+        ({"config": [1]}, r"holds \[1\] as its config"),
+        ({"config": {}, "classes": 3}, "holds 3 as its classes, not a list of names"),
+        ({"config": {}, "classes": ["a", 1]}, r'holds \["a", 1\] as its classes'),
+        ({"config": {}, "model": {"class": ["x"]}}, r'trained a model of class \["x"\], which is unknown'),
+        ({"config": {}, "git": [1]}, "check out the revision that trained it"),
+        ({"config": {}, "git": {}}, "check out the revision that trained it"),
+    ],
+)
+def test_a_checkpoint_that_says_something_else_is_refused(meta: dict[str, Any], said: str, tmp_path: Path) -> None:
+    run = EarlierRun(tmp_path, "last", meta)
+    with pytest.raises(CheckpointError, match=said):
+        _ = run.config, run.classes, run.model()

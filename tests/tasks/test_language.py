@@ -98,9 +98,14 @@ def test_a_folder_is_opened_with_its_labels(tmp_path: Path) -> None:
     found = language.load(tmp_path / "model")
     assert isinstance(found.module, Classifier) and (found.module.pool, found.module.bias) == ("last", False)
     assert found.labels == ("bad", "good") and same(found.params, params)
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"mystery": 1}))
+    with pytest.raises(CheckpointError, match=r"mystery \(1\) is unknown"):
+        language.load(tmp_path / "model")
+    assert same(language.load(tmp_path / "model", ignore=iter(["mystery"])).params, params)
     (tmp_path / "model" / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no tokenizer.json"):
-        language.load(tmp_path / "model")
+        language.load(tmp_path / "model", ignore=["mystery"])
 
 
 @pytest.mark.parametrize(

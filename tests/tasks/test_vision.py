@@ -1,5 +1,6 @@
 """Opening the backbone that a run or a public folder holds, whatever stood on it."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,11 @@ def test_a_public_folder_gives_its_backbone_without_the_head(tmp_path: Path) -> 
     public.save(tmp_path / "net", model, params)
     found = vision_models.load(tmp_path / "net")
     assert found.module == net
+    config = tmp_path / "net" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"mystery": 1}))
+    with pytest.raises(CheckpointError, match=r"mystery \(1\) is unknown"):
+        vision_models.load(tmp_path / "net")
+    assert vision_models.load(tmp_path / "net", ignore=iter(["mystery"])).module == net
     have = tree.flatten(found.params)
     assert all(np.array_equal(have[path], leaf) for path, leaf in tree.flatten(params["backbone"]).items())
 

@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 
+from fm_jax.core.config import check_least
 from fm_jax.core.errors import ConfigError, DataError
 
 CLASSES = tuple("0123456789")
@@ -18,6 +19,10 @@ class Config:
     """The digits as the source of a run."""
 
     seed: int = 0  # of the division into splits
+
+    def __post_init__(self) -> None:
+        """Refuse a negative seed."""
+        check_least(self, seed=0)
 
 
 class Digits:

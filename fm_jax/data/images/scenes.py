@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from fm_jax.core.config import check_least
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data.images import digits, photographs
 from fm_jax.data.images.image import resize, to_bytes
@@ -41,7 +42,8 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse empty splits."""
+        """Refuse empty splits and a negative seed."""
+        check_least(self, seed=0)
         if min(self.train, self.validation, self.test) < 1:
             raise ConfigError(
                 "train, validation and test need at least 1 scene each, not "

@@ -25,7 +25,8 @@ Row = dict[str, Any]
 _OPTION = re.compile(r"(?:^|\n)\s*([A-H])\. ?")
 _ASKED = "\nPlease choose the correct option"  # the collectors' prompt, appended to each question of BBQ
 
-# name -> (the set's authors, its licence as they state it)
+# name -> (the set's authors, the licence it is usually cited with). The package repeats none of them, so they were not
+# checked against the authors' own pages; xsum and siqa have none that is known.
 LICENCES = {
     "crows_pairs": ("Nangia et al. 2020", "CC-BY-SA-4.0"),
     "stereoset": ("Nadeem et al. 2021", "CC-BY-SA-4.0"),

@@ -6,11 +6,11 @@ If no file is named after a split, documents are assigned by a hash of file and 
 """
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 
+from fm_jax.core import json_file
 from fm_jax.core.errors import DataError
 
 MAX_LINE = 10_000_000  # bytes; a longer line is a damaged file far more often than a document
@@ -80,12 +80,7 @@ class JsonLines:
         where = f"{file}:{line}"
         if len(raw) > MAX_LINE:
             raise DataError(f"{where}: the line is longer than {MAX_LINE} bytes")
-        try:
-            record = json.loads(raw)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where}: not UTF-8 text (byte {error.start} of the line)") from None
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON: {error}") from None
+        record = json_file.parse(raw, where, DataError, halves=True)
         if not isinstance(record, dict) or self._field not in record:
             has = ", ".join(map(repr, list(record)[:8])) if isinstance(record, dict) else type(record).__name__
             raise DataError(f"{where}: no field {self._field!r} (the line has {has})")

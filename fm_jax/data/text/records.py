@@ -6,6 +6,7 @@ may be shorter), uint16 or uint32, little endian; consecutive blocks share one t
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from fm_jax.core.errors import DataError
+from fm_jax.core import json_file
+from fm_jax.core.config import from_dict
+from fm_jax.core.errors import ConfigError, DataError, shown
+from fm_jax.data.text import tokens
 from fm_jax.data.text.layout import Row, shifted
 from fm_jax.data.text.tokens import Tokens
 
@@ -32,6 +36,12 @@ class Index:
     vocab_size: int
     pad_id: int
     sha256: str  # hash of the token stream
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be the index of any records."""
+        if any(not re.fullmatch(r"[\w.\-]{1,255}", name, re.ASCII) for name in self.files):
+            raise ConfigError(f"files {shown(self.files)} are not files beside it")
+        tokens.check_index(self.dtype, length=self.length, num_records=self.num_records, vocab_size=self.vocab_size)
 
 
 class RecordBlocks:
@@ -115,12 +125,11 @@ def load(folder: Path) -> RecordBlocks:
     Raises:
         DataError: missing files, a damaged index, or another number of records than it lists.
     """
+    if not (folder / "index.json").exists():
+        raise DataError(f"{folder} has no index.json; it does not hold token records")
     try:
-        fields = json.loads((folder / "index.json").read_text("utf-8"))
-        index = Index(**fields | {"files": tuple(fields["files"])})
-    except FileNotFoundError:
-        raise DataError(f"{folder} has no index.json; it does not hold token records") from None
-    except (KeyError, TypeError, ValueError) as error:
+        index = from_dict(Index, json_file.read(folder / "index.json", DataError))
+    except ConfigError as error:
         raise DataError(f"{folder / 'index.json'} is damaged: {error}") from error
     if missing := [name for name in index.files if not (folder / name).is_file()]:
         raise DataError(f"{folder} is missing {', '.join(missing[:4])}")

@@ -8,7 +8,6 @@ context with the same type as the answer, which the baselines use.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fm_jax.core import json_file
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data.text.encoded import Encoded
 from fm_jax.data.text.tokenizer import Tokenizer
@@ -43,6 +43,9 @@ class Question:
     answers: tuple[Span, ...]
     kind: str = ""
     same_type: tuple[Span, ...] = ()
+
+
+_MOST = 2 << 30  # bytes of a file
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,7 @@ def read(file: Path) -> tuple[Question, ...]:
         DataError: unreadable, not SQuAD's format, a duplicate id, an answer at another position, or a question marked
             impossible that has answers (or not marked and without answers); the message names file and question.
     """
-    try:
-        tree = json.loads(file.read_text("utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not JSON: {error}") from None
+    tree = json_file.parse(json_file.contents(file, DataError, most=_MOST), str(file), DataError, halves=True)
     questions = tuple(_questions(tree, str(file)))
     if not questions:
         raise DataError(f"{file} contains no questions")

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fm_jax.core.errors import ConfigError, DataError
+from fm_jax.core.errors import ConfigError, DataError, shown
 from fm_jax.data.text import chat as chats
 from fm_jax.data.text import encoded, tokenizer_file
 
@@ -69,7 +69,7 @@ class Tokenizer:
         for choice in (role, INSTEAD.get(role)):
             if choice in self._names and (index := self._inner.token_to_id(self._names[choice])) is not None:
                 return int(index)
-        name = f" {self._names[role]!r}" if role in self._names else ""
+        name = f" {shown(self._names[role])}" if role in self._names else ""
         raise DataError(
             f"{self._where} has no {role} token{name}; set it in tokenizer_config.json to a token of the vocabulary"
         )
@@ -351,7 +351,8 @@ def load(folder: Path) -> Tokenizer:
     """
     file = folder / "tokenizer.json" if folder.is_dir() else folder
     inner, names, config = tokenizer_file.read(file)
-    return Tokenizer(inner, names, config=config, where=str(file))
+    with tokenizer_file.guard(f"{file} is not a tokenizer"):
+        return Tokenizer(inner, names, config=config, where=str(file))
 
 
 def check_vocabulary(tokenizer: Tokenizer, rows: int) -> None:

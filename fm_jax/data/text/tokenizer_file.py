@@ -4,15 +4,17 @@ The tokenizers library accepts invalid files (ids of four billion, one id for tw
 here these become errors of one line that name the file.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fm_jax.core import files
-from fm_jax.core.errors import DataError
+from fm_jax.core import files, json_file
+from fm_jax.core.errors import DataError, shown
 from fm_jax.data.text import chat
+
+MOST = 256 << 20
+"""Bytes of a tokenizer.json; the largest published ones have 35 MB."""
 
 FIELDS = {
     "start": "bos_token",
@@ -71,9 +73,7 @@ def read(file: Path) -> tuple[Any, dict[str, str], dict[str, Any]]:
     """
     import tokenizers
 
-    if not files.there(file, DataError):
-        raise DataError(f"{file} does not exist")
-    content = _object(file)
+    content = json_file.read(file, DataError, most=MOST)
     _check_ids(content, file)
     with guard(f"{file} is not a tokenizer"):
         inner = tokenizers.Tokenizer.from_file(str(file))
@@ -81,7 +81,7 @@ def read(file: Path) -> tuple[Any, dict[str, str], dict[str, Any]]:
     names = _usual(content)
     for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the latter wins
         if files.there(beside := file.parent / name, DataError):
-            config = _object(beside)
+            config = json_file.read(beside, DataError)
             names |= {role: _text(config[key]) for role, key in FIELDS.items() if key in config}
     if config.get("tokenizer_class") in NO_START and FIELDS["start"] not in config:
         names.pop("start", None)
@@ -89,26 +89,6 @@ def read(file: Path) -> tuple[Any, dict[str, str], dict[str, Any]]:
     if (template := chat.stated(file.parent, config)) is not None:
         config["chat_template"] = template
     return inner, names, config
-
-
-def _object(file: Path) -> dict[str, Any]:
-    """Parse a JSON object; a duplicate key is refused because one of the two values would be lost."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        entries = dict(pairs)
-        if len(entries) < len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise DataError(f"{file} contains the key {twice!r} twice")
-        return entries
-
-    try:
-        content = json.loads(file.read_text("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError, OSError) as error:
-        raise DataError(f"{file} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{file} holds a {type(content).__name__}, not an object")
-    return content
 
 
 def _check_ids(content: Mapping[str, Any], file: Path) -> None:
@@ -124,15 +104,16 @@ def _check_ids(content: Mapping[str, Any], file: Path) -> None:
         raise DataError(f"{file} is not a tokenizer: cannot read its vocabulary ({error!r})") from error
     for token, index in extra:
         if owner.setdefault(token, index) != index:
-            raise DataError(f"{file} gives {token!r} two ids, {owner[token]} and {index}")
+            raise DataError(f"{file} gives {shown(token)} two ids, {shown(owner[token])} and {shown(index)}")
     tokens: dict[int, str] = {}
     for token, index in owner.items():
         if type(index) is not int or not 0 <= index < len(owner):
+            count = len(owner)
             raise DataError(
-                f"{file} gives {token!r} the id {index}, outside 0 … {len(owner) - 1} (it has {len(owner)} tokens)"
+                f"{file} gives {shown(token)} the id {shown(index)}, outside 0 … {count - 1} (it has {count} tokens)"
             )
         if tokens.setdefault(index, token) != token:
-            raise DataError(f"{file} gives id {index} to both {tokens[index]!r} and {token!r}")
+            raise DataError(f"{file} gives id {index} to both {shown(tokens[index])} and {shown(token)}")
 
 
 def _usual(content: Mapping[str, Any]) -> dict[str, str]:

@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from fm_jax.core.errors import DataError
+from fm_jax.core import json_file
+from fm_jax.core.config import from_dict
+from fm_jax.core.errors import ConfigError, DataError, shown
 from fm_jax.data.text.documents import Documents
 from fm_jax.data.text.tokenizer import Tokenizer
 
@@ -38,6 +40,12 @@ class Index:
     pad_id: int
     sha256: str  # hash of tokens.bin
     made_from: str  # fingerprints of the documents and the tokenizer
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be the index of any tokens."""
+        check_index(
+            self.dtype, num_tokens=self.num_tokens, num_documents=self.num_documents, vocab_size=self.vocab_size
+        )
 
 
 class Tokens:
@@ -111,11 +119,11 @@ def load(folder: Path, *, verify: bool = False) -> Tokens:
     Raises:
         DataError: missing, truncated or damaged.
     """
+    if not (folder / "index.json").exists():
+        raise DataError(f"{folder} has no index.json; it does not hold tokens")
     try:
-        index = Index(**json.loads((folder / "index.json").read_text("utf-8")))
-    except FileNotFoundError:
-        raise DataError(f"{folder} has no index.json; it does not hold tokens") from None
-    except (ValueError, TypeError) as error:
+        index = from_dict(Index, json_file.read(folder / "index.json", DataError))
+    except ConfigError as error:
         raise DataError(f"{folder / 'index.json'} is damaged: {error}") from error
     file = folder / "tokens.bin"
     size = file.stat().st_size if file.is_file() else -1
@@ -125,6 +133,19 @@ def load(folder: Path, *, verify: bool = False) -> Tokens:
     if verify and _sha256(file) != index.sha256:
         raise DataError(f"{file} is damaged: its hash differs from index.json; delete {folder} and tokenise again")
     return Tokens(folder, index)
+
+
+def check_index(dtype: str, **counts: int) -> None:
+    """Check the dtype and the counts of an index.json.
+
+    Raises:
+        ConfigError: no dtype of token ids, or a count that is below 1 or that no disk could hold.
+    """
+    if dtype not in ("<u2", "<u4"):
+        raise ConfigError(f"dtype {shown(dtype)} is not <u2 or <u4")
+    for name, count in counts.items():
+        if not 0 < count < 1 << 48:
+            raise ConfigError(f"{name} is {count}, which is out of range")
 
 
 def made_from(documents: str, tokenizer: Tokenizer) -> str:

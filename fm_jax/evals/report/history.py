@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fm_jax.core import provenance
+from fm_jax.core import json_file, provenance
 from fm_jax.core.config import to_dict
-from fm_jax.core.errors import DataError
+from fm_jax.core.errors import DataError, shown
 from fm_jax.evals.report import report, results
 
 Entry = dict[str, Any]
@@ -73,16 +73,23 @@ def read(path: Path) -> list[Entry]:
     Raises:
         DataError: a line that `append` did not write, with its number.
     """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = json_file.contents(path, DataError).splitlines() if path.exists() else []
     entries = []
     for number, line in enumerate(lines, start=1):
-        try:
-            entry = json.loads(line)
-            entry["benchmark"], entry["date"], entry["load"], dict(entry["numbers"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"history {path}, line {number}: not a measurement ({error}); take the line out") from error
+        entry = json_file.parse(line, f"history {path}, line {number}", DataError)
+        if not _is_entry(entry):
+            raise DataError(f"history {path}, line {number}: not a measurement ({shown(entry)}); take the line out")
         entries.append(entry)
     return entries
+
+
+def _is_entry(entry: Any) -> bool:
+    """Say whether a line has what `table` shows."""
+    if not isinstance(entry, dict) or "load" not in entry or not isinstance(entry.get("numbers"), dict):
+        return False
+    figures = [entry["load"], *entry["numbers"].values()]
+    texts = all(isinstance(entry.get(name), str) for name in ("benchmark", "date"))
+    return texts and all(isinstance(figure, int | float | None) for figure in figures)
 
 
 def table(entries: Sequence[Entry], last: int = 5) -> str:

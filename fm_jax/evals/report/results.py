@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fm_jax.core import json_file
 from fm_jax.core.errors import DataError
 from fm_jax.core.workdir import write_atomically
 
@@ -29,15 +30,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is missing or not a JSON object.
     """
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read results {path}: {error}") from error
-    if not isinstance(results, dict):
-        raise DataError(
-            f"results {path} contain a {type(results).__name__}, not a mapping; give a results.json of fm_jax"
-        )
-    return results
+    return json_file.read(path, DataError)
 
 
 def plain(value: Any, where: str) -> Any:

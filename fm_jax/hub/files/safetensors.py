@@ -10,7 +10,6 @@ import math
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from fm_jax.core import json_file
 from fm_jax.core.errors import CheckpointError, ResourceError
 from fm_jax.hub.files.tensor_file import Place, TensorFile
 from fm_jax.hub.files.weights import Spec
@@ -163,10 +163,7 @@ def _places(where: str, file: BinaryIO) -> dict[str, Place]:
         raise CheckpointError(f"{where} is not a safetensors file, or is cut short ({size} bytes); take a fresh copy")
     if length > MAX_HEADER:
         raise CheckpointError(f"{where} has a header of {length} bytes; at most {MAX_HEADER} are supported")
-    try:
-        header = json.loads(file.read(length), object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where} has an invalid header: {str(error)[:120]}") from None
+    header = json_file.parse(file.read(length), f"{where} has an invalid header, which", CheckpointError)
     if not isinstance(header, dict):
         raise CheckpointError(f"{where} has a header that is not a JSON object")
     notes = header.pop("__metadata__", {})
@@ -210,15 +207,6 @@ def _entry(where: str, name: str, entry: Any) -> Place:
     if _size(spec) != offsets[1] - offsets[0]:
         raise bad(f"needs {_size(spec)} bytes for {dtype} {shape} but has {offsets[1] - offsets[0]}")
     return Place(spec, ((offsets[0], _size(spec)),))
-
-
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object (an `object_pairs_hook`); a name that occurs twice raises ValueError."""
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"{twice[:80]!r} occurs twice")
-    return data
 
 
 def _naturals(value: Any) -> bool:

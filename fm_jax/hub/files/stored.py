@@ -3,7 +3,6 @@
 Nothing that could run code is opened: a pickle is recognised by its content, whatever its name.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fm_jax.core import files
-from fm_jax.core.errors import CheckpointError
+from fm_jax.core import files, json_file
+from fm_jax.core.errors import CheckpointError, shown
 from fm_jax.hub.files import msgpack, safetensors
 from fm_jax.hub.files.weights import Index, Spec, Weights
 
@@ -121,19 +120,12 @@ def listing(index: Path, kind: Kind) -> dict[str, str]:
     Raises:
         CheckpointError: the index is damaged, or names something else.
     """
-    files.there(index, CheckpointError)
-    try:
-        if index.stat().st_size > MAX_INDEX:
-            raise CheckpointError(f"{index} is larger than {MAX_INDEX} bytes")
-        data = json.loads(index.read_text("utf-8"), object_pairs_hook=safetensors.once)
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{index} cannot be read: {str(error)[:200]}") from None
-    weight_map = data.get("weight_map") if isinstance(data, dict) else None
+    weight_map = json_file.read(index, CheckpointError, most=MAX_INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map, which names the file of every tensor")
     for name, file in weight_map.items():
         if not isinstance(file, str) or not re.fullmatch(r"(?!\.)[\w.\-]{1,255}", file, re.ASCII):
-            raise CheckpointError(f"{index}: {name[:80]!r} is in {str(file)[:80]!r}, which is not a file beside it")
+            raise CheckpointError(f"{index}: {shown(name)} is in {shown(file)}, which is not a file beside it")
     if len(named := {kind.name(name): file for name, file in weight_map.items()}) != len(weight_map):
         raise CheckpointError(f"{index} names a tensor twice")
     return named

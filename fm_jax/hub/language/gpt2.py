@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 
 from fm_jax.core import types
-from fm_jax.core.errors import CheckpointError
+from fm_jax.core.errors import CheckpointError, shown
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.language import heads
 from fm_jax.hub.table import Entry, Table, flipped, linear, norm, same
@@ -95,13 +95,8 @@ def _gpt2(fields: Fields) -> Config:
 def _neo(fields: Fields) -> Config:
     width, count = fields.take("hidden_size", int), fields.take("num_heads", int)
     layers, window = fields.take("num_layers", int), fields.take("window_size", int, 256)
-    pairs = fields.take("attention_types", list)
-    if not all(isinstance(p, list) and list(map(type, p)) == [list, int] and 0 <= p[1] <= layers for p in pairs):
-        raise CheckpointError(f"{fields.where}: attention_types {str(pairs)[:80]} is not a list of [kinds, times]")
-    kinds = [kind for group, times in pairs for _ in range(times) for kind in group]
+    kinds = _kinds(fields, layers)
     fields.expect("attention_layers", kinds)
-    if len(kinds) != layers or set(kinds) - {"global", "local"}:
-        fields.refuse(f"attention_types {pairs} does not name global or local for each of {layers} layers")
     fields.expect("tie_word_embeddings", True)
     fields.skip(*(f"summary_{word}" for word in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")))
     fields.skip("classifier_dropout")
@@ -127,6 +122,22 @@ def _neo(fields: Fields) -> Config:
         NormConfig("layer", fields.take("layer_norm_epsilon", float, 1e-5)),
         dropout=dropout,
     )
+
+
+def _kinds(fields: Fields, layers: int) -> list[str]:
+    """Return "global" or "local" for each layer, from a list of [kinds, times].
+
+    Raises:
+        CheckpointError: `attention_types` is no such list, or not for this number of layers; it is counted first, as a
+            short list can stand for billions.
+    """
+    pairs = fields.many("attention_types", list, [])
+    good = all(list(map(type, pair)) == [list, int] and 0 <= pair[1] <= layers for pair in pairs)
+    if not good or any(kind not in ("global", "local") for group, _ in pairs for kind in group):
+        raise CheckpointError(f"{fields.where}: attention_types {shown(pairs)} is not a list of [kinds, times]")
+    if (count := sum(len(group) * times for group, times in pairs)) != layers:
+        raise CheckpointError(f"{fields.where}: attention_types {shown(pairs)} names {count} layers of {layers}")
+    return [kind for group, times in pairs for _ in range(times) for kind in group]
 
 
 def table(module: nn.Module) -> Table:

@@ -52,7 +52,6 @@ def module(fields: Fields) -> nn.Module:
     biased = kind == "qwen2"
     fields.expect("attention_bias", biased)
     fields.expect("mlp_bias", False)
-    fields.expect("pretraining_tp", 1)  # above 1 it only splits the same matrix products
     attention = AttentionConfig(
         count,
         fields.take("num_key_value_heads", int, count),

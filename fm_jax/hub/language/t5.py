@@ -35,6 +35,7 @@ _FEEDS = {
     "gated-relu": ("relu", True, "relu"),
     "gated-silu": ("silu", True, "silu"),
 }
+_FARTHEST = 1 << 16  # tokens; a table of all distances is computed before the weights are read
 _LENGTH = 512  # most tokens to generate, if the config has no `n_positions`
 
 
@@ -91,8 +92,8 @@ def module(fields: Fields) -> nn.Module:
         MLPConfig(fields.take("d_ff", int), **feed),
         NormConfig("rms", fields.take("layer_norm_epsilon", float, 1e-6)),
         Buckets(
-            fields.take("relative_attention_num_buckets", int, 32),
-            fields.take("relative_attention_max_distance", int, 128),
+            fields.take("relative_attention_num_buckets", int, 32, most=_FARTHEST),
+            fields.take("relative_attention_max_distance", int, 128, most=_FARTHEST),
         ),
         tied=tied,
         scale_head=scaled and fields.kind == "t5",

@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from fm_jax.core.errors import CheckpointError
+from fm_jax.core.errors import CheckpointError, shown
 from fm_jax.core.types import backbone
 from fm_jax.hub.example import Example, Size
 from fm_jax.hub.fields import Fields
@@ -21,6 +21,7 @@ from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.efficientnet import BASELINE, Config, EfficientNet, Stage
 
 KINDS = {"efficientnet": "EfficientNet"}
+_WIDEST = 100  # times the baseline's channels; the largest published model has 4.3
 _NAMES = {
     "num_block_repeats": "repeats",
     "kernel_sizes": "size",
@@ -38,16 +39,21 @@ def module(fields: Fields) -> nn.Module:
     if len({len(column) for column in columns}) > 1:
         raise CheckpointError(f"{fields.where}: {', '.join(_NAMES)} must have equal lengths, one value a stage")
     stages = tuple(Stage(*row) for row in zip(*columns, strict=True))
-    size = fields.take("image_size", int, 600)
+    size, channels = fields.take("image_size", int, 600), fields.take("num_channels", int, 3)
+    width, depth = fields.take("width_coefficient", float, 2.0), fields.take("depth_coefficient", float, 3.1)
+    if not 0 < width < _WIDEST:
+        raise CheckpointError(f"{fields.where}: width_coefficient {shown(width)} must be above 0 and below {_WIDEST}")
+    parts.check_blocks(fields, "depth_coefficient", depth * sum(stage.repeats for stage in stages))
+    parts.check_image(fields, size, size, channels)
     cfg = Config(
-        fields.take("width_coefficient", float, 2.0),
-        fields.take("depth_coefficient", float, 3.1),
+        width,
+        depth,
         size,
         stages,
         divisor=fields.take("depth_divisor", int, 8),
         squeeze=fields.take("squeeze_expansion_ratio", float, 0.25),
         drop_path=fields.take("drop_connect_rate", float, 0.2),
-        in_channels=fields.take("num_channels", int, 3),
+        in_channels=channels,
         norm_epsilon=fields.take("batch_norm_eps", float, 1e-3),
         norm_momentum=fields.take("batch_norm_momentum", float, 0.99),
     )
@@ -64,7 +70,7 @@ def _check_padding(fields: Fields, cfg: Config) -> None:
     """Refuse a config whose padding is not "SAME" at its own image size."""
     firsts = [sum(map(cfg.repeats, cfg.stages[:index])) for index in range(len(cfg.stages))]
     halving = {first for first, stage in zip(firsts, cfg.stages, strict=True) if stage.stride == 2}
-    listed = fields.take("depthwise_padding", list, [])
+    listed = fields.many("depthwise_padding", int, [])
     if cfg.image_size % 2:
         fields.refuse(
             f"image_size is {cfg.image_size}; only even sizes are supported, where stems pad as in TensorFlow"

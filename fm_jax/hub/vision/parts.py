@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from fm_jax.core.errors import CheckpointError
+from fm_jax.core.errors import CheckpointError, shown
 from fm_jax.core.types import backbone
 from fm_jax.hub.example import Example, Size, image
 from fm_jax.hub.fields import Fields
@@ -17,6 +17,9 @@ from fm_jax.models.vision.classifier import ImageClassifier
 
 COUNTERS = r".*\.num_batches_tracked"  # of torch's batch normalisation; only used without a momentum
 _LARGEST = 100_000
+_STAGES = 32
+_BLOCKS = 1_000  # of a convolutional network, whose blocks are traced one by one; ResNet-1202 has 600
+_NUMBERS = 1 << 25  # of an image: 3,300 × 3,300 × 3
 
 
 def convolution(path: str, name: str, *, bias: bool = False) -> tuple[Entry, ...]:
@@ -84,10 +87,33 @@ def sizes(fields: Fields, name: str, default: list[int]) -> tuple[int, ...]:
     Raises:
         CheckpointError: it is not a list of integers, or a size is out of range.
     """
-    listed = fields.take(name, list, default)
-    if not listed or any(type(size) is not int or not 0 < size < _LARGEST for size in listed):
-        raise CheckpointError(f"{fields.where}: {name} {str(listed)[:80]} is not a list of sizes, one a stage")
+    listed = fields.many(name, int, default, longest=_STAGES)
+    if not listed or any(not 0 < size < _LARGEST for size in listed):
+        raise CheckpointError(f"{fields.where}: {name} {shown(listed)} is not a list of sizes, one a stage")
     return tuple(listed)
+
+
+def check_blocks(fields: Fields, name: str, count: float) -> None:
+    """Refuse more blocks than a network has, before one is made.
+
+    Raises:
+        CheckpointError: the field `name` asks for more.
+    """
+    if count > _BLOCKS:
+        raise CheckpointError(f"{fields.where}: {name} asks for {count:,.0f} blocks; at most {_BLOCKS:,} are supported")
+
+
+def check_image(fields: Fields, height: int, width: int, channels: int) -> None:
+    """Refuse an image so large that an example of it would fill the memory.
+
+    Raises:
+        CheckpointError: it has more numbers than any model reads.
+    """
+    if height * width * channels > _NUMBERS:
+        raise CheckpointError(
+            f"{fields.where}: images of {height} × {width} × {channels} are too large; at most {_NUMBERS:,} numbers "
+            "are supported"
+        )
 
 
 def is_on(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -25,13 +25,16 @@ def module(fields: Fields) -> nn.Module:
     fields.expect("hidden_act", "relu")
     fields.expect("downsample_in_first_stage", False)
     fields.skip("out_features", "out_indices", "stage_names")  # feature maps that a detector reads
+    depths, channels = parts.sizes(fields, "depths", _DEPTHS), fields.take("num_channels", int, 3)
+    parts.check_blocks(fields, "depths", sum(depths))
+    parts.check_image(fields, _SIDE, _SIDE, channels)
     cfg = Config(
-        parts.sizes(fields, "depths", _DEPTHS),
+        depths,
         parts.sizes(fields, "hidden_sizes", _WIDTHS),
         fields.choose("layer_type", BLOCKS, "bottleneck"),
         stem_width=fields.take("embedding_size", int, 64),
         stride_first=fields.take("downsample_in_bottleneck", bool, False),
-        in_channels=fields.take("num_channels", int, 3),
+        in_channels=channels,
     )
     return parts.headed(fields, ResNet(cfg), KINDS[fields.kind])
 

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from fm_jax.core.errors import CheckpointError
+from fm_jax.core.errors import CheckpointError, shown
 from fm_jax.hub.example import Example, Size, image
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.files.weights import Spec
@@ -33,6 +33,7 @@ ACTIVATIONS = {
 _WORDS = {"gelu_tanh": "gelu_new"}
 _NO_DROPOUT = (0.0, 0)
 _LARGEST = 1 << 16  # pixels along a side
+_POSITIONS = 1 << 26  # numbers in a table of positions, which an MAE computes before its weights are read
 
 
 def module(fields: Fields) -> nn.Module:
@@ -82,6 +83,7 @@ def _mae(fields: Fields) -> nn.Module:
     if cfg.patches.grid[0] != cfg.patches.grid[1]:
         fields.refuse(f"image_size {cfg.patches.image_size} is not square")
     width, count = fields.take("decoder_hidden_size", int, 512), fields.take("decoder_num_attention_heads", int, 16)
+    _check_positions(fields, cfg.patches, width)
     heads_of = replace(cfg.attention, num_heads=count, num_kv_heads=count, head_dim=heads.split(fields, width, count))
     decoder = mae.Config(
         fields.take("decoder_num_hidden_layers", int, 8),
@@ -97,8 +99,12 @@ def _mae(fields: Fields) -> nn.Module:
 def _config(fields: Fields, epsilon: float, patch_size: int) -> Config:
     width, count = fields.take("hidden_size", int, 768), fields.take("num_attention_heads", int, 12)
     size, patch = _size(fields, "image_size", 224), _square(fields, patch_size)
+    channels = fields.take("num_channels", int, 3)
+    parts.check_image(fields, *size, channels)
+    patches = PatchConfig(size, patch, channels)
+    _check_positions(fields, patches, width)
     return Config(
-        PatchConfig(size, patch, fields.take("num_channels", int, 3)),
+        patches,
         fields.take("num_hidden_layers", int, 12),
         width,
         AttentionConfig(
@@ -113,6 +119,11 @@ def _config(fields: Fields, epsilon: float, patch_size: int) -> Config:
         NormConfig("layer", fields.take("layer_norm_eps", float, epsilon)),
         dropout=fields.take("hidden_dropout_prob", float, 0.0),
     )
+
+
+def _check_positions(fields: Fields, patches: PatchConfig, width: int) -> None:
+    if patches.rows * width > _POSITIONS:
+        raise CheckpointError(f"{fields.where}: a table of {patches.rows:,} positions of width {width:,} is too large")
 
 
 def _mlp(fields: Fields, width: int) -> MLPConfig:
@@ -139,7 +150,7 @@ def _size(fields: Fields, name: str, default: int) -> tuple[int, int]:
     pair = isinstance(fields.data.get(name), list)
     value = fields.take(name, list) if pair else [fields.take(name, int, default)] * 2
     if len(value) != 2 or any(type(side) is not int or not 0 < side < _LARGEST for side in value):
-        raise CheckpointError(f"{fields.where}: {name} {str(value)[:60]} is not the size of an image")
+        raise CheckpointError(f"{fields.where}: {name} {shown(value)} is not the size of an image")
     return value[0], value[1]
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from fm_jax.core.config import check_least
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.workdir import write_atomically
 from fm_jax.worlds.language.relations import RELATIONS
@@ -78,6 +79,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check that values are in range."""
+        check_least(self, seed=0)
         for split in SPLITS:
             if getattr(self, split) < 1:
                 raise ConfigError(f"{split} must have at least 1 paragraph, not {getattr(self, split)}")

@@ -76,12 +76,12 @@ def test_a_folder_that_is_missing_or_empty_is_named(kind: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"text": "cut off', r"train.jsonl:3: not JSON: "),
+        (b'{"text": "cut off', r"train.jsonl:3 is not JSON: "),
         (b"[1, 2]", r"train.jsonl:3: no field 'text' \(the line has list\)"),
         (b'{"body": "x"}', r"train.jsonl:3: no field 'text' \(the line has 'body'\)"),
         (b'{"text": 5}', r"train.jsonl:3: field 'text' is int, not text"),
-        (b'{"text": "\xff"}', r"train.jsonl:3: not UTF-8 text"),
-        (b"[" * 100_000, r"train.jsonl:3: not JSON"),
+        (b'{"text": "\xff"}', r"train.jsonl:3 is not JSON: it is not UTF-8 text"),
+        (b"[" * 100_000, r"train.jsonl:3 is not JSON"),
     ],
 )
 def test_a_bad_line_is_named_by_file_and_number(line: bytes, message: str, tmp_path: Path) -> None:

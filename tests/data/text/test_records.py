@@ -51,8 +51,12 @@ def test_a_missing_file_and_a_wrong_index_are_named(written: records.RecordBlock
     with pytest.raises(DataError, match=r"is missing blocks-00001.array_record"):
         records.load(folder)
     (folder / "index.json").write_text("[]")
-    with pytest.raises(DataError, match=r"index.json is damaged"):
+    with pytest.raises(DataError, match=r"not a JSON object"):
         records.load(folder)
+    for change in ({"files": ["../a"]}, {"dtype": "<f4"}, {"length": 0}, {"length": "8"}, {"num_records": 10**30}):
+        (folder / "index.json").write_text(json.dumps(told | change))
+        with pytest.raises(DataError, match=r"index.json is damaged: .*(files|dtype|length|num_records)"):
+            records.load(folder)
     with pytest.raises(DataError, match=r"has no index.json"):
         records.load(tmp_path)
 

@@ -67,8 +67,8 @@ def test_a_file_of_version_2_has_questions_without_answers(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", r"train.json: not JSON"),
-        ("[" * 100_000, r"train.json: not JSON"),
+        ("{", r"train.json is not JSON"),
+        ("[" * 100_000, r"train.json is not JSON"),
         ([], r"train.json: no list 'data' \(it has list\)"),
         ({"rows": []}, r"no list 'data' \(it has 'rows'\)"),
         ({"data": []}, r"contains no questions"),

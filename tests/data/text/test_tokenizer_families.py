@@ -211,9 +211,9 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "huge_id": ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 4_000_000_000}, "merges": []}}, "id 4000000000"),
     "gap": ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 2}, "merges": []}}, "id 2, outside 0 … 1"),
     "negative": ({"model": {"type": "BPE", "vocab": {"a": 0, "b": -1}, "merges": []}}, "id -1, outside"),
-    "text_id": ({"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}}, "id 0, outside"),
+    "text_id": ({"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}}, "id '0', outside"),
     "shared": ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []}}, "id 0 to both 'a' and 'b'"),
-    "twice": ('{"model": {"type": "BPE", "vocab": {"a": 0, "a": 1}, "merges": []}}', "'a' twice"),
+    "twice": ('{"model": {"type": "BPE", "vocab": {"a": 0, "a": 1}, "merges": []}}', "'a' occurs twice"),
     "odd": ({"model": {"type": "Unigram", "vocab": [1, 2]}}, "cannot read its vocabulary"),
     "merge": ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "z"]]}}, "is not a tokenizer"),
     "added": (

@@ -138,14 +138,14 @@ def test_a_damaged_shard_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "cannot be read"),
-        ("[]", "no weight_map"),
+        ("", "is not JSON"),
+        ("[]", "not a JSON object"),
         ("{}", "no weight_map"),
         ('{"weight_map": {}}', "no weight_map"),
         ('{"weight_map": ["a"]}', "no weight_map"),
         ('{"weight_map": {"a": "b", "a": "c"}}', "'a' occurs twice"),
-        ("[" * 100_000, "cannot be read"),
-        ("\udcff", "cannot be read"),
+        ("[" * 100_000, "is not JSON"),
+        ("\udcff", "not UTF-8 text"),
     ],
 )
 def test_an_index_that_is_none_is_told(tmp_path, text, said):
