@@ -106,7 +106,7 @@ def render(template: str, variables: Sequence[Mapping[str, Any]], *, where: str 
         raise DataError(f"{where} exceeds its bounds: {SECONDS} seconds of CPU time and {BYTES:,} bytes of memory")
     if done.returncode:
         raise DataError(f"{where} cannot be rendered: {_line(done.stderr.decode(errors='replace')[-300:])}")
-    answer = json.loads(done.stdout)
+    answer = json_file.parse(done.stdout, where, DataError, halves=True)
     if answer.get("error") == "jinja":
         raise ConfigError(f"{answer['message']}; chat templates need it: install fm_jax[chat]")
     if "error" in answer:
