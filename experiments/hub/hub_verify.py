@@ -39,6 +39,7 @@ from fm_jax.data.text import tokenizer as tokenizers
 from fm_jax.evals.report import report, results
 from fm_jax.hub import families, pretrained
 from fm_jax.hub.example import Example, Size
+from fm_jax.hub.files import stored
 from fm_jax.interpret import capture
 from fm_jax.layers.tap import Tap, is_stacked
 from fm_jax.models.language.encoder import Encoder
@@ -300,6 +301,10 @@ def debug() -> Config:
 def run(cfg: Config, workdir: Path) -> Mapping[str, Any]:
     """Compare, print the table and write results.json; raise NumericError if a layer is wrong."""
     folder = pretrained.find(cfg.folder)
+    if (file := stored.gguf_file(folder)) is not None:
+        raise ConfigError(
+            f"{file} is not a folder of transformers; convert it with hub_convert, and compare the result"
+        )
     model = peer(folder)
     with jax.default_matmul_precision("highest"):
         loaded = pretrained.load(folder, ignore=cfg.ignore)

@@ -196,6 +196,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         mesh=mesh,
         model=model,
         meta={"config": to_dict(cfg), **language.inherited(earlier)},
+        files=language.kept(text.tokenizer),
         layout=state.layout(model, inputs, mesh),
         validate=validate,
         metric="nll",

@@ -187,6 +187,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         mesh=mesh,
         model=model,
         meta={"config": to_dict(cfg), **language.inherited(earlier)},
+        files=language.kept(prepared.tokenizer),
         layout=layout,
         validate=validate,
         metric="nll",

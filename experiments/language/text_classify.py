@@ -84,8 +84,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     if cfg.export:
         files.check_target(cfg.export, CheckpointError)
     mesh = stage.open_mesh(cfg)
-    start = cfg.init
-    pretrained = language.load(start.source, revision=start.revision, ignore=start.ignore, shapes=resumes(workdir))
+    pretrained = language.load(cfg.init.source, **cfg.init.options, shapes=resumes(workdir))
     task = labelled.load(cfg.data, cfg.data_dir or workdir / "data")
     few = docstrings.few(task.train, cfg.labels, seed=cfg.seed) if cfg.labels else task.train
     setup = Setup(pretrained, task.classes, cfg, mesh)

@@ -91,7 +91,8 @@ def chosen(what: str, files: Iterable[str], shards: Callable[[str, Kind], Iterab
             f"{what} has its weights only as pickles ({', '.join(pickles[:5])}), which can run code: nothing was "
             "downloaded; if you trust it, convert it with transformers' save_pretrained and give that folder"
         )
-    raise CheckpointError(f"{what} has no {KINDS[0].single}; it has {', '.join(top[:10]) or 'no files'}")
+    hint = "; download one of its GGUF files and give its path" if any(name.endswith(".gguf") for name in top) else ""
+    raise CheckpointError(f"{what} has no {KINDS[0].single}; it has {', '.join(top[:10]) or 'no files'}{hint}")
 
 
 def _told(name: str, revision: str | None, commit: str, folder: Path) -> Path:

@@ -1,8 +1,8 @@
 """Load and save Hugging Face checkpoints.
 
 A checkpoint folder has the files that `save_pretrained` writes: config.json, model.safetensors (or shards and their
-index), tokenizer.json, generation_config.json and, for an image model, preprocessor_config.json. Arrays go straight
-from the file to their shards; nothing in a folder is ever executed or unpickled.
+index), tokenizer.json, generation_config.json and, for an image model, preprocessor_config.json. A GGUF file holds all
+of these. Arrays go straight from the file to their shards; nothing in a folder is ever executed or unpickled.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ from fm_jax.core.errors import CheckpointError, DataError
 from fm_jax.core.types import Featured, Headed, Params, backbone
 from fm_jax.data.text import tokenizer as tokenizers
 from fm_jax.data.text.tokenizer import Tokenizer
-from fm_jax.hub import download, families, table
+from fm_jax.hub import download, families, gguf_model, table
 from fm_jax.hub import generation as generations
 from fm_jax.hub import preprocessing as preprocessors
 from fm_jax.hub.fields import Fields
-from fm_jax.hub.files import safetensors, stored
+from fm_jax.hub.files import gguf, safetensors, stored
 from fm_jax.hub.generation import Generation
 from fm_jax.hub.preprocessing import Preprocessing
 from fm_jax.layers.attention import AttentionConfig
@@ -65,29 +65,33 @@ def load(
     ignore: Iterable[str] = (),
     shapes: bool = False,
 ) -> Pretrained:
-    """Read a checkpoint folder, or download a public checkpoint by name and read it.
+    """Read a checkpoint folder or a GGUF file, or download a public checkpoint by name and read it.
 
     Args:
-        source: a local folder; or OWNER/NAME, if no such folder exists.
+        source: a local folder, or a GGUF file (or a folder with one and no config.json); or OWNER/NAME, if no such
+            folder exists.
         dtype: dtype of the parameters and of the computation, whatever dtype the file has.
         mesh: device mesh to shard the parameters over (`core/sharding.py`); None puts all on the first local device.
         revision: commit, branch or tag of a checkpoint downloaded by name; the commit of a branch or tag is printed.
-        ignore: unknown fields of config.json that do not change the computation; or preprocessor_config.json or
-            generation_config.json, to load the model without it.
+        ignore: unknown fields of config.json, or of a GGUF file's metadata, that do not change the computation; or
+            preprocessor_config.json or generation_config.json, to load the model without it.
         shapes: give the parameters' shapes and read no weights: enough for a run that is resumed.
 
     Raises:
         CheckpointError: anything missing, damaged, unsupported or unknown, before memory is allocated.
     """
     folder, ignore = find(source, revision), tuple(ignore)
-    config = Fields.open(folder / "config.json")
+    opened = _gguf(folder, ignore)
+    config = opened.config if opened else Fields.open(folder / "config.json")
     family, module = families.build(config, ignore)
-    generation = None if _channels(module) else generations.read(folder, config, ignore)
-    weights = stored.open_weights(folder)
+    alone = (generations.FILE,) if folder.is_file() else ()  # a GGUF file's neighbours may be of other models
+    generation = None if _channels(module) else generations.read(folder, config, (*ignore, *alone))
+    weights = opened.weights if opened else stored.open_weights(folder)
     module = computing(families.settled(family, module, weights), dtype)
     names = family.table(module)
     wanted = families.abstract(module, dtype, mesh)
-    tokenizer, preprocessing = _tokenizer(folder, module), _preprocessing(folder, module, config.kind, ignore)
+    tokenizer = _tokenizer(folder, module, opened)
+    preprocessing = _preprocessing(folder, module, config.kind, ignore)
     params = wanted if shapes else table.read(names, wanted, weights)
     return Pretrained(module, params, tokenizer, _labels(config), preprocessing, generation)
 
@@ -175,18 +179,19 @@ def appearing(folder: str | Path) -> Iterator[Path]:
 
 
 def find(source: str | Path, revision: str | None = None) -> Path:
-    """Return the folder of a checkpoint; download it first if `source` is a public name.
+    """Return the folder or GGUF file of a checkpoint; download it first if `source` is a public name.
 
     Raises:
         CheckpointError: there is no such folder, and no such public checkpoint or no network.
     """
     folder = Path(source)
-    if folder.is_dir():
+    if folder.is_dir() or gguf.is_gguf(folder):
         if revision is not None:
-            raise CheckpointError(f"{folder} is a folder and has no revision {revision!r}; leave the revision out")
+            what = "a folder" if folder.is_dir() else "a file"
+            raise CheckpointError(f"{folder} is {what} and has no revision {revision!r}; leave the revision out")
         return folder
     text = str(source)
-    if text.count("/") > 1 or text.startswith((".", "/", "~")) or folder.is_file():
+    if text.count("/") > 1 or text.startswith((".", "/", "~")) or folder.is_file() or folder.suffix == gguf.SUFFIX:
         what = "is a file, not a folder" if folder.is_file() else "does not exist"
         raise CheckpointError(f"{folder} {what}; give the folder that holds config.json, or OWNER/NAME")
     return download.fetch(text, revision)
@@ -241,15 +246,30 @@ def _form(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from _form(part, f"{path}.{field.name}" if path else field.name)
 
 
-def _tokenizer(folder: Path, module: nn.Module) -> Tokenizer | None:
-    """Read the folder's tokenizer and check that the embedding has a row for each of its tokens."""
-    if not files.there(folder / "tokenizer.json", CheckpointError):
+def _gguf(source: Path, ignore: tuple[str, ...]) -> gguf_model.Opened | None:
+    """Open a GGUF file; a tokenizer.json beside the one of a folder replaces the file's own tokenizer."""
+    if (file := stored.gguf_file(source)) is None:
         return None
     try:
-        tokenizer = tokenizers.load(folder)
+        return gguf_model.open_file(file, ignore, tokenizer=not _has_tokenizer(source))
     except DataError as error:
         raise CheckpointError(str(error)) from error
-    _check_tokenizer(tokenizer, module)
+
+
+def _has_tokenizer(source: Path) -> bool:
+    return source.is_dir() and files.there(source / "tokenizer.json", CheckpointError)
+
+
+def _tokenizer(folder: Path, module: nn.Module, opened: gguf_model.Opened | None) -> Tokenizer | None:
+    """Read the folder's or GGUF file's tokenizer and check that the embedding has a row for each of its tokens."""
+    tokenizer = opened.tokenizer if opened else None
+    if _has_tokenizer(folder):
+        try:
+            tokenizer = tokenizers.load(folder)
+        except DataError as error:
+            raise CheckpointError(str(error)) from error
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, module)
     return tokenizer
 
 

@@ -13,6 +13,7 @@ from fm_jax.core import types
 from fm_jax.core.errors import CheckpointError, ConfigError, DataError, printable
 from fm_jax.core.types import Params
 from fm_jax.data.text import tokenizer as tokenizers
+from fm_jax.data.text.tokenizer import Tokenizer
 from fm_jax.hub import families, generation
 from fm_jax.hub import pretrained as public
 from fm_jax.hub.pretrained import Dtype, Pretrained
@@ -30,17 +31,18 @@ def load(
     source: str | Path,
     *,
     revision: str | None = None,
+    step: str = "best",
     dtype: Dtype | None = None,
     mesh: Mesh | None = None,
     ignore: Iterable[str] = (),
     shapes: bool = False,
 ) -> Pretrained:
-    """Read the best checkpoint of a run (the last, if none was evaluated), or a public checkpoint.
+    """Read a checkpoint of a run, or a public checkpoint.
 
     Args:
-        source: work directory of an `lm_pretrain`, `bert_pretrain`, `t5_pretrain` or `t5_translate` run, a checkpoint
-            folder, or OWNER/NAME.
+        source: work directory of a run on texts, a checkpoint folder, or OWNER/NAME.
         revision: commit, branch or tag of OWNER/NAME.
+        step: checkpoint of a run: "best" (the last, if none was evaluated), "last" or a step number.
         dtype: computation dtype, and the dtype of a folder's parameters. None: a run's own; float32 for a folder.
         mesh: shards a folder's parameters; those of a run go to the first local device.
         ignore: unknown fields of a folder's config.json that do not change the computation.
@@ -50,7 +52,7 @@ def load(
         CheckpointError: the source is missing or damaged, its run is not a language model, or it has no tokenizer.
     """
     ignore = tuple(ignore)
-    if (run := open_run(source, revision, ignore=ignore)) is None:
+    if (run := open_run(source, revision, step, ignore=ignore)) is None:
         how: Dtype = dtype or "float32"
         loaded = public.load(source, dtype=how, mesh=mesh, revision=revision, ignore=ignore, shapes=shapes)
         if loaded.tokenizer is None:
@@ -63,21 +65,34 @@ def load(
 
 
 def of_run(run: EarlierRun, *, shapes: bool = False) -> Pretrained:
-    """Return the language model that a run of lm_, bert_, t5_pretrain or t5_translate trained; `shapes` as in `load`.
+    """Return the model that a run on texts trained, a classifier with its class names; `shapes` as in `load`.
+
+    All of it comes from the checkpoint; the run's data, and the model that it started from, may be gone.
 
     Raises:
-        CheckpointError: the run is not a language model, or its tokenizer is missing or does not fit.
+        CheckpointError: the run is not a language model, or its tokenizer or class names are missing or do not fit.
     """
     module = run.model()
     if isinstance(types.backbone(module), types.Featured):
         raise CheckpointError(f"{run.workdir} trained a {type(module).__name__}, which reads images, not text")
     try:
-        tokenizer = tokenizers.load(run.workdir / "tokenizer")
+        tokenizer = tokenizers.load(run.folder_of("tokenizer"))
         tokenizers.check_vocabulary(tokenizer, types.backbone(module).cfg.vocab_size)
     except DataError as error:
         raise CheckpointError(str(error)) from error
+    labels = run.classes
+    if isinstance(module, Classifier) and len(labels) != module.num_classes:
+        raise CheckpointError(
+            f"{run.workdir} names {len(labels)} classes for a classifier of {module.num_classes}; an earlier version "
+            "wrote it: convert it with that version, or train it again"
+        )
     params = families.abstract(module) if shapes else run.params()
-    return Pretrained(module, params, tokenizer, generation=generation.of_run(run.meta))
+    return Pretrained(module, params, tokenizer, labels, generation=generation.of_run(run.meta))
+
+
+def kept(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """Return the files of a tokenizer as checkpoints keep them, from which `of_run` reads it."""
+    return {f"tokenizer/{name}": text.encode() for name, text in tokenizer.files().items()}
 
 
 def continued(init: Init, *needed: type[nn.Module], mesh: Mesh, resumed: bool) -> Pretrained | None:
@@ -95,7 +110,7 @@ def continued(init: Init, *needed: type[nn.Module], mesh: Mesh, resumed: bool) -
     """
     if init.from_ is None:
         return None
-    found = load(init.from_, revision=init.revision, mesh=mesh, shapes=resumed)
+    found = load(init.from_, **init.options, mesh=mesh, shapes=resumed)
     if not isinstance(found.module, needed):
         names = " or ".join(kind.__name__ for kind in needed)
         kind = type(found.module).__name__

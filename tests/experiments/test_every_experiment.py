@@ -24,6 +24,7 @@ from experiments.hub import hub_convert, hub_verify
 from experiments.language import (
     bert_pretrain,
     bert_squad,
+    few_labels,
     generate,
     harness,
     lm_pretrain,
@@ -64,6 +65,7 @@ def configs(pretrained: Path) -> dict[str, tuple[Any, Any, str]]:
     return {
         "lm_pretrain": (lm_pretrain, lm_pretrain.debug(), "checkpoints"),
         "text_classify": (text_classify, replace(text_classify.debug(), init=Init(pretrained)), "checkpoints"),
+        "few_labels": (few_labels, replace(few_labels.debug(), init=Init(pretrained)), ""),
         "harness": (harness, replace(harness.debug(), model=pretrained), ""),
         "generate": (generate, replace(generate.debug(), init=Init(pretrained)), ""),
         "quickstart": (quickstart, quickstart.debug(), "pretrain/checkpoints"),
@@ -92,6 +94,7 @@ def configs(pretrained: Path) -> dict[str, tuple[Any, Any, str]]:
 NAMES = (
     "lm_pretrain",
     "text_classify",
+    "few_labels",
     "harness",
     "generate",
     "quickstart",

@@ -136,6 +136,10 @@ def test_every_chosen_name_means_itself_as_a_pattern():
             r"only as pickles \(pytorch_model.bin\), which can run code: nothing was downloaded.*save_pretr",
         ),
         (["config.json", "tf_model.h5"], "has no model.safetensors; it has config.json, tf_model.h5"),
+        (
+            ["README.md", "a.Q4_0.gguf"],
+            "it has README.md, a.Q4_0.gguf; download one of its GGUF files and give its path",
+        ),
         ([], "it has no files"),
     ],
 )

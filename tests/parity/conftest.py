@@ -14,6 +14,7 @@ NEEDS = {
     "test_tokenizer.py": ("transformers",),
     "test_chat.py": ("torch", "transformers", "jinja2"),
     "test_harness.py": ("torch", "transformers", "lm_eval"),
+    "test_gguf.py": ("torch", "transformers", "gguf"),
 }
 USUAL = ("torch", "transformers")
 

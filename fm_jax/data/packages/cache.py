@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fm_jax.core import json_file
 from fm_jax.core.errors import DataError
 from fm_jax.data.packages.sources import Source
 
@@ -127,14 +128,14 @@ def opened(folder: Path, source: Source) -> dict[str, Any] | None:
     if not folder.exists():
         return None
     remedy = "move it away, and fetch it again"
+    if not (folder / RECORD).exists():
+        raise DataError(f"{folder} exists and has no {RECORD}: this command did not write it; {remedy}")
     try:
-        record = json.loads((folder / RECORD).read_text("utf-8"))
+        record = json_file.read(folder / RECORD, DataError)
         layout, files, packages = record["layout"], dict(record["files"]), record["packages"]
         sums = [package["sha256"] for package in packages]
         _ = record["counts"], [(entry["bytes"], entry["sha256"]) for entry in files.values()]
-    except FileNotFoundError:
-        raise DataError(f"{folder} exists and has no {RECORD}: this command did not write it; {remedy}") from None
-    except (ValueError, KeyError, TypeError, RecursionError, OSError):
+    except (DataError, ValueError, KeyError, TypeError):
         raise DataError(f"{folder / RECORD} is damaged; {remedy}") from None
     if layout != source.layout or sums != [package.sha256 for package in source.packages]:
         raise DataError(f"{folder} was written by another version of this command; {remedy}")

@@ -11,7 +11,6 @@ and person.
 """
 
 import hashlib
-import json
 import re
 import shutil
 import struct
@@ -19,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fm_jax.core import json_file
 from fm_jax.core.errors import DataError
 from fm_jax.data.packages import json_lines
 
@@ -70,10 +70,7 @@ def split_of(code: str) -> str:
 
 
 def _table(path: Path) -> list[dict[str, Any]]:
-    try:
-        table = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path.name}: not JSON ({str(error)[:80]})") from None
+    table = json_file.parse(json_file.contents(path, DataError), path.name, DataError)
     texts = ("unified", "name", "category", "subcategory")
     entries: list[Any] = table if isinstance(table, list) else [None]
     for entry in entries:
@@ -123,14 +120,14 @@ def _described(entry: Mapping[str, Any], code: str, words: Words) -> dict[str, A
 
 def _annotations(root: Path, language: str) -> dict[str, tuple[str, list[str]]]:
     path = root / "package/annotations" / language / "annotations.json"
+    table = json_file.read(path, DataError)
     try:
-        table = json.loads(path.read_text("utf-8"))["annotations"]["annotations"]
         known = {
             emoji.replace("\ufe0f", ""): (str(entry["tts"][0]), [str(word) for word in entry.get("default", [])])
-            for emoji, entry in table.items()
+            for emoji, entry in table["annotations"]["annotations"].items()
             if entry.get("tts")
         }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise DataError(f"{language}/annotations.json does not have CLDR's form ({type(error).__name__})") from None
     return known
 

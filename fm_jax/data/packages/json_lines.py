@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fm_jax.core import json_file
 from fm_jax.core.errors import DataError
 
 # Legal inside JSON texts, and line ends to str.splitlines and some editors: written escaped.
@@ -22,10 +23,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path.name}:{number}: not JSON ({str(error)[:80]})") from None
+            row = json_file.parse(line, f"{path.name}:{number}", DataError)
             if not isinstance(row, dict):
                 raise DataError(f"{path.name}:{number}: {type(row).__name__}, not a JSON object")
             rows.append(row)

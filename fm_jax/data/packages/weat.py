@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fm_jax.core import json_file
 from fm_jax.core.errors import DataError
 
 # name -> target sets, attribute sets; numbers as in the paper's table 1
@@ -55,10 +56,7 @@ def word_sets(path: Path) -> dict[str, list[str]]:
     Raises:
         DataError: not an object of lists of words, or a set that a test needs is missing.
     """
-    try:
-        sets = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path.name}: not JSON ({str(error)[:80]})") from None
+    sets = json_file.parse(json_file.contents(path, DataError), path.name, DataError)
     lists = list(sets.values()) if isinstance(sets, dict) else [None]
     if not all(isinstance(words, list) and words and all(isinstance(word, str) for word in words) for words in lists):
         raise DataError(f"{path.name} is not an object of lists of words")

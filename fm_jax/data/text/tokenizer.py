@@ -249,17 +249,24 @@ class Tokenizer:
     def _reader(self, special: bool) -> Any:
         return self._parsing if special else self._inner
 
-    def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, each atomically."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def files(self) -> dict[str, str]:
+        """Return {name: text} of the files that `save` writes."""
         config = {"tokenizer_class": "PreTrainedTokenizerFast"} | dict(self._config or {})
         config |= {key: self._names[role] for role, key in tokenizer_file.FIELDS.items() if role in self._names}
         if self._config is None:
             config |= {"add_prefix_space": False, "clean_up_tokenization_spaces": False}
         if self._config is None and "cls" in self._names:  # otherwise transformers 5 omits the token types
             config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
-        _write(folder / "tokenizer_config.json", json.dumps(config, indent=1))
-        _write(folder / "tokenizer.json", self._inner.to_str(pretty=True))
+        return {
+            "tokenizer_config.json": json.dumps(config, indent=1),
+            "tokenizer.json": self._inner.to_str(pretty=True),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, each atomically."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in self.files().items():
+            _write(folder / name, text)
 
 
 def train(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2, sentinels: int = 0) -> Tokenizer:

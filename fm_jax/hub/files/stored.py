@@ -1,4 +1,4 @@
-"""Open the weights of a checkpoint folder: one file, shards and their index, or old Flax files.
+"""Open the weights of a checkpoint folder: one file, shards and their index, old Flax files, or a GGUF file.
 
 Nothing that could run code is opened: a pickle is recognised by its content, whatever its name.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from fm_jax.core import files, json_file
 from fm_jax.core.errors import CheckpointError, shown
-from fm_jax.hub.files import msgpack, safetensors
+from fm_jax.hub.files import gguf, msgpack, safetensors
 from fm_jax.hub.files.weights import Index, Spec, Weights
 
 MAX_INDEX = 64_000_000  # bytes
@@ -51,18 +51,20 @@ class Shards:
 
 
 def open_weights(folder: str | Path, *, allow_nonfinite: bool = False) -> Weights:
-    """Return the tensors of a folder, unread, from safetensors or else from an old Flax file.
+    """Return the tensors of a folder, unread, from safetensors or else from an old Flax file; or those of a GGUF file.
 
     Symbolic links are followed anywhere, as the download cache needs; an index can only name files beside it.
 
     Args:
-        folder: a folder written by `save_pretrained`.
+        folder: a folder written by `save_pretrained`, or what `gguf_file` finds.
         allow_nonfinite: allow infinities and NaNs; otherwise reading a tensor that holds one is an error.
 
     Raises:
         CheckpointError: no weights, only pickles, two sets of weights, or a damaged file or index.
     """
     folder = Path(folder)
+    if (file := gguf_file(folder)) is not None:
+        return gguf.open_file(sound(file), allow_nonfinite=allow_nonfinite)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give the folder that holds config.json and the weights")
     there = sorted(path.name for path in folder.iterdir())
@@ -75,7 +77,7 @@ def open_weights(folder: str | Path, *, allow_nonfinite: bool = False) -> Weight
             other = index if listed else shards[0]
             raise CheckpointError(f"{folder} holds {kind.single} and {other}; remove the one that should not be read")
         if both:
-            return kind.open_file(_sound(folder / kind.single), allow_nonfinite=allow_nonfinite)
+            return kind.open_file(sound(folder / kind.single), allow_nonfinite=allow_nonfinite)
         if listed:
             return _sharded(folder / index, listed, kind, shards, allow_nonfinite)
         if shards:
@@ -93,11 +95,28 @@ def _sharded(index: Path, listed: Mapping[str, str], kind: Kind, there: list[str
         raise CheckpointError(f"{where}: {_some(absent)} missing; fetch the folder again")
     if stray := [name for name in there if name not in names]:
         raise CheckpointError(f"{where}: it does not name {_some(stray)}; remove it if it belongs to another model")
-    shards = [kind.open_file(_sound(folder / name), allow_nonfinite=allow_nonfinite) for name in names]
+    shards = [kind.open_file(sound(folder / name), allow_nonfinite=allow_nonfinite) for name in names]
     problems = list(_differences(listed, dict(zip(names, shards, strict=True))))
     if problems:
         raise CheckpointError(f"{where}: {_some(problems)}; fetch the folder again")
     return Shards(str(index), shards)
+
+
+def gguf_file(source: Path) -> Path | None:
+    """Return the GGUF file that a path is, or that a folder holds instead of config.json and weights; None for others.
+
+    Raises:
+        CheckpointError: the folder holds several.
+    """
+    if gguf.is_gguf(source):
+        return source
+    others = ["config.json", *(kind.single + ending for kind in KINDS for ending in ("", ".index.json"))]
+    if not source.is_dir() or any((source / name).exists() for name in others):
+        return None
+    found = sorted(path for path in source.iterdir() if path.suffix.lower() == gguf.SUFFIX)
+    if len(found) > 1:
+        raise CheckpointError(f"{source} holds {_some([file.name for file in found])}; give the path of one of them")
+    return found[0] if found else None
 
 
 def _differences(listed: Mapping[str, str], shards: Mapping[str, Weights]) -> Iterator[str]:
@@ -131,10 +150,13 @@ def listing(index: Path, kind: Kind) -> dict[str, str]:
     return named
 
 
-def _sound(file: Path) -> Path:
+def sound(file: Path) -> Path:
     """Return the file if it may be opened, or raise an error that says what it is instead."""
     files.there(file, CheckpointError)
-    kind = _disguise(file)
+    try:
+        kind = _disguise(file)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be opened: {error.strerror}") from None
     if kind == "pickle":
         raise CheckpointError(f"{file} is a pickle despite its name: {_CONVERT}")
     if kind:
@@ -168,6 +190,8 @@ def _nothing(folder: Path, there: list[str]) -> CheckpointError:
     if pickles := [name for name in plain if name.endswith(_PICKLES) or _disguise(folder / name) == "pickle"]:
         return CheckpointError(f"{folder} holds its weights only as pickles ({_some(pickles)}): {_CONVERT}")
     what = _some(there) if there else "no files"
+    if any(name.lower().endswith(gguf.SUFFIX) for name in there):
+        what += "; give the path of a GGUF file itself to load it"
     return CheckpointError(f"{folder} has no model.safetensors; it has {what}")
 
 

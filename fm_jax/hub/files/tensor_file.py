@@ -79,11 +79,8 @@ class TensorFile:
         out = aligned(tuple(map(len, cuts)), np.dtype(spec.dtype)) if out is None else out
         if out.size:
             self._fill(out, runs, 0, spec.shape, cuts)
-        if not self._any and not _finite(out):
-            raise CheckpointError(
-                f"{self.where}: {name} holds an infinity or a NaN: the file is damaged, or its training diverged; "
-                "use another file"
-            )
+        if not self._any:
+            check_finite(self.where, name, out)
         return out
 
     def _fill(self, out: np.ndarray, runs: Runs, start: int, shape: Sequence[int], cuts: Sequence[range]) -> None:
@@ -123,6 +120,15 @@ class TensorFile:
             if not count:
                 raise CheckpointError(f"{self.where} became shorter while it was read; take a fresh copy")
             done += count
+
+
+def check_finite(where: str, name: str, array: np.ndarray) -> None:
+    """Raise unless all numbers of a tensor, or of a part of it, are finite."""
+    if not _finite(array):
+        raise CheckpointError(
+            f"{where}: {name} holds an infinity or a NaN: the file is damaged, or its training diverged; "
+            "use another file"
+        )
 
 
 def _finite(array: np.ndarray) -> bool:

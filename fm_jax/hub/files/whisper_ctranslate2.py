@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fm_jax.core import json_file
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub.files import ctranslate2, safetensors
 from fm_jax.hub.files.weights import Spec
@@ -56,7 +57,7 @@ def write(model: Path, config: Path, tokenizer: Path, out: Path) -> dict[str, An
     if file.spec != "WhisperSpec":
         raise CheckpointError(f"{model.name} is a {file.spec}, not a WhisperSpec")
     tensors = dict(_tensors(file))
-    ids, words = _object(config), _tokens(tokenizer)
+    ids, words = json_file.read(config, CheckpointError), _tokens(tokenizer)
     data = _config(file, tensors) | _special(words)
     _check_shapes(file.tensors.where, tensors, data)
     if (rows := data["vocab_size"]) != len(words):
@@ -255,7 +256,7 @@ def _tokenizer_config() -> dict[str, Any]:
 
 def _tokens(path: Path) -> dict[str, int]:
     """Return {token: id} of a tokenizer.json, whose special tokens Whisper needs."""
-    data = _object(path)
+    data = json_file.read(path, CheckpointError)
     try:
         words = {str(word): int(number) for word, number in data["model"]["vocab"].items()}
         words |= {str(token["content"]): int(token["id"]) for token in data["added_tokens"]}
@@ -272,13 +273,3 @@ def _numbers(ids: Mapping[str, Any], name: str) -> list[int]:
     if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
         raise CheckpointError(f"config.json: {name} is {str(numbers)[:40]!r}, not a list of token ids")
     return numbers
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} is not JSON ({str(error)[:80]})") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path.name} is not a JSON object")
-    return data

@@ -110,13 +110,13 @@ def test_a_concept_is_the_same_for_man_woman_tone_and_selector():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"table": "[{"}, "emoji.json: not JSON"),
+        ({"table": "[{"}, "emoji.json is not JSON"),
         ({"table": "{}"}, "emoji.json: 'None' is not an emoji"),
         ({"table": json.dumps([{**DOG, "unified": "../../x"}])}, "is not an emoji with unified"),
         ({"table": json.dumps([{**DOG, **HAS, "unified": "1F999"}])}, r"picture 1f999\.png is missing"),
         ({"picture": png(32)}, "is not a PNG of 64 × 64"),
         ({"picture": b"GIF89a" + b"\0" * 99}, "is not a PNG"),
-        ({"words": "[]"}, r"en/annotations\.json does not have CLDR's form"),
+        ({"words": "[]"}, r"en/annotations\.json holds a list"),
         ({"words": '{"annotations": {"annotations": {"a": {"tts": 5}}}}'}, "does not have CLDR's form"),
     ],
 )

@@ -26,5 +26,5 @@ def test_nothing_is_a_file_of_no_lines(tmp_path):
 )
 def test_a_line_that_is_no_object_is_named(line, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n\n' + line + b"\n")
-    with pytest.raises(DataError, match=r"a\.jsonl:3: "):
+    with pytest.raises(DataError, match=r"a\.jsonl:3"):
         json_lines.read(tmp_path / "a.jsonl")

@@ -39,7 +39,7 @@ def test_the_vectors_are_in_the_order_of_the_words(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sets": "{"}, "WEAT.json: not JSON"),
+        ({"sets": "{"}, "WEAT.json is not JSON"),
         ({"sets": "[]"}, "is not an object of lists"),
         ({"sets": '{"flowers": [1]}'}, "is not an object of lists"),
         ({"sets": '{"flowers": ["rose"]}'}, "WEAT.json has no set"),

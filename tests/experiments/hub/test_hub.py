@@ -34,7 +34,7 @@ from fm_jax.models.vision.vit import ViT
 from fm_jax.peft import lora
 from fm_jax.train import state
 from tests.close import close
-from tests.hub.forms import FORMS, assert_equal, build, draw, make
+from tests.hub.forms import FORMS, assert_equal, build, draw, make, tensors, write
 
 TEXTS = ["the cat sat on the mat", "a dog ran after the cat", "the mat is on the floor"] * 3
 
@@ -99,6 +99,20 @@ def test_what_is_left_behind_is_said(tmp_path, capsys):
     assert "left behind: 1_Pooling, README.md, config.json: task_specific_params\n" in capsys.readouterr().out
     left = json.loads((tmp_path / "more" / "results.json").read_text())["left_behind"]
     assert left == ["1_Pooling", "README.md", "config.json: task_specific_params"]
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_weights_that_are_left_behind_are_named(prefix, tmp_path):
+    """A pooler that the model has no use for, but neither buffers nor copies."""
+    module, _ = build(FORMS["bert-base"])
+    arrays = {f"{prefix}{name.removeprefix('bert.')}": x for name, x in tensors(module, draw(module)).items()}
+    pooler = {f"{prefix}pooler.dense.weight": np.ones((16, 16)), f"{prefix}pooler.dense.bias": np.ones(16)}
+    arrays |= {name: x.astype(np.float32) for name, x in pooler.items()}
+    arrays[f"{prefix}embeddings.position_ids"] = np.arange(4)
+    write(tmp_path / "theirs", FORMS["bert-base"], arrays)
+    convert(tmp_path / "theirs", tmp_path / "ours", tmp_path / "work")
+    left = json.loads((tmp_path / "work" / "results.json").read_text())["left_behind"]
+    assert [name for name in left if "config" not in name] == sorted(pooler)
 
 
 @pytest.mark.parametrize(("dtype", "wanted"), [(None, "bfloat16"), ("float32", "float32"), ("float16", "float16")])
