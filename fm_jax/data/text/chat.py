@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fm_jax.core import files
-from fm_jax.core.errors import ConfigError, DataError
+from fm_jax.core import files, json_file
+from fm_jax.core.errors import ConfigError, DataError, shown
 
 FILE, FOLDER = "chat_template.jinja", "additional_chat_templates"
 SECONDS, BYTES, CHARACTERS = 10, 1 << 30, 50_000_000  # of CPU time, of memory, of text
@@ -75,7 +75,7 @@ def choose(known: Mapping[str, str], name: str | None, *, tools: bool, where: st
         raise DataError(f"{where} has no chat template; give the prompt as text, or use a model made for chat")
     wanted = name or ("tool_use" if tools and "tool_use" in known else "default")
     if wanted not in known:
-        raise DataError(f"{where} has no chat template {wanted!r}; it has {', '.join(known)}")
+        raise DataError(f"{where} has no chat template {shown(wanted)}; it has {shown(list(known))}")
     return known[wanted]
 
 
@@ -106,7 +106,7 @@ def render(template: str, variables: Sequence[Mapping[str, Any]], *, where: str 
         raise DataError(f"{where} exceeds its bounds: {SECONDS} seconds of CPU time and {BYTES:,} bytes of memory")
     if done.returncode:
         raise DataError(f"{where} cannot be rendered: {_line(done.stderr.decode(errors='replace')[-300:])}")
-    answer = json.loads(done.stdout)
+    answer = json_file.parse(done.stdout, where, DataError, halves=True)
     if answer.get("error") == "jinja":
         raise ConfigError(f"{answer['message']}; chat templates need it: install fm_jax[chat]")
     if "error" in answer:
@@ -160,8 +160,7 @@ def _line(message: str) -> str:
 
 
 def _read(path: Path) -> str:
-    files.there(path, DataError)  # refuses what would hang, such as a pipe
     try:
-        return path.read_text("utf-8")
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        return json_file.contents(path, DataError, most=4 * _LONGEST).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}") from error

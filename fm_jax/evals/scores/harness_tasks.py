@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fm_jax.core import json_file
-from fm_jax.core.errors import DataError
+from fm_jax.core.errors import DataError, shown
 
 Row = Mapping[str, Any]
 Form = Literal["text", "letter"]
@@ -104,9 +104,7 @@ def _question(line: str, where: str) -> dict[str, Any]:
     if not 2 <= len(choices) <= _MOST:
         raise DataError(f"{where} has {len(choices)} choices, not 2 to {_MOST}")
     if type(answer) is not int or not 0 <= answer < len(choices):
-        raise DataError(
-            f"{where}: the answer {str(answer)[:40]} is not the number of a choice, 0 to {len(choices) - 1}"
-        )
+        raise DataError(f"{where}: the answer {shown(answer)} is not the number of a choice, 0 to {len(choices) - 1}")
     letters = [chr(ord("A") + index) for index in range(len(choices))]
     passage = row.get("passage") or ""
     return {"passage": passage, "question": question, "choices": choices, "letters": letters, "answer": answer}

@@ -97,7 +97,7 @@ def test_the_template_is_chosen_by_name_or_by_tools() -> None:
     assert chat.choose(known, None, tools=False, where="x") == "D"
     assert chat.choose(known, None, tools=True, where="x") == "T"
     assert chat.choose(known, "rag", tools=True, where="x") == "R"
-    with pytest.raises(DataError, match="x has no chat template 'raag'; it has default, tool_use, rag"):
+    with pytest.raises(DataError, match=r"x has no chat template 'raag'; it has .*default.*tool_use.*rag"):
         chat.choose(known, "raag", tools=False, where="x")
     with pytest.raises(DataError, match="x has no chat template; give the prompt as text"):
         chat.choose({}, None, tools=False, where="x")

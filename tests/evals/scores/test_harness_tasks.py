@@ -48,8 +48,8 @@ def test_examples_are_kept_apart_and_every_question_is_there_once(count: int, tm
         (ROW | {"choices": ["a", ""]}, "'choices' is not a list of texts"),
         (ROW | {"choices": ["a"]}, "line 2 has 1 choices, not 2 to 26"),
         (ROW | {"answer": 2}, "the answer 2 is not the number of a choice, 0 to 1"),
-        (ROW | {"answer": True}, "the answer True is not"),
-        (ROW | {"answer": "a cat"}, "the answer a cat is not"),
+        (ROW | {"answer": True}, "the answer true is not"),
+        (ROW | {"answer": "a cat"}, "the answer 'a cat' is not"),
     ],
 )
 def test_a_line_that_is_no_question_is_named(row: Any, message: str, tmp_path: Path) -> None:
