@@ -30,8 +30,9 @@ QUESTIONS = (
     "Write a Python function that reverses a string.",
     "Who wrote Pride and Prejudice?",
     "List the planets of the solar system.",
-    "Why is the sky blue?",
+    "Naïve café: 漢字 😀?",
 )
+ENDS = {"eos_token_id": 2, "pad_token_id": 2}
 TEXT = (
     "The Transformer is a neural network for sequences. It was introduced in 2017 for machine translation, where it "
     "replaced recurrent networks: every position attends to every other one, so that training runs in parallel over a "
@@ -66,26 +67,29 @@ def their_tokenizer(file: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
 
-def test_the_chat_template_and_the_ids_are_those_of_transformers(model: Pretrained, their_tokenizer: Any) -> None:
-    for question in QUESTIONS:
-        messages = [{"role": "user", "content": question}]
-        want = their_tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        assert model.tokenizer.chat(messages) == want
-        ids = their_tokenizer(want, add_special_tokens=False)["input_ids"]
-        assert list(model.tokenizer.encode(want, special=True)) == ids
-
-
 def test_greedy_answers_are_those_of_transformers(model: Pretrained, theirs: Any, their_tokenizer: Any) -> None:
-    prompts = [model.tokenizer.chat([{"role": "user", "content": question}]) for question in QUESTIONS]
-    with jax.default_matmul_precision("highest"):
-        mine = write_text(model.module, model.params, model.tokenizer, prompts, max_new_tokens=64, special=True)
-    for prompt, answer in zip(prompts, mine, strict=True):
-        tokens = their_tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+    """64 tokens on each of ten prompts, token for token, from ids that are equal too."""
+    asked, wanted = [], []
+    for question in QUESTIONS:
+        talk = [{"role": "user", "content": question}]
+        ids = their_tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+        asked.append(model.tokenizer.encode_chat(talk, add_generation_prompt=True))
+        np.testing.assert_array_equal(asked[-1], ids)
         with torch.no_grad():
-            out = theirs.generate(**tokens, max_new_tokens=64, do_sample=False, pad_token_id=2, eos_token_id=2)
-        want = their_tokenizer.decode(out[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert answer == want
-    assert mine[0] == "The capital of Italy is Rome."
+            out = theirs.generate(torch.tensor([ids]), max_new_tokens=64, do_sample=False, **ENDS)[0, len(ids) :]
+        wanted.append(their_tokenizer.decode(out, skip_special_tokens=True))
+    options = {"max_new_tokens": 64, "generation": model.generation}
+    assert write_text(model.module, model.params, model.tokenizer, asked, **options) == wanted
+    assert len(set(wanted)) == len(QUESTIONS)
+
+
+def test_it_knows_the_capital_of_italy(model: Pretrained) -> None:
+    """With the template's own system prompt it does not."""
+    talk = [{"role": "system", "content": ""}, {"role": "user", "content": QUESTIONS[0]}]
+    asked = model.tokenizer.encode_chat(talk, add_generation_prompt=True)
+    options = {"max_new_tokens": 16, "generation": model.generation}
+    answer = write_text(model.module, model.params, model.tokenizer, [asked], **options)
+    assert answer == ["The capital of Italy is Rome."]
 
 
 def nll(logits: np.ndarray, ids: np.ndarray) -> float:
