@@ -15,8 +15,8 @@ CASES = {"gpt2": 3, "llama": 10, "bert": 20, "t5": 6, "resnet": 5, "efficientnet
 MUTANTS = {"gpt2": 8, "llama": 9, "bert": 16, "t5": 11, "resnet": 7, "efficientnet": 3, "vit": 18}
 NAMED = {("test_t5", "CODE"): 3, ("test_vit", "BROKEN"): 7}  # file, wrong programs -> how many
 TESTS = {
-    "test_bert": 5, "test_conv_nets": 12, "test_harness": 3, "test_hub": 12, "test_live": 2, "test_preprocessing": 4,
-    "test_t5": 7, "test_tokenizer": 4, "test_transfer": 1, "test_vit": 10,
+    "test_bert": 5, "test_chat": 4, "test_conv_nets": 12, "test_harness": 4, "test_hub": 12, "test_live": 2,
+    "test_preprocessing": 4, "test_t5": 7, "test_tokenizer": 4, "test_transfer": 1, "test_vit": 10,
 }  # fmt: skip
 
 

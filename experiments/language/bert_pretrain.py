@@ -8,7 +8,11 @@ masks all pieces of a word together; `--next_sentence false` reads full sentence
     ./launch.sh local experiments.language.bert_pretrain --config demo      # Python's own documentation, on any machine
     ./launch.sh local experiments.language.bert_pretrain --data.kind tfds --data.name wiki40b/en
     ./launch.sh local experiments.language.bert_pretrain --config roberta --data.kind jsonl --data.path corpus/
+    ./launch.sh local experiments.language.bert_pretrain --init.from models/bert --data.kind text --data.path corpus/
 
+`--init.from` continues the pretraining of an encoder: the work directory of an earlier run, a checkpoint folder, or
+OWNER/NAME. Its form and its tokenizer are used; of `model`, only max_length, dropout, dtype and remat count. A head
+that it lacks is randomly initialised.
 `experiments.language.text_classify --init.from WORKDIR` finetunes the result, and so does `bert_squad`.
 Presets: `default` (BERT base), `bert_large`, `roberta` (RoBERTa's objective on BERT base), `demo`, `debug`.
 Hardware: `demo` needs two cores. BERT base needs one 80 GB GPU for days (`--accumulate`), or a pod.
@@ -25,9 +29,10 @@ import jax
 import numpy as np
 
 from fm_jax import cli
+from fm_jax.checkpoint import surgery
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
-from fm_jax.core.types import Batch, Params
+from fm_jax.core.types import Batch, Params, backbone
 from fm_jax.data.stream import loader
 from fm_jax.data.stream.phases import Phases
 from fm_jax.data.text import corpus, documents
@@ -36,10 +41,13 @@ from fm_jax.data.text.sentence_pairs import FullSentences, SentencePairs
 from fm_jax.evals import metrics, runner
 from fm_jax.evals.baselines import unigram
 from fm_jax.evals.report import report, results
+from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.language import encoder
 from fm_jax.models.language.masked_lm import MaskedLM
 from fm_jax.objectives.masked_lm import Choose, masked_lm, masking
 from fm_jax.optim import optimizer as optimizers
+from fm_jax.tasks import language
+from fm_jax.tasks.init import Init, resumes
 from fm_jax.train import log, loop, stage, state
 
 
@@ -47,7 +55,8 @@ from fm_jax.train import log, loop, stage, state
 class Config(stage.Plan):
     """Everything that decides the numbers of a run."""
 
-    model: encoder.Config
+    model: encoder.Config  # with init.from, only max_length, dropout, dtype and remat are used
+    init: Init = Init()
     data: documents.Config = documents.Config()
     next_sentence: bool = True  # train on pairs and predict whether the second follows; false: full sentences
     whole_word: bool = False  # mask all pieces of a word together
@@ -128,14 +137,17 @@ CONFIGS: dict[str, Callable[[], Config]] = {
 
 def run(cfg: Config, workdir: Path) -> dict[str, float]:
     """Pretrain, evaluate on the full validation split, and return the metrics, also written to results.json."""
-    mesh = stage.open_mesh(cfg)
+    mesh, resumed = stage.open_mesh(cfg), resumes(workdir)
+    earlier = language.continued(cfg.init, MaskedLM, encoder.Encoder, mesh=mesh, resumed=resumed)
+    shape = shape_of(cfg, earlier)
     text = corpus.prepare(
         cfg.data,
         cfg.data_dir or workdir / "data",
-        vocab_size=cfg.model.vocab_size,
+        vocab_size=shape.vocab_size,
         splits=("train", "validation"),
         scheme="wordpiece",
         by_sentence=True,
+        given=earlier.tokenizer if earlier else None,
     )
     text.tokenizer.save(workdir / "tokenizer")
 
@@ -147,7 +159,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     batches = Phases((stream(cfg.short_length), full), (0, short)) if short else full
     validation = rows(cfg, text, "validation", cfg.model.max_length)
 
-    model, key = MaskedLM(encoder.Encoder(cfg.model), next_sentence=cfg.next_sentence), jax.random.key(cfg.seed)
+    model, key = MaskedLM(encoder.Encoder(shape), next_sentence=cfg.next_sentence), jax.random.key(cfg.seed)
     tokenizer = text.tokenizer
     special = (tokenizer.special("cls"), tokenizer.special("sep"), tokenizer.pad_id)
     choose = masking(
@@ -159,7 +171,8 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     inputs = (np.zeros((cfg.batch_size, cfg.model.max_length), np.int32),)
 
     def make_params() -> tuple[Params, Params]:
-        return state.init_params(model, inputs, key, mesh), {}
+        params = state.init_params(model, inputs, key, mesh)
+        return (params if earlier is None or resumed else loaded(params, earlier)), {}
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
         sums = runner.totals(evaluate, now.params, stage.one_pass(cfg, validation, mesh))
@@ -182,7 +195,8 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         batches=batches,
         mesh=mesh,
         model=model,
-        meta={"config": to_dict(cfg)},
+        meta={"config": to_dict(cfg), **language.inherited(earlier)},
+        files=language.kept(text.tokenizer),
         layout=state.layout(model, inputs, mesh),
         validate=validate,
         metric="nll",
@@ -201,6 +215,27 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
             lines={"unigram": float(np.log(measured["unigram_perplexity"]))},
         )
     return measured
+
+
+def shape_of(cfg: Config, earlier: Pretrained | None) -> encoder.Config:
+    """Return the config of the trained encoder: `cfg.model`, or the form of the model that it starts from."""
+    if earlier is None:
+        return cfg.model
+    own: encoder.Config = backbone(earlier.module).cfg
+    language.check_context(cfg.init, cfg.model.max_length, own.max_length)
+    if cfg.next_sentence and own.num_types < 2:
+        raise ConfigError(f"{cfg.init.from_} has no token types to tell two sentences apart; set next_sentence false")
+    trained: encoder.Config = language.trained_form(own, cfg.model)
+    return trained
+
+
+def loaded(fresh: Params, earlier: Pretrained) -> Params:
+    """Return the parameters of the earlier model; the heads that it lacks are those of `fresh`."""
+    given = earlier.params if isinstance(earlier.module, MaskedLM) else {"backbone": earlier.backbone()[1]}
+    given = {name: node for name, node in given.items() if name in fresh}
+    if new := sorted(fresh.keys() - given.keys()):
+        print(f"randomly initialised, because the model has none: {', '.join(new)}")
+    return surgery.load(fresh, given, fresh=[f"{name}/.*" for name in new])
 
 
 def rows(cfg: Config, text: Corpus, split: str, length: int) -> SentencePairs | FullSentences:

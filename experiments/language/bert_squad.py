@@ -152,8 +152,7 @@ def open_reader(cfg: Config, train: Sequence[Question], mesh: Mesh, *, resumed: 
         texts = [*contexts, *(question.text for question in train)]
         learnt = tokenizer.train_wordpiece(texts, cfg.model.vocab_size)
         return Reader(SpanFinder(encoder.Encoder(replace(cfg.model, max_length=length)), cfg.model.dropout), learnt, {})
-    start = cfg.init
-    pretrained = language.load(start.source, revision=start.revision, ignore=start.ignore, mesh=mesh, shapes=resumed)
+    pretrained = language.load(cfg.init.source, **cfg.init.options, mesh=mesh, shapes=resumed)
     backbone, params = pretrained.backbone()
     if not isinstance(backbone, encoder.Encoder):
         raise ConfigError(
@@ -225,6 +224,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         mesh=mesh,
         model=reader.model,
         meta={"config": to_dict(cfg)},
+        files=language.kept(reader.tokenizer),
         layout=state.layout(reader.model, inputs, mesh),
         validate=validate,
         split=watched,

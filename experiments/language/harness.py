@@ -7,17 +7,19 @@ metrics; the model returns log-likelihoods of continuations and of full texts, a
 
     python -m experiments.language.harness --model runs/quickstart/pretrain    # two tasks made of Python itself
     python -m experiments.language.harness --model models/gpt2 --include_path mine --tasks quiz,stories --num_fewshot 5
+    python -m experiments.language.harness --model models/smollm2 --questions language_tests --tasks openbookqa,piqa
     python -m experiments.language.harness --model openai-community/gpt2 --shipped true --tasks lambada_openai,hellaswag
 
 `--model` is a pretraining run's work directory, a checkpoint folder, or OWNER/NAME. `--include_path` is a folder of
 task files for the harness. A task file can run code, so use only files that you trust. Without it there are two
 built-in tasks, made from the Python that runs this: `docstrings` (which package does a docstring belong to?) and
-`documents` (likelihood of documents). `--shipped true` adds the thousands of tasks of lm_eval, which downloads their
-data; without it nothing is downloaded.
+`documents` (likelihood of documents). `--questions` is a folder of NAME.jsonl with a "question", its "choices" and the
+number of the "answer" in each line (`experiments.fetch --name language_tests` writes one): five questions with their
+answers come before each question, and every choice's text (`--form letter`: its letter) is scored. `--shipped true`
+adds the thousands of tasks of lm_eval, which downloads their data; without it nothing is downloaded.
 Hardware and time: two cores and one or two minutes for the quickstart's model and both built-in tasks.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +34,10 @@ from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data.python_docs import docstrings
 from fm_jax.data.text import documents
 from fm_jax.evals.report import report, results
-from fm_jax.evals.scores import harness
+from fm_jax.evals.scores import harness, harness_tasks
 from fm_jax.generate import sample
 from fm_jax.generate.decode import generate
+from fm_jax.generate.text import ends
 from fm_jax.hub.pretrained import Dtype, Pretrained
 from fm_jax.models.language.decoder import Decoder
 from fm_jax.tasks import language
@@ -49,6 +52,8 @@ class Config:
     model: Path = Path("runs/lm_pretrain")  # work directory of a run, a folder, or OWNER/NAME
     tasks: tuple[str, ...] = BUILT_IN
     include_path: Path | None = None  # folder of task files; none: the two built-in tasks
+    questions: Path | None = None  # folder of NAME.jsonl, each a task of multiple-choice questions
+    form: harness_tasks.Form = "text"  # questions: score the choices' texts, or their letters in a list
     shipped: bool = False  # also the tasks of lm_eval; finding them takes most of a minute
     num_fewshot: int | None = None  # examples before each question; none: the task's number
     limit: int = 0  # documents per task; 0: all
@@ -62,6 +67,11 @@ class Config:
         """Refuse impossible numbers."""
         if not self.tasks:
             raise ConfigError("tasks is empty; give task names separated by commas")
+        if self.questions and self.include_path:
+            raise ConfigError("questions and include_path both name the tasks; give one of them")
+        if self.questions and (self.num_fewshot or 0) > harness_tasks.EXAMPLES:
+            most = harness_tasks.EXAMPLES
+            raise ConfigError(f"num_fewshot must be at most {most} with questions, not {self.num_fewshot}")
         check_least(self, limit=0, batch_size=1, seed=0)
         if self.num_fewshot is not None:
             check_least(self, num_fewshot=0)
@@ -89,7 +99,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     except ImportError as error:
         raise ConfigError(f"the harness is not installed ({error}); install fm_jax[harness]") from error
 
-    folder = cfg.include_path or built_in_tasks(cfg, workdir)
+    folder = cfg.include_path or own_tasks(cfg, workdir)
     if not folder.is_dir():
         raise DataError(f"--include_path {folder} is not a folder; give the folder that contains the task files")
     manager = TaskManager(include_path=str(folder), include_defaults=cfg.shipped)
@@ -126,6 +136,7 @@ def writer(pretrained: Pretrained, seed: int) -> harness.Write:
     """Return the function that generates continuations for the harness."""
     tokenizer, key = pretrained.tokenizer, jax.random.key(seed)
     assert tokenizer is not None
+    closing = ends(tokenizer, pretrained.generation)
 
     def write(prompts: harness.Prompts) -> tuple[Any, Any]:
         options = prompts.options
@@ -141,7 +152,7 @@ def writer(pretrained: Pretrained, seed: int) -> harness.Write:
             cfg=cfg,
             key=key,
             seeds=prompts.seeds,
-            eos_id=tokenizer.end_id,
+            eos_id=closing,
             stop=prompts.stop,
         )
         return out.tokens, out.lengths
@@ -149,9 +160,12 @@ def writer(pretrained: Pretrained, seed: int) -> harness.Write:
     return write
 
 
-def built_in_tasks(cfg: Config, workdir: Path) -> Path:
-    """Write data and task files of the configured built-in tasks, and return their folder."""
+def own_tasks(cfg: Config, workdir: Path) -> Path:
+    """Write data and task files of the configured tasks, of questions or built-in, and return their folder."""
     folder, data_dir = (workdir / "tasks").absolute(), workdir / "data"
+    if cfg.questions:
+        harness_tasks.questions(cfg.questions, folder, cfg.tasks, cfg.form)
+        return folder
     chosen = [name for name in BUILT_IN if name in cfg.tasks]
     rows: list[dict[str, Any]] = []
     if "docstrings" in chosen:
@@ -165,13 +179,13 @@ def built_in_tasks(cfg: Config, workdir: Path) -> Path:
             "doc_to_target": "label",
             "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
         }
-        _write_task(folder, "docstrings", rows, form)
+        harness_tasks.write(folder, "docstrings", rows, form)
     if "documents" in chosen:
         texts = documents.documents(cfg.data, "validation", data_dir)
         rows = [{"text": texts[i]} for i in range(len(texts))]
         measures = [{"metric": name} for name in ("bits_per_byte", "byte_perplexity", "word_perplexity")]
         form = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
-        _write_task(folder, "documents", rows, form | {"metric_list": measures})
+        harness_tasks.write(folder, "documents", rows, form | {"metric_list": measures})
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -206,15 +220,6 @@ def _plain(entry: dict[str, Any]) -> dict[str, float]:
         for name, value in entry.items()
         if isinstance(value, int | float) and "," in name
     }
-
-
-def _write_task(folder: Path, name: str, rows: list[dict[str, Any]], form: dict[str, Any]) -> None:
-    """Write a task's documents and its task file, as JSON (which is valid YAML)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    data = folder / f"{name}.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    head = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}}
-    (folder / f"{name}.yaml").write_text(json.dumps(head | {"test_split": "test"} | form, indent=1), "utf-8")
 
 
 if __name__ == "__main__":

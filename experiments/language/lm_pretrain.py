@@ -1,4 +1,4 @@
-"""Language-model pretraining on any corpus: next-token prediction with a decoder, on a laptop or a cluster.
+r"""Language-model pretraining on any corpus: next-token prediction with a decoder, on a laptop or a cluster.
 
 Papers: Radford et al. 2019 (GPT-2), Brown et al. 2020 (GPT-3), Touvron et al. 2023 (LLaMA).
 Idea: a decoder learns to predict the next token of unlabelled text; every later task starts from it. As for GPT-3,
@@ -8,7 +8,13 @@ attention does not cross from one document to another.
     ./launch.sh local experiments.language.lm_pretrain                      # Python's own documentation, on any machine
     ./launch.sh local experiments.language.lm_pretrain --config gpt2_small --data.kind tfds --data.name wiki40b/en
     ./launch.sh local experiments.language.lm_pretrain --config gpt2_small --data.kind jsonl --data.path corpus/
+    ./launch.sh local experiments.language.lm_pretrain --init.from models/SmolLM2 --data.kind text --data.path corpus/ \
+        --learning_rate 1e-5 --export continued
 
+`--init.from` continues the pretraining of a decoder: the work directory of an earlier run, a checkpoint folder, or
+OWNER/NAME. Its form and its tokenizer are used; of `model`, only max_length (the training context), dropout, dtype and
+remat count. The results then also have the metrics before the first step. `--export` writes a folder that
+`transformers` opens.
 Presets: `default` (6 layers, width 512, 8 heads, vocabulary 10,000, Adam at 1e-3), `gpt2_*`, `gpt3_*`, `llama2_*`,
 `llama3_8b`. A folder of ready-made tokens (`--data.kind tokens`) has its own tokenizer.
 Hardware: the default runs anywhere. `gpt2_small` needs one 80 GB GPU (half a million tokens per step, with
@@ -26,14 +32,22 @@ import jax
 import numpy as np
 
 from fm_jax import cli
+from fm_jax.checkpoint import surgery
+from fm_jax.core import files
 from fm_jax.core.config import check_least, to_dict
+from fm_jax.core.errors import CheckpointError, DataError
 from fm_jax.core.types import Params
 from fm_jax.data.text import corpus, documents
 from fm_jax.evals import metrics, runner
 from fm_jax.evals.report import results
+from fm_jax.hub import families
+from fm_jax.hub import pretrained as public
+from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.language import decoder
 from fm_jax.objectives.language import next_token
 from fm_jax.optim import optimizer as optimizers
+from fm_jax.tasks import language
+from fm_jax.tasks.init import Init, resumes
 from fm_jax.train import loop, profile, stage, state
 
 
@@ -41,7 +55,8 @@ from fm_jax.train import loop, profile, stage, state
 class Config(stage.Plan):
     """Everything that decides the numbers of a run."""
 
-    model: decoder.Config
+    model: decoder.Config  # with init.from, only max_length, dropout, dtype and remat are used
+    init: Init = Init()
     data: documents.Config = documents.Config()
     apart: bool = False  # no attention between the documents of a block
     schedule: Literal["cosine", "linear", "rsqrt", "wsd", "constant"] = "cosine"
@@ -50,6 +65,7 @@ class Config(stage.Plan):
     z_loss: float = 0.0  # weight of the squared log partition function
     chunk: int = 0  # tokens whose logits are in memory at once; 0: all
     ema_decay: float | None = None  # keep an EMA of the parameters and evaluate it; none: no EMA
+    export: Path | None = None  # folder to write for transformers at the end; it must not exist yet
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""
@@ -123,22 +139,36 @@ CONFIGS["debug"] = debug
 
 def run(cfg: Config, workdir: Path) -> dict[str, float]:
     """Pretrain, evaluate on the full validation split, and return the metrics, also written to results.json."""
-    mesh = stage.open_mesh(cfg)
+    if cfg.export:
+        files.check_target(cfg.export, CheckpointError)
+    mesh, resumed = stage.open_mesh(cfg), resumes(workdir)
+    earlier = language.continued(cfg.init, decoder.Decoder, mesh=mesh, resumed=resumed)
+    shape, length = shape_of(cfg, earlier), cfg.model.max_length
+    model, key = decoder.Decoder(shape), jax.random.key(cfg.seed)
+    if cfg.export:
+        public.check_form(model, families.writing(model).fields(model))
     text = corpus.prepare(
-        cfg.data, cfg.data_dir or workdir / "data", vocab_size=cfg.model.vocab_size, splits=("train", "validation")
+        cfg.data,
+        cfg.data_dir or workdir / "data",
+        vocab_size=shape.vocab_size,
+        splits=("train", "validation"),
+        given=earlier.tokenizer if earlier else None,
     )
     text.tokenizer.save(workdir / "tokenizer")
-    train = text.blocks("train", cfg.model.max_length, apart=cfg.apart)
+    train, validation = (text.blocks(split, length, apart=cfg.apart) for split in ("train", "validation"))
+    if (limit := train.limits["tokens"]) > shape.vocab_size:
+        raise DataError(f"{train.name} has {limit} tokens, but the model's embedding has {shape.vocab_size} rows")
     batches = stage.batches(cfg, train)
-    validation = text.blocks("validation", cfg.model.max_length, apart=cfg.apart)
 
-    model, key = decoder.Decoder(cfg.model), jax.random.key(cfg.seed)
     loss = next_token(model.apply, z_loss=cfg.z_loss, chunk=cfg.chunk)
     evaluate = runner.make_eval_step(loss)
 
-    inputs = (np.zeros((cfg.batch_size, cfg.model.max_length), np.int32),)
+    inputs = (np.zeros((cfg.batch_size, length), np.int32),)
+    layout = state.layout(model, inputs, mesh)
 
     def make_params() -> tuple[Params, Params]:
+        if earlier is not None and not resumed:
+            return surgery.load(layout, earlier.params), {}
         return state.init_params(model, inputs, key, mesh), {}
 
     rates = stage.rates(
@@ -148,8 +178,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         final_ratio=0.0 if cfg.schedule in ("rsqrt", "constant") else 0.1,
     )
 
-    def validate(step: int, now: state.TrainState) -> dict[str, float]:
-        params = now.params if now.ema is None else now.ema
+    def measure(params: Params) -> dict[str, float]:
         sums = runner.totals(evaluate, params, stage.one_pass(cfg, validation, mesh))
         nll, tokens = sums["nll"]
         return {
@@ -159,6 +188,12 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
             "accuracy": sums["accuracy"][0] / tokens,
         }
 
+    def validate(step: int, now: state.TrainState) -> dict[str, float]:
+        return measure(now.params if now.ema is None else now.ema)
+
+    if earlier is not None and not resumed:
+        with jax.set_mesh(mesh):
+            results.write(workdir / "before.json", measure(make_params()[0]))
     done = stage.train(
         cfg,
         workdir,
@@ -167,26 +202,44 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         batches=batches,
         mesh=mesh,
         model=model,
-        meta={"config": to_dict(cfg)},
-        layout=state.layout(model, inputs, mesh),
+        meta={"config": to_dict(cfg), **language.inherited(earlier)},
+        files=language.kept(text.tokenizer),
+        layout=layout,
         validate=validate,
         metric="nll",
-        work=_work(cfg, jax.eval_shape(make_params)[0]),
+        work=_work(cfg, shape, jax.eval_shape(make_params)[0]),
     )
     with jax.set_mesh(mesh):
         measured = validate(cfg.fit.num_steps, done)
+    if (before := workdir / "before.json").is_file():
+        measured |= {f"before_{name}": value for name, value in results.read(before).items()}
     results.write(workdir / "results.json", measured)
+    if cfg.export:
+        params = jax.tree.map(runner.gather, done.params if done.ema is None else done.ema)  # every process takes part
+        if jax.process_index() == 0:
+            kept = earlier.generation if earlier else None
+            public.save(cfg.export, model, params, text.tokenizer, generation=kept)
     return measured
 
 
-def _work(cfg: Config, params: Params) -> loop.Work:
+def shape_of(cfg: Config, earlier: Pretrained | None) -> decoder.Config:
+    """Return the config of the trained model: `cfg.model`, or the form of the model that it starts from."""
+    if earlier is None:
+        return cfg.model
+    own: decoder.Config = earlier.module.cfg
+    language.check_context(cfg.init, cfg.model.max_length, own.max_length)
+    trained: decoder.Config = language.trained_form(own, cfg.model)
+    return trained
+
+
+def _work(cfg: Config, shape: decoder.Config, params: Params) -> loop.Work:
     """Return tokens and FLOPs per step: 6 N + 12 L H K T FLOPs per token (PaLM, appendix B; attention not halved)."""
-    heads, tokens = cfg.model.attention, cfg.batch_size * cfg.model.max_length
+    heads, tokens = shape.attention, cfg.batch_size * cfg.model.max_length
     flops = profile.decoder_flops_per_token(
-        profile.multiplied_params(params), cfg.model.num_layers, heads.num_heads * heads.head_dim, cfg.model.max_length
+        profile.multiplied_params(params), shape.num_layers, heads.num_heads * heads.head_dim, cfg.model.max_length
     )
     return loop.Work(tokens, "tokens", flops * tokens, profile.total_peak_flops(jax.devices(), cfg.model.dtype))
 
 
 if __name__ == "__main__":
-    cli.main(run, CONFIGS, resumable=stage.RESUMABLE)
+    cli.main(run, CONFIGS, resumable=(*stage.RESUMABLE, "export"))

@@ -8,7 +8,10 @@ at every epoch.
     ./launch.sh local experiments.language.t5_pretrain --config demo        # Python's own documentation, on any machine
     ./launch.sh local experiments.language.t5_pretrain --config t5_small --data.kind tfds --data.name wiki40b/en
     ./launch.sh local experiments.language.t5_pretrain --data.kind jsonl --data.path corpus/
+    ./launch.sh local experiments.language.t5_pretrain --init.from models/t5 --data.kind text --data.path corpus/
 
+`--init.from` continues the pretraining of an encoder-decoder: the work directory of an earlier run, a checkpoint
+folder, or OWNER/NAME. Its form and its tokenizer are used; of `model`, only max_length, dropout, dtype and remat count.
 `experiments.language.t5_translate --init.from WORKDIR` finetunes the result.
 Presets: `default` (T5 base, trained like the baseline of section 3.1 but with the spans of section 3.7), `t5_small`,
 `t5_v1_1_base`, `demo`, `debug`.
@@ -29,6 +32,7 @@ import jax
 import numpy as np
 
 from fm_jax import cli
+from fm_jax.checkpoint import surgery
 from fm_jax.core.config import check_least, to_dict
 from fm_jax.core.types import Batch, Params
 from fm_jax.data.text import corpus, documents
@@ -39,6 +43,8 @@ from fm_jax.evals.report import report, results
 from fm_jax.models.language import encoder_decoder
 from fm_jax.objectives.seq2seq import seq2seq
 from fm_jax.optim import optimizer as optimizers
+from fm_jax.tasks import language
+from fm_jax.tasks.init import Init, resumes
 from fm_jax.train import log, loop, stage, state
 
 _COUNTED = 2_000  # training rows whose targets the baseline counts
@@ -48,7 +54,8 @@ _COUNTED = 2_000  # training rows whose targets the baseline counts
 class Config(stage.Plan):
     """Everything that decides the numbers of a run."""
 
-    model: encoder_decoder.Config
+    model: encoder_decoder.Config  # with init.from, only max_length, dropout, dtype and remat are used
+    init: Init = Init()
     data: documents.Config = documents.Config()
     length: int = 512  # tokens of the corrupted text; it sets the target length (114 for 512)
     density: float = 0.15  # share of the tokens that are removed
@@ -121,13 +128,18 @@ CONFIGS: dict[str, Callable[[], Config]] = {
 
 def run(cfg: Config, workdir: Path) -> dict[str, float]:
     """Pretrain, evaluate on the full validation split, and return the metrics, also written to results.json."""
-    mesh = stage.open_mesh(cfg)
+    mesh, resumed = stage.open_mesh(cfg), resumes(workdir)
+    earlier = language.continued(cfg.init, encoder_decoder.EncoderDecoder, mesh=mesh, resumed=resumed)
+    shape = cfg.model
+    if earlier is not None:  # its positions are relative, so any length can be trained
+        shape = replace(language.trained_form(earlier.module.cfg, cfg.model), max_length=cfg.model.max_length)
     prepared = corpus.prepare(
         cfg.data,
         cfg.data_dir or workdir / "data",
-        vocab_size=cfg.model.vocab_size,
+        vocab_size=shape.vocab_size,
         splits=("train", "validation"),
         scheme="t5",
+        given=earlier.tokenizer if earlier else None,
     )
     prepared.tokenizer.save(workdir / "tokenizer")
 
@@ -139,7 +151,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     train, validation = rows("train"), rows("validation")
     batches = stage.batches(cfg, train)
 
-    model, key = encoder_decoder.EncoderDecoder(cfg.model), jax.random.key(cfg.seed)
+    model, key = encoder_decoder.EncoderDecoder(shape), jax.random.key(cfg.seed)
     loss = seq2seq(model.apply, z_loss=cfg.z_loss)
     evaluate = runner.make_eval_step(loss)
     markers = np.array([prepared.tokenizer.end_id, *prepared.tokenizer.sentinels])
@@ -149,7 +161,11 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
 
     inputs = tuple(np.zeros((cfg.batch_size, length), np.int32) for length in (train.target_length, cfg.length))
 
+    layout = state.layout(model, inputs, mesh)
+
     def make_params() -> tuple[Params, Params]:
+        if earlier is not None and not resumed:
+            return surgery.load(layout, earlier.params), {}
         return state.init_params(model, inputs, key, mesh), {}
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
@@ -170,8 +186,9 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         batches=batches,
         mesh=mesh,
         model=model,
-        meta={"config": to_dict(cfg)},
-        layout=state.layout(model, inputs, mesh),
+        meta={"config": to_dict(cfg), **language.inherited(earlier)},
+        files=language.kept(prepared.tokenizer),
+        layout=layout,
         validate=validate,
         metric="nll",
         work=loop.Work(cfg.batch_size, "rows"),
@@ -180,7 +197,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         measured = validate(cfg.fit.num_steps, done)
         read = partial(stage.one_pass, cfg, validation, mesh)
         text = runner.totals(evaluate, done.params, map(text_only, read()))
-        log_frequencies = frequencies(train, cfg.model.vocab_size)
+        log_frequencies = frequencies(train, shape.vocab_size)
         baseline = unigram.measure(log_frequencies, targets, read())
         # renormalised over text tokens: this baseline knows where the markers are
         log_frequencies -= np.log(1 - np.exp(log_frequencies[markers]).sum())

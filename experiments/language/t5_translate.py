@@ -189,8 +189,7 @@ def open_model(cfg: Config, train: Parallel, mesh: jax.sharding.Mesh, *, resumed
         # one sentinel: T5's layout, with the padding token 0 and </s> 1
         learnt = tokenizer.train(texts, cfg.model.vocab_size, sentinels=1)
         return Opened(encoder_decoder.EncoderDecoder(replace(cfg.model, max_length=room)), learnt, None)
-    start = cfg.init
-    pretrained = language.load(start.source, revision=start.revision, ignore=start.ignore, mesh=mesh, shapes=resumed)
+    pretrained = language.load(cfg.init.source, **cfg.init.options, mesh=mesh, shapes=resumed)
     if not isinstance(pretrained.module, encoder_decoder.EncoderDecoder) or pretrained.tokenizer is None:
         kind = type(pretrained.module).__name__
         raise ConfigError(f"{cfg.init.from_} is a {kind}, not an encoder-decoder; give a T5 or mT5")
@@ -254,6 +253,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         mesh=mesh,
         model=model,
         meta={"config": to_dict(cfg)},
+        files=language.kept(learnt_tokenizer),
         layout=layout,
         validate=validate,
         work=loop.Work(cfg.batch_size * (cfg.source_length + cfg.target_length)),

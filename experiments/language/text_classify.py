@@ -29,7 +29,7 @@ from typing import Any
 import jax
 
 from fm_jax import cli
-from fm_jax.core import tree
+from fm_jax.core import files, tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Params
@@ -73,25 +73,24 @@ def debug() -> Config:
     return Config(init=init, labels=2, fit=loop.FitConfig(2), length=16, batch_size=8)
 
 
-def check_export(folder: Path, setup: Setup) -> None:
+def check_export(setup: Setup) -> None:
     """Raise before any computation if the classifier could not be exported."""
-    if folder.exists():
-        raise CheckpointError(f"--export {folder} exists already; give another folder, or move it away")
     fields = families.writing(setup.model).fields(setup.model)
     public.check_form(setup.model, fields | {"pad_token_id": setup.tokenizer.special("pad")})
 
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Finetune, evaluate on validation and test, and write results.json (and the adapter for LoRA)."""
+    if cfg.export:
+        files.check_target(cfg.export, CheckpointError)
     mesh = stage.open_mesh(cfg)
-    start = cfg.init
-    pretrained = language.load(start.source, revision=start.revision, ignore=start.ignore, shapes=resumes(workdir))
+    pretrained = language.load(cfg.init.source, **cfg.init.options, shapes=resumes(workdir))
     task = labelled.load(cfg.data, cfg.data_dir or workdir / "data")
     few = docstrings.few(task.train, cfg.labels, seed=cfg.seed) if cfg.labels else task.train
     setup = Setup(pretrained, task.classes, cfg, mesh)
     setup.check(cfg.method)
     if cfg.export:
-        check_export(cfg.export, setup)
+        check_export(setup)
     splits = {"train": few, "validation": task.validation, "test": task.test}
     rows = {name: setup.rows(examples, name) for name, examples in splits.items()}
     meta = {"config": to_dict(cfg)}

@@ -111,8 +111,7 @@ CONFIGS: dict[str, Callable[[], Config]] = {"default": config, "demo": demo, "de
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Finetune, evaluate, and return the metrics, also written to results.json."""
-    start = cfg.init
-    pretrained = vision_models.load(start.source, revision=start.revision, ignore=start.ignore, shapes=resumes(workdir))
+    pretrained = vision_models.load(cfg.init.source, **cfg.init.options, shapes=resumes(workdir))
     backbone = vit.ViT(adapted(pretrained, cfg))
     saved = to_dict(cfg) | {"backbone": to_dict(backbone.cfg)}
     if cfg.method == "scratch":

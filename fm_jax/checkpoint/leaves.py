@@ -58,6 +58,11 @@ def size(leaves: Iterable[Any]) -> int:
     return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in leaves)
 
 
+def amount(count: int) -> str:
+    """Return a number of bytes as text, such as 1.5 GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
 def show(signature: Signature) -> str:
     """Return a signature as text, such as float32[3,4]."""
     return f"{signature[0]}[{','.join(map(str, signature[1]))}]"

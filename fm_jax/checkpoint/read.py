@@ -15,6 +15,8 @@ from fm_jax.core.errors import CheckpointError
 from fm_jax.core.types import Params
 
 RECORD = "checkpoint.json"
+UNSEALED = "unsealed"
+"""Folder of the saves and deletions in progress, beside the steps."""
 
 
 def load_params(
@@ -65,25 +67,88 @@ def load_meta(directory: str | Path, step: int | str = "last") -> dict[str, Any]
 
 
 def folder(directory: Path, step: int | str) -> Path:
-    """Return the folder of a sealed step, "last" or "best"; CheckpointError if there is none."""
-    steps = seal.steps(directory)
+    """Return the folder of a sealed step, "last" or "best".
+
+    Raises:
+        CheckpointError: there is none; or a step that may be the last or the best is damaged or cannot be read, so that
+            another one would be chosen in its place.
+    """
+    steps, cut = seal.steps(directory), seal.unsealed(directory)
     step = int(step) if isinstance(step, str) and step.isdecimal() else step
     if step == "best":
-        ranked_steps = ranked(directory)
-        if not ranked_steps:
+        if (first := best(directory)) is None:
             raise CheckpointError(f"no checkpoint in {directory} has a metric, so none is best; give a step or 'last'")
-        return directory / str(ranked_steps[0])
+        return directory / str(first)
     if step == "last" and steps:
+        if cut and cut[-1] > steps[-1]:
+            raise seal.missing(directory / str(cut[-1]))
         return directory / str(steps[-1])
     if step in steps:
         return directory / str(step)
-    if step in (cut := seal.unsealed(directory)):
-        raise CheckpointError(
-            f"checkpoint {step} in {directory} has no {seal.SEAL}, so it is unfinished; use another step"
-        )
+    if step in cut:
+        raise seal.missing(directory / str(step))
     there = f"it has {', '.join(map(str, steps[-8:]))}" if steps else "it has no sealed checkpoint"
     there += f" (unfinished: {', '.join(map(str, cut[-8:]))})" if cut else ""
     raise CheckpointError(f"no checkpoint {step!r} in {directory}; {there}")
+
+
+def best(directory: Path, metric: str | None = None) -> int | None:
+    """Return the step with the lowest value of a metric, on a tie the earliest; None if no step has the metric.
+
+    Args:
+        directory: the directory of a `Store`.
+        metric: name of the metric; by default the one that the newest step names.
+
+    Raises:
+        CheckpointError: a step is damaged, unsealed or cannot be read, and may be the best.
+    """
+    known, unknown = records(directory)
+    unknown |= {step: seal.missing(directory / str(step)) for step in seal.unsealed(directory)}
+    if unknown:
+        raise CheckpointError(f"the best step is unknown: {unknown[min(unknown)]}")
+    newest_first = (known[step]["metric"] for step in sorted(known, reverse=True))
+    ranked_steps = ranked(known, metric or next((name for name in newest_first if name is not None), None))
+    return ranked_steps[0] if ranked_steps else None
+
+
+def records(directory: Path) -> tuple[dict[int, dict[str, Any]], dict[int, CheckpointError]]:
+    """Return the records of the sealed steps, and what is wrong with those whose record is damaged or not readable."""
+    known: dict[int, dict[str, Any]] = {}
+    unknown: dict[int, CheckpointError] = {}
+    for step in seal.steps(directory):
+        folder = directory / str(step)
+        try:
+            known[step] = record(folder)
+        except CheckpointError as error:
+            if seal.there(folder):  # else a training that is running has deleted it
+                unknown[step] = error
+    return known, unknown
+
+
+def ranked(known: Mapping[int, Mapping[str, Any]], metric: str | None) -> list[int]:
+    """Return the steps whose record has the metric, lowest value first."""
+    values = [(record["metrics"].get(metric), step) for step, record in known.items()]
+    return [step for value, step in sorted((v, s) for v, s in values if isinstance(v, int | float))]
+
+
+def to_resume(workdir: Path) -> int | None:
+    """Return the sealed step from which a training in this work directory goes on; None if it has not begun.
+
+    Raises:
+        CheckpointError: the training has begun, but its checkpoints are gone: it would silently start from scratch.
+    """
+    directory = workdir / "checkpoints"
+    if steps := seal.steps(directory):
+        return steps[-1]
+    anew = f"put the checkpoints back in {directory}, or start anew with another --workdir"
+    if cut := seal.unsealed(directory):
+        raise CheckpointError(f"none of the checkpoints {', '.join(map(str, cut[-8:]))} has a {seal.SEAL}; {anew}")
+    if seal.there(workdir / "results.json"):
+        raise CheckpointError(f"the run has finished (it has results.json), but it has no checkpoint; {anew}")
+    # a store makes this folder before the first line of the log is written, and never removes it
+    if seal.there(workdir / "metrics.jsonl") and not seal.there(directory / UNSEALED):
+        raise CheckpointError(f"the run has begun (it has metrics.jsonl), but its checkpoints are gone; {anew}")
+    return None
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -107,19 +172,6 @@ def record(folder: Path) -> dict[str, Any]:
 def stored(record: Mapping[str, Any]) -> dict[str, leaves.Signature]:
     """Return dtype and shape of every array of a record."""
     return {name: (dtype, tuple(shape)) for name, (dtype, shape) in record["leaves"].items()}
-
-
-def ranked(directory: Path, metric: str | None = None) -> list[int]:
-    """Return the sealed steps that have the metric, lowest value first; the default metric is the newest step's."""
-    records = []
-    for step in reversed(seal.steps(directory)):
-        try:
-            records.append(record(directory / str(step)))
-        except CheckpointError:  # restoring that step raises it; the others can still be compared
-            continue
-    metric = metric or next((r["metric"] for r in records if r["metric"] is not None), None)
-    values = [(r["metrics"].get(metric), r["step"]) for r in records]
-    return [step for value, step in sorted((v, s) for v, s in values if isinstance(v, int | float))]
 
 
 def arrays(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:

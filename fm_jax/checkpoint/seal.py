@@ -2,7 +2,8 @@
 
 Orbax commits by a rename but does not flush its metadata files or the rename, so a power cut can empty every checkpoint
 of a run; and it reads flipped bits without notice. A folder renamed by `publish` is complete after a power cut, and
-`verify` detects every changed bit.
+`verify` detects every changed bit. A file that differs from its digest is damaged; one that the system fails to read
+may be whole, so an error of the disk is never taken for absence or damage.
 """
 
 import errno
@@ -19,6 +20,7 @@ from fm_jax.core import json_file
 from fm_jax.core.errors import CheckpointError, FmError, ResourceError
 
 SEAL = "seal.json"
+_REMEDY = "copy it again, choose another step (--init.step; hub_convert: --step), or move it away to resume without it"
 
 
 def publish(folder: Path, final: Path) -> int:
@@ -33,7 +35,7 @@ def publish(folder: Path, final: Path) -> int:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             files[path.relative_to(folder).as_posix()] = {"bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
-    write(folder / SEAL, _text(files))
+    write(folder / SEAL, _text(files).encode())
     for inner, _, _ in os.walk(folder, topdown=False):
         sync_folder(Path(inner))
     os.replace(folder, final)
@@ -43,41 +45,63 @@ def publish(folder: Path, final: Path) -> int:
 
 
 def steps(directory: Path) -> list[int]:
-    """Return the sealed steps in `directory`, oldest first; [] if there is no such directory."""
-    return sorted(int(path.name) for path in _numbered(directory) if (path / SEAL).is_file())
+    """Return the sealed steps in `directory`, oldest first; [] if there is no such directory.
+
+    Raises:
+        CheckpointError: the directory, or a folder in it, cannot be read.
+    """
+    return sorted(int(path.name) for path in _numbered(directory) if there(path / SEAL))
 
 
 def unsealed(directory: Path) -> list[int]:
-    """Return the steps whose folder in `directory` has no seal: partially copied, or not written by fm_jax."""
-    return sorted(int(path.name) for path in _numbered(directory) if not (path / SEAL).is_file())
+    """Return the steps whose folder in `directory` has no seal: it was lost, or the folder was copied in part."""
+    return sorted(int(path.name) for path in _numbered(directory) if not there(path / SEAL))
+
+
+def there(path: Path) -> bool:
+    """Return whether a file or folder exists.
+
+    Raises:
+        CheckpointError: the system cannot tell, as on a failing disk; `Path.exists` may say False then.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null byte
+        return False
+    except OSError as error:
+        raise CheckpointError(f"{_short(path)} could not be read ({_reason(error)}); try again") from error
+    return True
 
 
 def verify(folder: Path, *, share: tuple[int, int] = (0, 1)) -> None:
     """Compare every file of a sealed folder, or the i-th of n shares of them, with its digest.
 
     Raises:
-        CheckpointError: a file is missing, truncated or changed; the message names step and file.
+        CheckpointError: a file is missing, truncated, changed or cannot be read; the message names step and file.
     """
     files = sorted(manifest(folder).items())[share[0] :: share[1]]
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter lock
-        problems = list(pool.map(lambda item: _problem(folder / item[0], item[1]), files))
-    for (name, _), problem in zip(files, problems, strict=True):
-        if problem:
-            raise damaged(folder, name, problem)
+        problems = list(pool.map(lambda item: _problem(folder, *item), files))
+    for problem in problems:
+        if problem is not None:
+            raise problem
 
 
 def manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return {file: {"bytes", "sha256"}} of a sealed folder; CheckpointError if the seal is missing or damaged."""
+    """Return {file: {"bytes", "sha256"}} of a sealed folder.
+
+    Raises:
+        CheckpointError: the seal is missing, damaged, or cannot be read.
+    """
     try:
-        text = (folder / SEAL).read_text()
-    except FileNotFoundError:
-        raise CheckpointError(f"{_place(folder)} has no {SEAL}, so it is unfinished; use another step") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise damaged(folder, SEAL, type(error).__name__) from error
-    try:
+        text = _content(folder / SEAL).decode()
         files = json_file.parse(text, SEAL, CheckpointError)["files"]
         whole = _text(files) == text and all(_is_entry(entry) for entry in files.values())
-    except (CheckpointError, KeyError, TypeError, AttributeError):
+    except FileNotFoundError:
+        raise missing(folder) from None
+    except OSError as error:
+        raise unread(folder, SEAL, error) from error
+    except (CheckpointError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise damaged(folder, SEAL, "its sha256 differs")
@@ -85,19 +109,25 @@ def manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read(folder: Path, name: str) -> bytes:
-    """Return one file of a sealed folder after verifying its digest; CheckpointError if it differs."""
+    """Return one file of a sealed folder; CheckpointError if it differs from its digest or cannot be read."""
     entry = manifest(folder).get(name)
     if entry is None:
         raise damaged(folder, name, "the seal does not list it")
-    if problem := _problem(folder / name, entry):
+    try:
+        content = _content(folder / name)
+    except FileNotFoundError:
+        raise damaged(folder, name, "missing") from None
+    except OSError as error:
+        raise unread(folder, name, error) from error
+    if problem := _difference(entry, len(content), hashlib.sha256(content).hexdigest()):
         raise damaged(folder, name, problem)
-    return (folder / name).read_bytes()
+    return content
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, content: bytes) -> None:
     """Write a new file and flush it to disk."""
-    with path.open("x") as file:
-        file.write(text)
+    with path.open("xb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
@@ -112,9 +142,20 @@ def sync_folder(folder: Path) -> None:
 
 
 def damaged(folder: Path, name: str, problem: str) -> CheckpointError:
-    """Return the error for one file of a checkpoint, in at most 400 characters."""
-    name = name if len(name) <= 120 else f"{name[:50]}…{name[-69:]}"
-    return CheckpointError(f"{_place(folder)}: {name} is damaged ({problem}); copy it again or use another step")
+    """Return the error for a file that was read and is not what was sealed, in at most 400 characters."""
+    return CheckpointError(f"{_place(folder)}: {_short(name, 60)} is damaged ({problem}); {_REMEDY}")
+
+
+def unread(folder: Path, name: str, error: OSError) -> CheckpointError:
+    """Return the error for a file that may be whole but could not be read, in at most 400 characters."""
+    return CheckpointError(
+        f"{_place(folder)}: {_short(name, 60)} could not be read ({_reason(error)}); try again, or {_REMEDY}"
+    )
+
+
+def missing(folder: Path) -> CheckpointError:
+    """Return the error for a step without a seal."""
+    return CheckpointError(f"{_place(folder)} has no {SEAL}, so it is unfinished; {_REMEDY}")
 
 
 def failure(what: str, error: Exception) -> FmError:
@@ -130,25 +171,45 @@ def failure(what: str, error: Exception) -> FmError:
 
 
 def _place(folder: Path) -> str:
-    parent = str(folder.parent)
-    return f"checkpoint {folder.name[:20]} in {parent if len(parent) <= 120 else '…' + parent[-119:]}"
+    return f"checkpoint {folder.name[:20]} in {_short(folder.parent)}"
+
+
+def _short(path: Path | str, most: int = 100) -> str:
+    text = str(path)
+    return text if len(text) <= most else "…" + text[1 - most :]
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__
+
+
+def _content(path: Path) -> bytes:
+    """Read a small file; the only place that reads seals and records."""
+    return path.read_bytes()
 
 
 def _is_entry(entry: Any) -> bool:
     return isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("sha256"), str)
 
 
-def _problem(path: Path, entry: dict[str, Any]) -> str:
+def _problem(folder: Path, name: str, entry: dict[str, Any]) -> CheckpointError | None:
+    """Compare a file of any size with its entry in the seal."""
     try:
-        with path.open("rb") as file:
+        with (folder / name).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size != entry["bytes"]:
-                return f"{size} bytes instead of {entry['bytes']}"
-            return "" if hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"] else "its sha256 differs"
+            digest = hashlib.file_digest(file, "sha256").hexdigest() if size == entry["bytes"] else ""
     except FileNotFoundError:
-        return "missing"
+        return damaged(folder, name, "missing")
     except OSError as error:
-        return error.strerror or type(error).__name__
+        return unread(folder, name, error)
+    problem = _difference(entry, size, digest)
+    return damaged(folder, name, problem) if problem else None
+
+
+def _difference(entry: dict[str, Any], size: int, digest: str) -> str:
+    if size != entry["bytes"]:
+        return f"{size} bytes instead of {entry['bytes']}"
+    return "" if digest == entry["sha256"] else "its sha256 differs"
 
 
 def _text(files: dict[str, dict[str, Any]]) -> str:
@@ -164,7 +225,15 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _numbered(directory: Path) -> list[Path]:
-    """Return the folders whose whole name is a step."""
-    if not directory.is_dir():
+    """Return the folders whose whole name is a step, and links with such names: what they point to may be away."""
+    try:
+        with os.scandir(directory) as entries:
+            numbered = [entry for entry in entries if re.fullmatch(r"0|[1-9][0-9]{0,17}", entry.name)]
+            return [Path(entry.path) for entry in numbered if entry.is_dir() or entry.is_symlink()]
+    except FileNotFoundError:
         return []
-    return [path for path in directory.iterdir() if re.fullmatch(r"0|[1-9][0-9]{0,17}", path.name) and path.is_dir()]
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoints in {_short(directory)} could not be listed ({_reason(error)}); put the directory back, "
+            "or start anew with another --workdir"
+        ) from error

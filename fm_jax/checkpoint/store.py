@@ -5,6 +5,7 @@ A step's folder gets its own name only when it is complete and on disk (`seal.pu
 
     DIR/1200/state/           arrays, as Orbax writes them
     DIR/1200/checkpoint.json  data position, metrics, config, versions, revision, names and shapes of the arrays
+    DIR/1200/tokenizer/…      what else is needed to open the model, as the run gives it in `files`
     DIR/1200/seal.json        size and sha256 of every file
     DIR/unsealed/             saves in progress, or interrupted ones
 
@@ -12,9 +13,11 @@ It uses Orbax's asynchronous checkpointer, not its CheckpointManager, which name
 saves silently, and deletes old steps before the new one is safe.
 """
 
+import contextlib
 import json
 import logging
 import math
+import os
 import shutil
 import threading
 from collections.abc import Mapping
@@ -24,7 +27,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from fm_jax.checkpoint import leaves, read, seal
+from fm_jax.checkpoint import leaves, read, retention, seal
 from fm_jax.checkpoint.read import load_meta, load_params
 from fm_jax.checkpoint.together import agree, barrier
 from fm_jax.core import provenance, tree
@@ -45,6 +48,7 @@ class Store:
         keep_best: int = 1,
         metric: str | None = None,
         meta: Mapping[str, Any],
+        files: Mapping[str, bytes] | None = None,
     ) -> None:
         """Open or create `directory`.
 
@@ -54,10 +58,12 @@ class Store:
             keep_best: number of steps with the lowest `metric` to keep as well.
             metric: name of the metric, lower is better; a save without it is never best.
             meta: JSON data, usually {"config": ...}; "versions", "devices" and, in a git checkout, "git" are added.
+            files: {path: content}, written into every step, so that its model can be opened without anything else.
 
         Raises:
             ConfigError: an invalid value.
-            CheckpointError: the directory cannot be created.
+            CheckpointError: the directory cannot be created or written.
+            ResourceError: no space for it.
         """
         if "://" in str(directory):
             raise ConfigError(
@@ -74,16 +80,15 @@ class Store:
         }
         self._meta = {**{name: fact for name, fact in made_of.items() if fact is not None}, **meta}
         _json(self._meta)
-        try:
-            (self._directory / "unsealed").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"cannot create checkpoint directory {directory}: {error.strerror}") from error
+        self._files = dict(files or {})
+        self._first = jax.process_index() == 0
+        agree(_refused(self._directory) if self._first else None)
         logging.getLogger("absl").addFilter(_no_traceback)
         self._orbax = ocp.StandardCheckpointer()
         self._thread: threading.Thread | None = None
         self._failure: FmError | None = None
         self._saves, self._warned = 0, False
-        self._first = jax.process_index() == 0
+        self._unjudged: set[int] = set()
         if self._first:
             self._warn_of_unsealed()
 
@@ -104,7 +109,7 @@ class Store:
         step, arrays = int(step), leaves.named(state)
         record = self._describe(step, arrays, data, metrics or {})
         agree(self._prepare(step, arrays) if self._first else None)
-        pending = self._directory / "unsealed" / str(step)
+        pending = self._directory / read.UNSEALED / str(step)
         try:
             self._orbax.save(pending / "state", tree.unflatten(arrays))
         except Exception as error:
@@ -128,9 +133,12 @@ class Store:
         return max(seal.steps(self._directory), default=None)
 
     def best_step(self) -> int | None:
-        """Return the sealed step with the lowest metric (on a tie the earliest); None if no step has it."""
-        ranked = read.ranked(self._directory, self._metric)
-        return ranked[0] if ranked else None
+        """Return the sealed step with the lowest metric (on a tie the earliest); None if no step has it.
+
+        Raises:
+            CheckpointError: a step is damaged or cannot be read, and may be the best.
+        """
+        return read.best(self._directory, self._metric)
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """Verify and read a sealed step.
@@ -198,20 +206,25 @@ class Store:
 
     def _prepare(self, step: int, arrays: dict[str, Any]) -> FmError | None:
         """Prepare the directory for a step; return an error if it cannot be saved."""
-        latest = self.last_step()
+        try:
+            latest = self.last_step()
+        except FmError as error:
+            return error
         if step < 0 or (latest is not None and step <= latest):
             return CheckpointError(
                 f"checkpoint {step} is not above the latest, {latest}, in {self._directory}; "
                 f"to go back, first move the later steps out of the directory"
             )
-        need = int(1.05 * leaves.size(arrays.values())) + 1_000_000  # metadata needs far less than the margin
+        # metadata needs far less than the margin
+        need = int(1.05 * leaves.size(arrays.values())) + sum(map(len, self._files.values())) + 1_000_000
         try:
             free = shutil.disk_usage(self._directory).free
             if free < need:
                 return ResourceError(
-                    f"no space for checkpoint {step}: need {_amount(need)}, have {_amount(free)} in {self._directory}"
+                    f"no space for checkpoint {step}: need {leaves.amount(need)}, have {leaves.amount(free)} "
+                    f"in {self._directory}"
                 )
-            taken, pending = self._directory / str(step), self._directory / "unsealed" / str(step)
+            taken, pending = self._directory / str(step), self._directory / read.UNSEALED / str(step)
             if taken.exists():
                 aside = next(p for n in range(1, 1000) if not (p := pending.with_name(f"{step}.aside-{n}")).exists())
                 taken.rename(aside)
@@ -229,9 +242,12 @@ class Store:
         try:
             self._orbax.wait_until_finished()
             if self._first:
-                seal.write(pending / read.RECORD, record)
+                for name, content in self._files.items():
+                    (pending / name).parent.mkdir(parents=True, exist_ok=True)
+                    seal.write(pending / name, content)
+                seal.write(pending / read.RECORD, record.encode())
                 size = seal.publish(pending, final)
-                _log.info("checkpoint %d sealed, %s in %s", step, _amount(size), self._directory)
+                _log.info("checkpoint %d sealed, %s in %s", step, leaves.amount(size), self._directory)
         except Exception as error:
             self._failure = seal.failure(f"saving checkpoint {step} in {self._directory}", error)
             self._failure.__cause__ = error
@@ -252,33 +268,38 @@ class Store:
 
     def _retain(self, newest: int) -> None:
         """Delete the steps that are neither among the last nor the best; `newest` is sealed."""
-        steps, aside = seal.steps(self._directory), self._directory / "unsealed"
-        kept = set(steps[-self._keep_last :]) | set(read.ranked(self._directory, self._metric)[: self._keep_best])
-        for left in aside.iterdir():
-            if left.name.isdecimal() and int(left.name) < newest:
-                _log.warning("removed the unfinished checkpoint %s; %d is sealed", left, newest)
-                shutil.rmtree(left)
-            elif left.name.endswith(".deleted"):
-                shutil.rmtree(left)
-        for step in steps:
-            if step not in kept:
-                # Rename first, so that a half-deleted step never looks sealed.
-                (self._directory / str(step)).rename(gone := aside / f"{step}.deleted")
-                seal.sync_folder(self._directory)
-                shutil.rmtree(gone)
+        kept = {"keep_last": self._keep_last, "keep_best": self._keep_best}
+        old, unjudged = retention.choose(self._directory, metric=self._metric, **kept)
+        for step in unjudged.keys() - self._unjudged:
+            _log.warning("keeping a checkpoint that cannot be judged: %s", unjudged[step])
+        self._unjudged = set(unjudged)
+        retention.delete(self._directory, old, newest=newest)
 
     def _discard(self, pending: Path) -> None:
         if self._first:
             shutil.rmtree(pending, ignore_errors=True)  # frees the space of a save that failed with a full disk
 
     def _warn_of_unsealed(self) -> None:
-        cut = sorted(p.name for p in (self._directory / "unsealed").iterdir() if p.name.isdecimal())
+        cut = sorted(p.name for p in (self._directory / read.UNSEALED).iterdir() if p.name.isdecimal())
         cut += map(str, seal.unsealed(self._directory))
         if cut:
             _log.warning(
                 "ignoring unfinished checkpoints %s in %s; the last sealed one is %s",
                 ", ".join(cut[:8]), self._directory, self.last_step(),
             )  # fmt: skip
+
+
+def _refused(directory: Path) -> FmError | None:
+    """Create the directory; return an error if no step could be written or named in it, before anything is computed."""
+    made = directory / read.UNSEALED / f".{os.urandom(4).hex()}.probe"
+    try:
+        made.mkdir(parents=True)
+        made.rename(directory / made.name).rmdir()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            made.rmdir()
+        return seal.failure(f"opening checkpoint directory {directory}", OSError(error.errno, error.strerror))
+    return None
 
 
 def _json(value: Any) -> str:
@@ -291,7 +312,3 @@ def _json(value: Any) -> str:
 def _no_traceback(entry: logging.LogRecord) -> bool:
     """Drop the hundreds of lines that Orbax logs about a failed save: `wait` raises the error with its cause."""
     return not (entry.exc_info and "orbax" in entry.pathname)
-
-
-def _amount(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -8,11 +8,11 @@ of its values would be lost, and so are NaN, infinities, numbers of hundreds of 
 import json
 import math
 import re
-import stat
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from fm_jax.core import files
 from fm_jax.core.errors import FmError, shown
 
 MOST = 16 << 20
@@ -42,14 +42,11 @@ def read(file: Path, error: type[FmError], *, most: int = MOST) -> dict[str, Any
 
 def contents(file: Path, error: type[FmError], *, most: int = MOST) -> bytes:
     """Return the bytes of a file of limited size; reading from a pipe or a device might never end."""
+    if not files.there(file, error):
+        raise error(f"{file} does not exist")
     try:
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise error(f"{file} is not a file")
         with file.open("rb") as opened:
             data = opened.read(most + 1)
-    except FileNotFoundError:
-        what = "is a link to a file that does not exist" if file.is_symlink() else "does not exist"
-        raise error(f"{file} {what}") from None
     except OSError as problem:
         raise error(f"{file} cannot be read: {problem.strerror or problem}") from problem
     if len(data) > most:

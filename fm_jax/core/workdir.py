@@ -24,6 +24,11 @@ from fm_jax.core.errors import ConfigError, FmError, ResourceError
 
 _IGNORED = (".*", "lost+found", "*.log", "*.out", "*.err")  # what mounts, editors and launchers leave in a directory
 _MAX_STARTS = 1000
+_PLACE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOENT),
+    *(errno.EEXIST, errno.ELOOP),
+)
+"""Errors of the operating system that depend on the path, not on the disk's state."""
 
 
 @dataclass
@@ -85,22 +90,39 @@ def claim(path: Path, *, experiment: str, config: Mapping[str, Any], resumable: 
         raise ConfigError(f"workdir {str(path)[:120]!r} cannot be used: {reason}; give another --workdir") from error
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file atomically and sync it to disk: after a crash it is either the old file or the new one."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file atomically and sync it to disk: after a crash it is either the old file or the new one.
+
+    Raises:
+        ConfigError: the path cannot be written.
+        ResourceError: no space left, or the disk fails.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise refusal(path, error) from error
+
+
+def refusal(path: Path, error: OSError) -> FmError:
+    """Return one line for a file that could not be written: its place is wrong, or the disk is full or fails."""
+    text = f"{'…' + str(path)[-150:] if len(str(path)) > 150 else path} cannot be written: {error.strerror or error}"
+    if error.errno in _PLACE:
+        return ConfigError(f"{text}; give a place that can be written")
+    return ResourceError(f"{text}; free space or use another disk, and run the same command again")
 
 
 def _claim(path: Path, experiment: str, config: Mapping[str, Any], resumable: Sequence[str]) -> Claim:
@@ -116,20 +138,26 @@ def _claim(path: Path, experiment: str, config: Mapping[str, Any], resumable: Se
             f"workdir {path} contains files that no run wrote ({', '.join(foreign[:3])}); give a new or empty --workdir"
         )
     path.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path / "owner.json", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    lock, held = os.open(path / "owner.json", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), False
     try:
-        notices = _take_lock(lock, path)
+        notices, held = _take_lock(lock, path), True
         previous = _read_record(path)
+        if previous is None and (rest := set(foreign) - {"owner.json"}):
+            raise ConfigError(
+                f"workdir {path} has the files of a run ({', '.join(sorted(rest)[:3])}), but its run.json is missing; "
+                "put it back, or give another --workdir"
+            )
         changed = [] if previous is None else _allowed_changes(path, previous, experiment, config, resumable)
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "boot_id": _boot_id(), "started": _now()}
         os.ftruncate(lock, 0)
         os.pwrite(lock, json.dumps(owner).encode(), 0)
         os.fsync(lock)
     except BaseException:
-        if "owner.json" not in names:
-            (path / "owner.json").unlink(missing_ok=True)
-        if new:
-            path.rmdir()
+        if held and "owner.json" not in names:  # else it is another process's, which began at the same moment
+            with contextlib.suppress(OSError):
+                (path / "owner.json").unlink()
+                if new:
+                    path.rmdir()
         os.close(lock)
         raise
     return Claim(path, previous, changed, notices + [f"{path}: {line}" for line in changed], lock)
@@ -156,6 +184,8 @@ def _take_lock(lock: int, path: Path) -> list[str]:
             raise ConfigError(
                 f"workdir {path} is in use by {who}; if that run has ended, remove {path / 'owner.json'}"
             ) from None
+    if os.fstat(lock).st_nlink == 0:  # its owner removed it while this process opened it
+        raise ConfigError(f"workdir {path} was released by {who} just now; run the command again")
     return [f"{path}: taking over from {who}, which did not end cleanly"] if text else []
 
 

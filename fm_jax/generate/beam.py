@@ -81,7 +81,8 @@ def search(
     """Return the `num_beams` best continuations of each prompt [B, T]; arguments as in `decode.generate`.
 
     Raises:
-        ConfigError: T + N exceeds the model's max_length, a length is out of range, or a context has another batch.
+        ConfigError: T + N exceeds the model's max_length, a length or a token id is out of range, or a context has
+            another batch.
     """
     eos = check(model, prompts, lengths, max_new_tokens, eos_id, context)
     arrays = params, jnp.asarray(prompts, jnp.int32), jnp.asarray(lengths, jnp.int32), dict(context or {})

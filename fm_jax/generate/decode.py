@@ -66,8 +66,9 @@ def generate(
     Compiled once per model, prompt shape and set of options; it may also be called inside `jit`.
 
     Args:
-        model: a Linen module with `cfg.max_length`, the methods `hidden` and `logits`, and a collection "cache" whose
-            leaves have the batch on axis 1 (`layers/cache.py`). Equal modules share one compilation.
+        model: a Linen module with `cfg.max_length` and `cfg.vocab_size`, the methods `hidden` and `logits`, and a
+            collection "cache" whose leaves have the batch on axis 1 (`layers/cache.py`). Equal modules share one
+            compilation.
         params: its parameters.
         prompts: int32 [B, T], padded on the right with any ids.
         lengths: int32 [B], the number of tokens of each prompt, 1 to T.
@@ -83,8 +84,8 @@ def generate(
         init_cache: (model, params, batch, length, context) -> cache, for models with a cache of their own.
 
     Raises:
-        ConfigError: T + N exceeds the model's max_length, a length is out of range, a context has another batch, or
-            the key is missing.
+        ConfigError: T + N exceeds the model's max_length, a length or a token id is out of range, a context has another
+            batch, or the key is missing.
     """
     eos, stop = check(model, prompts, lengths, max_new_tokens, eos_id, context), check_stop(stop)
     if cfg.temperature > 0 and key is None:
@@ -241,7 +242,45 @@ def check(
             raise ConfigError(
                 f"context {name!r} has shape {np.shape(array)}; its first axis must be the {shape[0]} prompts"
             )
+    rows = model.cfg.vocab_size
+    check_ids("prompt", prompts, lengths, rows)
+    if context and "source" in context:
+        check_ids("source", context["source"], context.get("source_length"), rows)
     return () if eos_id is None else tuple(np.atleast_1d(eos_id).tolist())
+
+
+def check_ids(name: str, ids: ArrayLike, lengths: ArrayLike | None, rows: int) -> None:
+    """Refuse token ids [B, T] without a row in the model's table, which indexing on a device would clamp or make NaN.
+
+    Arrays that are traced, or spread over several processes, cannot be read here and are not checked.
+
+    Args:
+        name: what the ids are, for the message.
+        ids: token ids.
+        lengths: number of tokens of each row [B]; None for all.
+        rows: rows of the table.
+
+    Raises:
+        ConfigError: an id outside 0 … rows - 1, with its place, or numbers that are no integers.
+    """
+    given = (ids, *(() if lengths is None else (lengths,)))
+    if any(isinstance(array, jax.Array) and not _readable(array) for array in given):
+        return
+    values = np.asarray(ids)
+    if values.size and values.dtype.kind not in "iu":
+        raise ConfigError(f"{name} ids must be integers, not {values.dtype}")
+    wrong = (values < 0) | (values >= rows)
+    if lengths is not None:
+        wrong &= np.arange(values.shape[1]) < np.asarray(lengths)[:, None]
+    if wrong.any():
+        row, place = (int(index) for index in np.argwhere(wrong)[0])
+        raise ConfigError(
+            f"{name} {row} has token id {values[row, place]} at position {place}; the model has rows 0 … {rows - 1}"
+        )
+
+
+def _readable(array: jax.Array) -> bool:
+    return not isinstance(array, jax.core.Tracer) and array.is_fully_addressable
 
 
 def check_stop(stop: Stop) -> Stop:

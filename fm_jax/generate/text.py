@@ -11,9 +11,12 @@ from fm_jax.core.errors import ConfigError, NumericError
 from fm_jax.core.types import Params
 from fm_jax.generate.decode import Ids, Output, generate
 from fm_jax.generate.sample import GREEDY, Config
+from fm_jax.hub.generation import Generation
 from fm_jax.layers.cache import Context
 
 SMALLEST_BUCKET = 16
+Prompt = str | Sequence[int] | np.ndarray
+"""A text, or the token ids of one (`Tokenizer.encode_chat`)."""
 
 
 class Tokenizer(Protocol):
@@ -34,13 +37,14 @@ def text(
     model: nn.Module,
     params: Params,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     max_new_tokens: int,
     context: Context = None,
     cfg: Config = GREEDY,
     key: jax.Array | None = None,
     eos_id: Ids = None,
+    generation: Generation | None = None,
     start_id: int | None = None,
     stop: Sequence[str] = (),
     batch_size: int = 8,
@@ -55,30 +59,29 @@ def text(
         model: as in `decode.generate`.
         params: its parameters.
         tokenizer: has `encode`, `decode` and `end_id`.
-        prompts: texts, none empty unless there is a `start_id`.
+        prompts: texts (special tokens in them are text) or token ids, none empty unless there is a `start_id`.
         max_new_tokens: limit per prompt.
         context: as in `decode.generate`, one row per prompt. For an encoder-decoder, a prompt is the start of the
             output ("" for none), after `start_id` (T5's is 0).
         cfg: sampling options; greedy by default.
         key: random key, required unless temperature is 0.
-        eos_id: token or tokens that end a text, by default the tokenizer's `end_id`; () for none.
+        eos_id: token or tokens that end a text; () for none, and by default those of `ends`.
+        generation: what the model's checkpoint states; only its end tokens are used.
         start_id: token before every prompt, for a model whose training documents begin with one.
         stop: strings that end a text; it is cut at the first. If a stop string is tokenised differently within the
             text, generation continues after it, which only costs time.
         batch_size: rows per batch.
 
     Raises:
-        ConfigError: a prompt is empty, or too long with max_new_tokens, or the context has another number of rows.
+        ConfigError: a prompt is empty, too long, or has an id outside the model's table; or a wrong number of rows.
         NumericError: a log-probability is not finite.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
-    if "" in stop:
-        raise ConfigError("a stop string is empty; remove it")
-    ends = tokenizer.end_id if eos_id is None else eos_id
-    ids = _encode(tokenizer, prompts, start_id, max_new_tokens, model.cfg.max_length)
+    _check_options(batch_size, stop)
+    closing = ends(tokenizer, generation) if eos_id is None else eos_id
+    ids = _encode(tokenizer, prompts, start_id)
+    _check(ids, prompts, max_new_tokens, model.cfg.max_length, model.cfg.vocab_size)
     beside = _rows(context, len(prompts))
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "cfg": cfg, "key": key, "eos_id": ends}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "cfg": cfg, "key": key, "eos_id": closing}
     options["stop"] = tuple(tuple(map(int, tokenizer.encode(string))) for string in stop)
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     texts = [""] * len(ids)
@@ -88,18 +91,30 @@ def text(
         options |= {"context": {name: array[rows] for name, array in beside.items()}, "seeds": np.array(rows)}
         out = jax.device_get(generate(model, params, padded, lengths, **options))
         for place, row in enumerate(chosen):
-            texts[row] = _cut(tokenizer, ids[row], _row(out, place, prompts[row]), ends, stop)
+            texts[row] = _cut(tokenizer, ids[row], _row(out, place, prompts[row]), closing, stop)
     return texts
 
 
-def _encode(
-    tokenizer: Tokenizer, prompts: Sequence[str], start_id: int | None, max_new_tokens: int, max_length: int
-) -> list[np.ndarray]:
-    """Return the ids of each prompt; refuse empty and too long ones."""
+def _check_options(batch_size: int, stop: Sequence[str]) -> None:
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+    if "" in stop:
+        raise ConfigError("a stop string is empty; remove it")
+
+
+def ends(tokenizer: Tokenizer, generation: Generation | None) -> tuple[int, ...]:
+    """Return the tokens that end a text: those that the checkpoint states, which may be none, or the tokenizer's."""
+    stated = (generation.ids, generation.settings or {}) if generation else ()
+    if generation and any("eos_token_id" in names for names in stated):
+        return generation.end_ids
+    return (tokenizer.end_id,)
+
+
+def _encode(tokenizer: Tokenizer, prompts: Sequence[Prompt], start_id: int | None) -> list[np.ndarray]:
+    """Return the ids of each prompt, after the start token."""
     start = [] if start_id is None else [start_id]
-    ids = [np.array([*start, *tokenizer.encode(prompt)], np.int32) for prompt in prompts]
-    _check(ids, prompts, max_new_tokens, max_length)
-    return ids
+    given = (tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts)
+    return [np.array([*start, *ids], np.int32) for ids in given]
 
 
 def _power(count: int, limit: int) -> int:
@@ -116,10 +131,17 @@ def _pad(ids: Sequence[np.ndarray], limit: int) -> tuple[np.ndarray, np.ndarray]
     return padded, lengths
 
 
-def _check(ids: Sequence[np.ndarray], prompts: Sequence[str], max_new_tokens: int, max_length: int) -> None:
+def _check(
+    ids: Sequence[np.ndarray], prompts: Sequence[Prompt], max_new_tokens: int, max_length: int, rows: int
+) -> None:
     for index, tokens in enumerate(ids):
         if not tokens.size:
             raise ConfigError(f"prompt {index} ({prompts[index]!r}) has no tokens; give a start_id")
+        if (wrong := np.flatnonzero((tokens < 0) | (tokens >= rows))).size:
+            raise ConfigError(
+                f"prompt {index} has token id {tokens[wrong[0]]} at position {wrong[0]}; the model has rows"
+                f" 0 … {rows - 1}"
+            )
         if tokens.size + max_new_tokens > max_length:
             raise ConfigError(
                 f"prompt {index} has {tokens.size} tokens; with max_new_tokens {max_new_tokens} that is"
@@ -135,7 +157,7 @@ def _rows(context: Context, count: int) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _row(out: Output, place: int, prompt: str) -> np.ndarray:
+def _row(out: Output, place: int, prompt: Prompt) -> np.ndarray:
     count = int(out.lengths[place])
     if not np.isfinite(out.logprobs[place, :count]).all():
         raise NumericError(f"the model's log-probabilities after {prompt[:40]!r} are not finite; check its weights")

@@ -10,14 +10,16 @@ Its A [rank, in] and B [out, rank] are the transposes of ours, one pair a layer 
 - Here all adapters have one rank: smaller ones, and layers without an adapter, are padded with zeros, which training
   leaves at zero. They also have one scale, alpha / rank: a different scale (`alpha_pattern`) is multiplied into B.
 - The dropout of peft's config is a training setting and is ignored.
+- If the head or the embedding is among the targets, peft also saves their base weights, which then replace the model's.
+  An adapter of a head that is tied to the embedding changes the head alone: `untied` gives the model such a head.
 
-`peft/lora.py` saves adapters in our own format.
+`tasks/adapted.py` puts the adapters on a model; `peft/lora.py` saves adapters in our own format.
 """
 
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,7 @@ class Adapter:
     targets: tuple[str, ...]  # the adapted matrices
     trainable: tuple[str, ...]  # the fully trained leaves
     base: str  # the base model that the folder names, or ""
+    replaced: Params = field(default_factory=dict)  # leaves under the adapters that the folder holds too
 
 
 def load(folder: str | Path, module: nn.Module, *, ignore: Iterable[str] = ()) -> Adapter:
@@ -79,16 +82,47 @@ def load(folder: str | Path, module: nn.Module, *, ignore: Iterable[str] = ()) -
     by_path = low_rank.ours(pairs, sizes, weights, low_rank.matrices(names, leaves))
     rank = max((a.shape[1] for layers in by_path.values() for a, _ in layers.values()), default=sizes.rank)
     adapters = {path: low_rank.stacked(layers, leaves[path].shape, rank) for path, layers in by_path.items()}
-    fully_trained = _fully_trained(full, weights, names, leaves)
-    kept = set(tree.flatten(fully_trained))
-    if both := sorted(adapters.keys() & kept):
+    fully_trained = tree.flatten(_fully_trained(full, weights, names, leaves))
+    replaced = {path: fully_trained.pop(path) for path in sorted(adapters.keys() & fully_trained.keys())}
+    if both := [path for path in replaced if not _under(path, names, full)]:
         raise CheckpointError(
             f"{weights.where}: {', '.join(both)} has an adapter and is also saved in full; only one is supported"
         )
     flat = {f"{path}/{part}": x for path, pair in adapters.items() for part, x in pair.items()}
     alpha = sizes.alpha if rank == sizes.rank and not sizes.root else sizes.scale * rank
-    targets, trainable = (tuple(map(re.escape, sorted(paths))) for paths in (adapters, kept))
-    return Adapter({"lora": tree.unflatten(flat), **fully_trained}, rank, alpha, targets, trainable, base)
+    targets, trainable = (tuple(map(re.escape, sorted(paths))) for paths in (adapters, fully_trained))
+    trained = {"lora": tree.unflatten(flat), **tree.unflatten(fully_trained)}
+    return Adapter(trained, rank, alpha, targets, trainable, base, tree.unflatten(replaced))
+
+
+def untied(folder: str | Path, module: nn.Module, params: Params) -> tuple[nn.Module, Params]:
+    """Return the model with a head of its own, a copy of the embedding, if the folder changes one of the two alone.
+
+    Args:
+        folder: a folder written by `peft`.
+        module: the base model with its head.
+        params: its parameters.
+
+    Raises:
+        CheckpointError: the folder is damaged, or this model cannot have a head of its own.
+    """
+    family = families.writing(module)
+    tied = dict(family.table(module).tied)
+    head = next((copy for copy in tied if copy.endswith("lm_head.weight")), None)
+    if head is None or not getattr(getattr(module, "cfg", None), "tied", False):
+        return module, params
+    weights, own = safetensors.open_file(Path(folder) / TENSORS), {head, tied[head]}
+    names = (re.sub(r"\.(?:lora_\w+|base_layer)\b.*", ".weight", name) for name in weights.specs)
+    if own.isdisjoint(family.table(module).current(name.removeprefix(_BEFORE)) for name in names):
+        return module, params
+    apart = module.clone(cfg=replace(module.cfg, tied=False))
+    entries = {entry.name: entry for entry in families.writing(apart).table(apart).entries}
+    paths = tree.flatten(families.abstract(apart)).keys() - tree.flatten(params).keys()
+    if head not in entries or paths != {entries[head].path}:
+        raise CheckpointError(f"{weights.where} changes {head}, which is tied to {tied[head]} in this model")
+    flat = tree.flatten(params)
+    embedding = flat[next(entry.path for entry in family.table(module).entries if entry.name == tied[head])]
+    return apart, tree.unflatten({**flat, entries[head].path: embedding.T})
 
 
 def save(
@@ -178,8 +212,10 @@ def _sort(weights: Weights, names: Table, bare: str) -> tuple[dict[str, dict[str
         name = bare + stored.removeprefix(_BEFORE).removeprefix(bare)
         if not stored.startswith(_BEFORE):
             problems.append(f"{stored}: the name does not begin with {_BEFORE}")
-        elif match := re.fullmatch(r"(.*)\.lora_([AB])\.weight", name):
+        elif match := re.fullmatch(r"(.*)\.lora_([AB])(?:\.default)?\.weight", name):
             pairs.setdefault(match[1], {})[match[2]] = stored
+        elif match := re.fullmatch(r"(.*)\.base_layer\.(weight|bias)", name):
+            full[names.current(f"{match[1]}.{match[2]}")] = stored
         elif "lora_" in name:
             problems.append(f"{stored}: this kind of adapter is not supported")
         else:
@@ -202,6 +238,12 @@ def _fully_trained(full: Mapping[str, str], weights: Weights, names: Table, leav
     )
     wanted = tree.unflatten({entry.path: leaves[entry.path] for entry in entries})
     return table.read(Table(entries), wanted, _Renamed(weights.where, weights, full))
+
+
+def _under(path: str, names: Table, full: Mapping[str, str]) -> bool:
+    """Say whether a leaf is stored as the base weight under an adapter, as peft does for heads among the targets."""
+    stored = {full[entry.name] for entry in names.entries if entry.path == path and entry.name in full}
+    return bool(stored) and all(".base_layer." in name for name in stored)
 
 
 def _kept(trained: Params, names: Table, leaves: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:

@@ -5,15 +5,15 @@ Nothing is downloaded unless a name is given; a second download of the same comm
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fm_jax.core.errors import CheckpointError, ConfigError
-from fm_jax.hub.files.stored import KINDS
+from fm_jax.hub.files.stored import KINDS, Kind, listing
 
 _NAME = re.compile(r"(?!.*(?:\.\.|--))\w[\w.\-]{0,95}(?:/\w[\w.\-]{0,95})?", re.ASCII)
 _REVISION = re.compile(r"(?!.*\.\.)\w[\w.\-/]{0,127}", re.ASCII)
-_TEXTS = re.compile(r"(?!.*index\.json$)[\w.\-]+\.json|merges\.txt|vocab\.txt", re.ASCII)
+_TEXTS = re.compile(r"(?!.*index\.json$)[\w.\-]+\.json|chat_template\.jinja|merges\.txt|vocab\.txt", re.ASCII)
 _LOCAL = "or give the path of a local folder"
 
 
@@ -48,7 +48,13 @@ def fetch(name: str, revision: str | None = None) -> Path:
         return _told(name, revision, folder.name, folder)
     try:
         info = HfApi().model_info(name, revision=revision)
-        files = chosen(what, [file.rfilename for file in info.siblings or ()])
+
+        def shards(index: str, kind: Kind) -> Iterable[str]:
+            """Download an index and return the names in it."""
+            beside = Path(snapshot_download(name, revision=info.sha, allow_patterns=[index]))
+            return listing(beside / index, kind).values()
+
+        files = chosen(what, [file.rfilename for file in info.siblings or ()], shards)
         folder = Path(snapshot_download(name, revision=info.sha, allow_patterns=files))
     except (CheckpointError, KeyboardInterrupt):
         raise
@@ -57,11 +63,16 @@ def fetch(name: str, revision: str | None = None) -> Path:
     return _told(name, revision, str(info.sha), folder)
 
 
-def chosen(what: str, files: Iterable[str]) -> list[str]:
+def chosen(what: str, files: Iterable[str], shards: Callable[[str, Kind], Iterable[str]]) -> list[str]:
     """Return the files to download: one set of weights, and the JSON and vocabulary files beside it.
 
+    Args:
+        what: names the checkpoint in messages.
+        files: all files of the checkpoint.
+        shards: (index, its kind) -> the files that the index names.
+
     Raises:
-        CheckpointError: there are no weights, or only pickles.
+        CheckpointError: there are no weights, or only pickles, or an index names a file that is not there.
     """
     top = sorted(name for name in files if "/" not in name)
     texts = [name for name in top if _TEXTS.fullmatch(name)]
@@ -70,7 +81,10 @@ def chosen(what: str, files: Iterable[str]) -> list[str]:
         if kind.single in top:
             return [*texts, kind.single]
         if index in top:
-            return [*texts, index, *(name for name in top if re.fullmatch(kind.shard, name))]
+            named = sorted(set(shards(index, kind)))
+            if missing := [name for name in named if name not in top]:
+                raise CheckpointError(f"{what}: {index} names {', '.join(missing[:5])}, which the checkpoint lacks")
+            return [*texts, index, *named]
     pickles = [name for name in top if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]
     if pickles:
         raise CheckpointError(

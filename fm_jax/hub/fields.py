@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fm_jax.core import json_file
+from fm_jax.core import files, json_file
 from fm_jax.core.errors import CheckpointError, as_json, shown
 from fm_jax.hub import bookkeeping
 
@@ -36,7 +36,7 @@ class Fields:
         Raises:
             CheckpointError: there is none, or it is not a JSON object.
         """
-        if not file.exists():
+        if not files.there(file, CheckpointError):
             raise CheckpointError(f"there is no {file}; a model folder holds config.json beside its weights")
         return cls(json_file.read(file, CheckpointError), str(file))
 

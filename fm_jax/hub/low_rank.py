@@ -19,16 +19,20 @@ from fm_jax.hub.fields import Fields
 from fm_jax.hub.files.weights import Weights
 from fm_jax.hub.table import Entry, Table
 
-# ignored: the tensors show which matrices have adapters; the others are training settings or are refused elsewhere
+# ignored: the tensors show which matrices have adapters; the others are training settings of peft and of tools that
+# write its folders, or are refused elsewhere
 _PASSED = """
     auto_mapping corda_config ensure_weight_tying eva_config exclude_modules fan_in_fan_out inference_mode
-    layers_pattern layers_to_transform lora_dropout lora_ga_config megatron_config megatron_core modules_to_save
-    peft_version qalora_group_size revision runtime_config target_modules task_type
+    layers_pattern layers_to_transform lora_dropout lora_dtype lora_ga_config lorap_emb_lr lorap_lr_ratio
+    megatron_config megatron_core merge_weights modules_to_save peft_version qalora_group_size revision
+    runtime_config target_modules task_type unsloth_version
 """
 _OTHER_KINDS = """
-    alora_invocation_tokens arrow_config kasa_config layer_replication lora_bias monteclora_config target_parameters
-    trainable_token_indices use_bdlora use_dora use_qalora velora_config
+    additional_trainable_parameters alora_invocation_tokens arrow_config enable_lora kasa_config layer_replication
+    lora_bias monteclora_config target_parameters trainable_token_indices use_bdlora use_dora use_merged_linear
+    use_qa_lora use_qalora velora_config
 """
+_LONGEST, _REPEATS = 200, 4  # of a pattern: characters, and parts that may repeat
 Pair = tuple[np.ndarray, np.ndarray]  # A [in, rank], B [rank, out]
 
 
@@ -47,7 +51,7 @@ class Sizes:
     rank: int
     alpha: float
     root: bool  # scale by alpha / sqrt(rank), as in rsLoRA
-    ranks: Mapping[str, Any]  # name, or suffix of a name -> rank
+    ranks: Mapping[str, Any]  # regular expression for a name, or for its end after a dot -> rank
     alphas: Mapping[str, Any]
 
     @classmethod
@@ -60,13 +64,13 @@ class Sizes:
         # the others (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ) also change the base model's weights
         fields.expect("init_lora_weights", True, False, "gaussian", "eva", "orthogonal")
         for name in _OTHER_KINDS.split():
-            fields.expect(name, False)
+            fields.expect(name, False, [], {})
         fields.skip(*_PASSED.split())
         rank, alpha = fields.take("r", int), fields.take("lora_alpha", float)
         patterns = [fields.take(f"{word}_pattern", dict, {}) for word in ("rank", "alpha")]
         for name, value in (pair for pattern in patterns for pair in pattern.items()):
-            if not re.fullmatch(r"[\w.]+", name):
-                fields.refuse(f"the pattern {shown(name)} is a regular expression, but only names are supported")
+            if problem := _unsound(name):
+                fields.refuse(f"the pattern {shown(name)} {problem}")
             if type(value) not in (int, float) or not 0 < value < 1 << 64:
                 fields.refuse(f"the pattern {shown(name)} has the value {shown(value)}, which must be a number above 0")
         if rank < 1 or not 0 < alpha < float("inf"):
@@ -79,12 +83,23 @@ class Sizes:
         return self.alpha / (self.rank**0.5 if self.root else self.rank)
 
     def of(self, name: str) -> tuple[int, float]:
-        """Return rank and scale of a matrix by its name."""
+        """Return rank and scale of a matrix by its name; the first pattern that matches counts."""
         rank, alpha = (
-            next((value for key, value in pattern.items() if f".{name}".endswith(f".{key}")), default)
+            next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)
             for pattern, default in ((self.ranks, self.rank), (self.alphas, self.alpha))
         )
         return int(rank), alpha / (rank**0.5 if self.root else rank)
+
+
+def _unsound(pattern: str) -> str:
+    """Return why a pattern cannot be used as a regular expression; matching some would never end."""
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        return f"is not a regular expression: {error}"
+    if len(pattern) > _LONGEST or re.search(r"\)[*+?{]", pattern) or len(re.findall(r"[*+{]", pattern)) > _REPEATS:
+        return f"is not supported: it repeats a group or more than {_REPEATS} parts, or is longer than {_LONGEST}"
+    return ""
 
 
 def names(entry: Entry, shape: Sequence[int]) -> list[str]:

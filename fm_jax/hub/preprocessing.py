@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from fm_jax.core import files
 from fm_jax.core.errors import CheckpointError, ConfigError, shown
 from fm_jax.data.images import augment, pictures
 from fm_jax.data.images.image import Interpolation, normalise
@@ -99,7 +100,7 @@ def read(folder: Path, model_type: str, ignore: Iterable[str] = ()) -> Preproces
     Raises:
         CheckpointError: an unknown class or field, or unsupported preprocessing.
     """
-    if not (folder / FILE).exists():
+    if not files.there(folder / FILE, CheckpointError):
         return None
     stored = Fields.open(folder / FILE)
     older = stored.take("feature_extractor_type", str, _UNNAMED.get(model_type, ""))

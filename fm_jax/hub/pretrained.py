@@ -1,8 +1,9 @@
 """Load and save Hugging Face checkpoints.
 
 A checkpoint folder has the files that `save_pretrained` writes: config.json, model.safetensors (or shards and their
-index), tokenizer.json and, for an image model, preprocessor_config.json. A GGUF file holds all of these. Arrays go
-straight from the file to their shards; nothing in a folder is ever executed or unpickled.
+index), tokenizer.json, generation_config.json and, for an image model, preprocessor_config.json. A GGUF file holds all
+of a language model's. Arrays go straight from the file to their shards; nothing in a folder is ever executed or
+unpickled.
 """
 
 import contextlib
@@ -20,15 +21,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fm_jax.core import tree
+from fm_jax.core import files, tree
 from fm_jax.core.errors import CheckpointError, DataError
 from fm_jax.core.types import Featured, Headed, Params, backbone
 from fm_jax.data.text import tokenizer as tokenizers
 from fm_jax.data.text.tokenizer import Tokenizer
 from fm_jax.hub import download, families, gguf_model, table
+from fm_jax.hub import generation as generations
 from fm_jax.hub import preprocessing as preprocessors
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.files import gguf, safetensors, stored
+from fm_jax.hub.generation import Generation
 from fm_jax.hub.preprocessing import Preprocessing
 from fm_jax.layers.attention import AttentionConfig
 
@@ -45,6 +48,7 @@ class Pretrained:
     tokenizer: Tokenizer | None  # None if the folder has no tokenizer.json
     labels: tuple[str, ...] = ()  # names of a classifier's classes, in order
     preprocessing: Preprocessing | None = None  # of an image model; None if the folder names none
+    generation: Generation | None = None  # end tokens and settings of a language model; None if the folder names none
 
     def backbone(self) -> tuple[nn.Module, Params]:
         """Return the model without its head, to fine-tune on a new task."""
@@ -71,7 +75,7 @@ def load(
         mesh: device mesh to shard the parameters over (`core/sharding.py`); None puts all on the first local device.
         revision: commit, branch or tag of a checkpoint downloaded by name; the commit of a branch or tag is printed.
         ignore: unknown fields of config.json, or of a GGUF file's metadata, that do not change the computation; or
-            preprocessor_config.json, to load the model without it.
+            preprocessor_config.json or generation_config.json, to load the model without it.
         shapes: give the parameters' shapes and read no weights: enough for a run that is resumed.
 
     Raises:
@@ -81,6 +85,8 @@ def load(
     opened = _gguf(folder, ignore)
     config = opened.config if opened else Fields.open(folder / "config.json")
     family, module = families.build(config, ignore)
+    beside = ignore if folder.is_dir() else (*ignore, generations.FILE)  # a GGUF file's path says nothing of its folder
+    generation = None if _channels(module) else generations.read(folder, config, beside)
     weights = opened.weights if opened else stored.open_weights(folder)
     module = computing(families.settled(family, module, weights), dtype)
     names = family.table(module)
@@ -88,7 +94,7 @@ def load(
     tokenizer = _tokenizer(folder, module, opened)
     preprocessing = _preprocessing(folder, module, config.kind, ignore)
     params = wanted if shapes else table.read(names, wanted, weights)
-    return Pretrained(module, params, tokenizer, _labels(config), preprocessing)
+    return Pretrained(module, params, tokenizer, _labels(config), preprocessing, generation)
 
 
 def save(
@@ -99,6 +105,7 @@ def save(
     *,
     labels: Sequence[str] = (),
     preprocessing: Preprocessing | None = None,
+    generation: Generation | None = None,
     dtype: Dtype | None = None,
     shard_bytes: int = 5_000_000_000,
 ) -> None:
@@ -111,6 +118,7 @@ def save(
         tokenizer: written beside the weights, with the ids of its special tokens in config.json.
         labels: names of a classifier's classes.
         preprocessing: image preprocessing that the model expects.
+        generation: written as it was read: its ids, null ones too, are in config.json instead of the tokenizer's.
         dtype: dtype of the stored weights (except running statistics, see `families.abstract`); None keeps each dtype.
         shard_bytes: a larger model is written as several files and an index.
 
@@ -119,7 +127,7 @@ def save(
             computes the same.
     """
     family = families.writing(module)
-    data = family.fields(module) | _special(tokenizer)
+    data = family.fields(module) | _special(tokenizer) | dict(generation.ids if generation else {})
     if labels:
         if len(labels) != len(data.get("id2label", ())):
             raise CheckpointError(f"{len(labels)} labels for a model of {len(data.get('id2label', ()))} classes")
@@ -145,6 +153,8 @@ def save(
             tokenizer.save(part)
         if preprocessing is not None:
             preprocessors.write(part, preprocessing)
+        if generation is not None:
+            generations.write(part, generation)
 
 
 @contextlib.contextmanager
@@ -152,18 +162,19 @@ def appearing(folder: str | Path) -> Iterator[Path]:
     """Give a hidden folder to write into; rename it to `folder` at the end, or delete it after an error.
 
     Raises:
-        CheckpointError: the folder exists already and is not empty.
+        CheckpointError: the folder exists already and is not empty, or it cannot be written.
+        ResourceError: no space is left.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists already; give another folder, or move it away")
+    files.check_target(folder, CheckpointError)
     part = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.part")
-    part.mkdir(parents=True)
     try:
-        yield part
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
+        with files.writing(folder, CheckpointError):
+            part.mkdir(parents=True)
+            yield part
+            if folder.exists():
+                folder.rmdir()
+            part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -240,8 +251,9 @@ def _gguf(source: Path, ignore: tuple[str, ...]) -> gguf_model.Opened | None:
     """Open a GGUF file; a tokenizer.json beside the one of a folder replaces the file's own tokenizer."""
     if (file := stored.gguf_file(source)) is None:
         return None
+    own = file == source or not files.there(source / "tokenizer.json", CheckpointError)
     try:
-        return gguf_model.open_file(file, ignore, tokenizer=not (source / "tokenizer.json").is_file())
+        return gguf_model.open_file(file, ignore, tokenizer=own)
     except DataError as error:
         raise CheckpointError(str(error)) from error
 
@@ -249,7 +261,7 @@ def _gguf(source: Path, ignore: tuple[str, ...]) -> gguf_model.Opened | None:
 def _tokenizer(folder: Path, module: nn.Module, opened: gguf_model.Opened | None) -> Tokenizer | None:
     """Read the folder's or GGUF file's tokenizer and check that the embedding has a row for each of its tokens."""
     tokenizer = opened.tokenizer if opened else None
-    if (folder / "tokenizer.json").is_file():
+    if folder.is_dir() and files.there(folder / "tokenizer.json", CheckpointError):
         try:
             tokenizer = tokenizers.load(folder)
         except DataError as error:

@@ -61,7 +61,7 @@ class Table:
 
     Attributes:
         entries: may list more than a configuration has (a bias, a head): leaves that the model lacks are ignored.
-        rename: (regular expression, replacement) for whole names in older files; the first match is applied.
+        rename: (regular expression, replacement) for whole names in older files; each that matches is applied, in turn.
         skip: regular expressions of stored tensors that are not parameters, such as masks and position ids.
         tied: (stored copy, name of the tensor it must equal); a copy is not written.
         blank: tensors that `blanks` adds to a file; to read the file, their names must be in `skip`.
@@ -74,8 +74,10 @@ class Table:
     blank: tuple[Blank, ...] = ()
 
     def current(self, name: str) -> str:
-        """Return the table's name for a name that may come from an older file."""
-        return next((re.sub(old, new, name) for old, new in self.rename if re.fullmatch(old, name)), name)
+        """Return the table's name for a name that may come from an older file, and lack its prefix."""
+        for old, new in self.rename:
+            name = re.sub(old, new, name) if re.fullmatch(old, name) else name
+        return name
 
     def under(self, prefix: str, *more: Entry, **changes: Any) -> "Table":
         """Return the table of a model whose backbone, at `prefix`, has this table; `more` are its own entries."""

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fm_jax.core import json_file, tree
+from fm_jax.core import files, json_file, tree
 from fm_jax.core.config import from_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.core.types import Params
@@ -161,22 +161,28 @@ def save(path: str | Path, trained: Params, cfg: Config) -> None:
     """Write the trained tree (adapters and fully trained leaves) and the config, atomically.
 
     Arrays must be fully addressable in this process.
+
+    Raises:
+        CheckpointError: the file cannot be written; ResourceError if no space is left.
     """
-    from safetensors.numpy import save_file
+    from safetensors import numpy as stored
 
     # safetensors writes a non-contiguous array's memory unchanged, which is wrong
     flat = {name: np.ascontiguousarray(jax.device_get(leaf)) for name, leaf in tree.flatten(trained).items()}
     words = {"rank": cfg.rank, "alpha": cfg.alpha, "targets": cfg.targets, "trainable": cfg.trainable}
+    data = stored.save(flat, metadata={"format": FORMAT, **{name: json.dumps(word) for name, word in words.items()}})
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        save_file(flat, part, metadata={"format": FORMAT, **{name: json.dumps(word) for name, word in words.items()}})
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with files.writing(path, CheckpointError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def load(path: str | Path, params: Params) -> tuple[Params, Config]:
@@ -191,13 +197,13 @@ def load(path: str | Path, params: Params) -> tuple[Params, Config]:
     """
     from safetensors import SafetensorError, safe_open
 
+    if not files.there(path, CheckpointError):
+        raise CheckpointError(f"there is no adapter file {path}")
     try:
         with safe_open(path, framework="numpy") as file:
             words = file.metadata() or {}
             names = file.keys()
             flat = {name: jnp.asarray(file.get_tensor(name)) for name in names}
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no adapter file {path}") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"cannot read {path} as safetensors: {error}") from None
     if words.get("format") != FORMAT:

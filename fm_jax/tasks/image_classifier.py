@@ -107,7 +107,7 @@ class Setup:
         self.model = ImageClassifier(backbone, count, cfg.dropout)
         # a resumed run reads its own checkpoint instead
         if pretrained is None and cfg.init.from_ is not None and not resumes(workdir):
-            pretrained = vision_models.load(cfg.init.from_, revision=cfg.init.revision, ignore=cfg.init.ignore)
+            pretrained = vision_models.load(cfg.init.from_, **cfg.init.options)
         if pretrained is not None:
             vision_models.remind(pretrained, cfg.data)
         self.pretrained = pretrained

@@ -12,7 +12,7 @@ Dims: N texts, C classes.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -35,6 +35,7 @@ from fm_jax.objectives.classify import softmax
 from fm_jax.peft import freeze
 from fm_jax.peft import lora as adapters
 from fm_jax.tasks import language
+from fm_jax.tasks.init import combining
 from fm_jax.train import log, loop, stage, state
 
 Method = Literal["scratch", "probe", "lora", "full", "frozen"]
@@ -154,13 +155,14 @@ class Setup:
             batches=stage.batches(cfg, rows),
             mesh=self.mesh,
             model=self.model,
-            meta=meta,
+            meta={**meta, "classes": list(self.classes)},
+            files=language.kept(self.tokenizer),
             layout=self.layout,
             work=loop.Work(cfg.batch_size, "rows"),
             store=store,
             writer=writer,
         )
-        return combine(method, self.cfg.lora)(done.params, done.frozen), done.params
+        return combining(method, self.cfg.lora)(done.params, done.frozen), done.params
 
     def probabilities(self, params: Params, rows: layout.Labelled) -> np.ndarray:
         """Return the class probabilities [N, C] of all rows."""
@@ -171,13 +173,8 @@ class Setup:
     def _trainer(self, method: Method, learning_rate: float) -> stage.Trainer:
         cfg = replace(self.cfg, learning_rate=learning_rate)
         loss, rates = softmax(self.model.apply, self.fields), stage.rates(cfg, "linear")
-        combined = combine(method, cfg.lora)
+        combined = combining(method, cfg.lora)
         return stage.make_trainer(cfg, loss, rates, lambda: self.params(method, 0), combine=combined)
-
-
-def combine(method: Method, lora: adapters.Config) -> Callable[[Params, Params], Params]:
-    """Return the function (trained, frozen) -> the model's parameters."""
-    return {"lora": adapters.combine(lora), "frozen": freeze.combine}.get(method, tree.merge)
 
 
 def scores(probabilities: np.ndarray, rows: layout.Labelled) -> dict[str, float]:

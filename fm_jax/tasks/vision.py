@@ -26,18 +26,20 @@ def load(
     source: str | Path,
     *,
     revision: str | None = None,
+    step: str = "best",
     dtype: Dtype = "float32",
     mesh: Mesh | None = None,
     ignore: Iterable[str] = (),
     shapes: bool = False,
 ) -> Pretrained:
-    """Read the backbone of a run's best checkpoint (the last, if none was evaluated), or of a public checkpoint.
+    """Read the backbone of a run's checkpoint, or of a public checkpoint.
 
     The head, projection or decoder of the model is not returned, and neither are its class names.
 
     Args:
         source: a run's work directory, a checkpoint folder, or OWNER/NAME.
         revision: commit, branch or tag of OWNER/NAME.
+        step: checkpoint of a run: "best" (the last, if none was evaluated), "last" or a step number.
         dtype: computation dtype, and the dtype of a folder's parameters.
         mesh: shards a folder's parameters; those of a run go to the first local device.
         ignore: unknown fields of a folder's config.json that do not change the computation.
@@ -50,7 +52,7 @@ def load(
         CheckpointError: the source is missing or damaged, or its model does not read images.
     """
     ignore = tuple(ignore)
-    run = open_run(source, revision, ignore=ignore)
+    run = open_run(source, revision, step, ignore=ignore)
     if run is None:
         model = public.load(source, dtype=dtype, mesh=mesh, revision=revision, ignore=ignore, shapes=shapes)
     else:

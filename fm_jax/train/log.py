@@ -1,9 +1,9 @@
 """Metric writers: JSON lines (the record), TensorBoard and the console. Only process 0 writes."""
 
 import json
+import logging
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,9 @@ import jax
 
 from fm_jax.core import json_file
 from fm_jax.core.errors import ConfigError, DataError
-from fm_jax.core.workdir import write_atomically
+from fm_jax.core.workdir import refusal, write_atomically
+
+_log = logging.getLogger(__name__)
 
 
 class Writer(Protocol):
@@ -59,8 +61,8 @@ class Tee:
 class JsonLines:
     """One JSON object a line: {"step", "time" (Unix seconds), metric: value, …}; floats are exact.
 
-    With `resume_step`, lines of later steps, left by a run that was killed after its last checkpoint, are removed, so
-    that the file reads as one run. The old file is kept beside it as .bak, .bak2, …
+    With `resume_step`, lines of later steps, left by a run that was killed after its last checkpoint, are moved to the
+    end of FILE.removed, so that the file reads as one run. Each line is kept once, in one of the two files.
     """
 
     def __init__(self, path: Path, *, resume_step: int | None = None) -> None:
@@ -73,26 +75,34 @@ class JsonLines:
             return
         if taken := {"step", "time"} & metrics.keys():
             raise ValueError(f"a metric may not be called {' or '.join(sorted(taken))}; rename it")
-        if self._file is None:
-            _keep_until(self.path, self.resume_step)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
         line: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
         line |= {name: _exact(value) for name, value in metrics.items()}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                _keep_until(self.path, self.resume_step)
+                self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise refusal(self.path, error) from error
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._file = None
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        try:
+            with file:
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise refusal(self.path, error) from error
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines that `JsonLines` wrote, nan and infinities as floats; damaged lines are ignored."""
-    lines = (_parse(line) for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines())
+    """Return the lines that `JsonLines` wrote, nan and infinities as floats; a line torn by a crash is left out."""
+    lines = (_parse(line) for line in Path(path).read_bytes().split(b"\n"))
     return [
         {name: float(value) if isinstance(value, str) else value for name, value in line.items()}
         for line in lines
@@ -122,19 +132,26 @@ class TensorBoard:
         """Add one scalar for each metric."""
         if jax.process_index() != 0:
             return
-        if self._events is None:
-            from tensorboardX import SummaryWriter
+        try:
+            if self._events is None:
+                from tensorboardX import SummaryWriter
 
-            purge = None if self.resume_step is None else self.resume_step + 1
-            self._events = SummaryWriter(str(self.directory), purge_step=purge)
-        for name, value in metrics.items():
-            self._events.add_scalar(name, float(value), step)
+                purge = None if self.resume_step is None else self.resume_step + 1
+                self._events = SummaryWriter(str(self.directory), purge_step=purge)
+            for name, value in metrics.items():
+                self._events.add_scalar(name, float(value), step)
+        except OSError as error:
+            raise refusal(self.directory, error) from error
 
     def close(self) -> None:
         """Flush and close the event file."""
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        if self._events is None:
+            return
+        events, self._events = self._events, None
+        try:
+            events.close()
+        except OSError as error:
+            raise refusal(self.directory, error) from error
 
 
 class Console:
@@ -197,7 +214,7 @@ def _exact(value: float) -> float | str:
     return number if math.isfinite(number) else str(number)  # JSON has no nan
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         record = json_file.parse(line, "a line of metrics", DataError)
     except DataError:
@@ -211,23 +228,32 @@ def _is_figure(value: Any) -> bool:
 
 
 def _keep_until(path: Path, step: int | None) -> None:
-    """Remove incomplete lines and lines of later steps; keep the old file under another name."""
-    if not path.exists():
-        return
-    text = path.read_text(encoding="utf-8", errors="replace")
-    kept = [
-        line
-        for line in text.split("\n")
-        if (record := _parse(line)) is not None and (step is None or record["step"] <= step)
-    ]
-    new = "".join(f"{line}\n" for line in kept)
-    if new == text:
-        return
-    number = 1
-    while (backup := path.with_name(f"{path.name}.bak{number if number > 1 else ''}")).exists():
-        number += 1
+    """Move torn lines and lines of later steps to FILE.removed; a kill at any moment loses none of them."""
     try:
-        os.link(path, backup)
-    except OSError:  # a file system without hard links
-        shutil.copy2(path, backup)
-    write_atomically(path, new)
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return
+    kept, removed = list[bytes](), list[bytes]()
+    for line in filter(None, content.split(b"\n")):
+        stays = (record := _parse(line)) is not None and (step is None or record["step"] <= step)
+        (kept if stays else removed).append(line + b"\n")
+    if removed:
+        aside = path.with_name(f"{path.name}.removed")
+        _append_once(aside, b"".join(removed))
+        after = "" if step is None else f" after step {step}"
+        _log.warning("%s: moved %d lines%s to %s", path, len(removed), after, aside.name)
+    if (new := b"".join(kept)) != content:
+        write_atomically(path, new)
+
+
+def _append_once(path: Path, text: bytes) -> None:
+    """Append to a file and sync it, unless it ends with the text: an earlier start was killed just after that."""
+    with open(path, "a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - len(text) - 1))
+        end = file.read()
+        if end.endswith(text):
+            return
+        file.write((b"\n" if end and not end.endswith(b"\n") else b"") + text)  # the append itself was cut off
+        file.flush()
+        os.fsync(file.fileno())

@@ -14,6 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from fm_jax.checkpoint import model as models
+from fm_jax.checkpoint import read
 from fm_jax.checkpoint.store import Store
 from fm_jax.core import mesh as meshes
 from fm_jax.core import sharding, tree
@@ -177,6 +178,7 @@ def train(
     mesh: Mesh,
     model: nn.Module,
     meta: Mapping[str, Any],
+    files: Mapping[str, bytes] | None = None,
     layout: Params | None = None,
     validate: Callable[[int, state.TrainState], Mapping[str, float]] | None = None,
     metric: str | None = None,
@@ -196,6 +198,7 @@ def train(
         mesh: mesh from `open_mesh`.
         model: the trained model; every checkpoint describes it, so that a later stage can open it.
         meta: saved with every checkpoint: "config", as JSON data, and what later stages also need.
+        files: {path: content}, saved with every checkpoint, such as the tokenizer's, for later stages.
         layout: the whole model's `state.layout`; with it, a resumed run makes no initial parameters.
         validate: (step, state) -> metrics, called every `cfg.fit.eval_every` steps and after the last step.
         metric: name of the validation metric whose lowest value decides the best checkpoint.
@@ -205,12 +208,9 @@ def train(
         writer: metric writer; by default metrics.jsonl, TensorBoard and the console.
     """
     hooks = [] if validate is None else [Hook(_named(split, validate), cfg.fit.eval_every)]
+    best = f"{split}/{metric}" if metric else None
     with ExitStack() as stack:
-        kept = None
-        if store:
-            best = f"{split}/{metric}" if metric else None
-            described = {**meta, "model": models.describe(model)}
-            kept = stack.enter_context(Store(workdir / "checkpoints", metric=best, meta=described))
+        kept = stack.enter_context(_store(workdir, best, model, meta, files)) if store else None
         initial = loop.begin(trainer.create, make_params, mesh, store=kept, batches=batches, layout=layout)
         if writer is None:
             writer = log.writers(workdir, step=int(initial.step), num_steps=cfg.fit.num_steps, tensorboard=True)
@@ -227,6 +227,14 @@ def train(
             work=work,
             trace_dir=workdir / "trace",
         )
+
+
+def _store(
+    workdir: Path, metric: str | None, model: nn.Module, meta: Mapping[str, Any], files: Mapping[str, bytes] | None
+) -> Store:
+    """Open the checkpoints of a run; CheckpointError if it has begun, but they are gone."""
+    read.to_resume(workdir)
+    return Store(workdir / "checkpoints", metric=metric, meta={**meta, "model": models.describe(model)}, files=files)
 
 
 Validate = Callable[[int, state.TrainState], Mapping[str, float]]

@@ -2,9 +2,12 @@
 
     python -m tests.checkpoint.killed DIRECTORY KILLS SEED
 
+Every third read of a seal or a record fails while a process saves, as on a faulty disk: no step may be lost by it.
 Children are forked before the backend starts, which spares each of them the imports. Prints one line of JSON.
 """
 
+import errno
+import itertools
 import json
 import os
 import random
@@ -20,6 +23,7 @@ import jax.numpy as jnp
 
 from fm_jax.checkpoint import seal
 from fm_jax.checkpoint.store import Store
+from fm_jax.train import log
 
 SIZE = 400_000
 
@@ -35,9 +39,26 @@ def advance(state: dict) -> dict:
     return {"step": step, "params": {"w": words, "b": (words[:7] & jnp.uint32(63)).astype(jnp.bfloat16)}}
 
 
+def loss(step: int) -> float:
+    """Return the metric of a step; its lowest value comes at any time."""
+    return float(step * 7919 % 101)
+
+
+def make_reads_fail() -> None:
+    """Let every third read of a small file fail."""
+    content, calls = seal._content, itertools.count(1)
+
+    def read(path: Path) -> bytes:
+        if next(calls) % 3 == 0:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return content(path)
+
+    seal._content = read
+
+
 def child(directory: Path, announced: int, say: Callable[[int], None], steps: int | None) -> None:
     """Check the newest sealed step, go on from there, and say after every save which step is sealed."""
-    with Store(directory, keep_last=2, meta={}) as store:
+    with Store(directory, keep_last=2, metric="loss", meta={}) as store:
         last = store.last_step() or 0
         assert last >= announced, f"step {announced} was sealed, {last} is the newest"
         state = initial()
@@ -46,12 +67,18 @@ def child(directory: Path, announced: int, say: Callable[[int], None], steps: in
             right = jax.jit(lambda n: jax.lax.fori_loop(0, n, lambda _, s: advance(s), initial()))(last)
             same = jax.tree.map(lambda a, b: bool((a == b).all()) and a.dtype == b.dtype, state, right)
             assert jax.tree.all(same) and data == {"next_batch": last}, (last, same, data)
+            best = store.best_step()
+            assert best == min(range(1, last + 1), key=lambda n: (loss(n), n)), f"the best step is not {best}"
         say(last)
+        make_reads_fail()
+        metrics = log.JsonLines(directory / "metrics.jsonl", resume_step=last)
         step = jax.jit(advance, donate_argnums=0)
         first = int(state["step"])
         while steps is None or int(state["step"]) < first + steps:
             state = step(state)
-            store.save(int(state["step"]), state, {"next_batch": int(state["step"])})
+            number = int(state["step"])
+            metrics.write(number, {"loss": loss(number)})
+            store.save(number, state, {"next_batch": number}, {"loss": loss(number)})
             say(store.last_step() or 0)
 
 
@@ -107,6 +134,10 @@ def main(directory: Path, kills: int, seed: int) -> None:
     process, reader = fork(directory, announced, 3)
     status = os.waitpid(process, 0)[1]
     final = seal.steps(directory)[-1]
+    logged = [line["step"] for line in log.read(directory / "metrics.jsonl")]
+    assert logged == list(range(1, final + 1)), logged
+    moved = directory / "metrics.jsonl.removed"
+    assert not moved.exists() or len(log.read(moved)) <= 3 * kills, "lines were copied, not moved"
     print(json.dumps({"kills": kills, "cut": cut, "announced": announced, "final": final, "status": status}))
 
 

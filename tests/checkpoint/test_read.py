@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -165,3 +166,61 @@ def test_a_relative_directory_is_one_too(tmp_path, monkeypatch):
         store.wait()
         assert_same(store.restore(1, shapes(state))[0], state)
     assert_same(load_params("checkpoints"), {**state.params, **state.frozen})
+
+
+def begun(workdir, *steps):
+    """Leave what a training leaves: checkpoints, and a line of its log."""
+    with Store(workdir / "checkpoints", meta={}) as store:
+        for step in steps:
+            store.save(step, {"params": {"w": jnp.ones(1)}}, {})
+    (workdir / "metrics.jsonl").write_text('{"step": 1}\n')
+    return workdir
+
+
+def test_a_run_goes_on_from_its_last_step_or_begins(tmp_path):
+    assert read.to_resume(tmp_path / "new") is None
+    assert read.to_resume(begun(tmp_path / "killed_before_its_first_save")) is None
+    assert read.to_resume(begun(tmp_path / "run", 1, 3)) == 3
+
+
+def emptied(checkpoints):
+    shutil.rmtree(checkpoints)
+    checkpoints.mkdir()
+
+
+def replaced(checkpoints):
+    shutil.rmtree(checkpoints)
+    checkpoints.write_text("")
+
+
+def without_seals(checkpoints):
+    for path in checkpoints.glob("*/seal.json"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("finished", "lose", "said"),
+    [
+        (False, shutil.rmtree, "has begun .it has metrics.jsonl., but its checkpoints are gone; put .* --workdir"),
+        (False, emptied, "has begun .it has metrics.jsonl., but its checkpoints are gone; put .* --workdir"),
+        (True, shutil.rmtree, "has finished .it has results.json., but it has no checkpoint; put .* --workdir"),
+        (False, replaced, "could not be listed .Not a directory.; put the directory back"),
+        (False, without_seals, "none of the checkpoints 1, 2 has a seal.json; put the checkpoints back"),
+    ],
+)
+def test_a_run_whose_checkpoints_are_gone_does_not_start_anew(tmp_path, finished, lose, said):
+    workdir = begun(tmp_path / "run", 1, 2)
+    if finished:
+        (workdir / "results.json").write_text("{}")
+    lose(workdir / "checkpoints")
+    with pytest.raises(CheckpointError, match=said):
+        read.to_resume(workdir)
+
+
+def test_a_newest_step_that_lost_its_seal_is_not_passed_over(tmp_path):
+    begun(tmp_path, 1, 2)
+    (tmp_path / "checkpoints" / "2" / "seal.json").unlink()
+    with pytest.raises(CheckpointError, match=r"checkpoint 2 in .* has no seal.json"):
+        load_params(tmp_path / "checkpoints", "last")
+    assert load_params(tmp_path / "checkpoints", 1)["w"].tolist() == [1]
+    assert read.to_resume(tmp_path) == 1  # a training says so, goes on, and keeps the folder (test_store.py)

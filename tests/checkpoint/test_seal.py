@@ -130,6 +130,48 @@ def test_messages_stay_short_however_long_the_path(tmp_path):
     message = str(seal.damaged(deep, "state/" + "f" * 900, "missing"))
     assert len(message) <= 400
     assert message.startswith("checkpoint 7 in ")
+    unread = seal.unread(deep, "state/" + "f" * 900, OSError(5, "Input/output error"))
+    assert len(f"the best step is unknown: {unread}") <= 400
+
+
+@pytest.mark.parametrize("name", [seal.SEAL, "checkpoint.json", "state/d/big"])
+def test_what_cannot_be_read_is_not_called_damaged(sealed, monkeypatch, name):
+    opened = Path.open
+
+    def fail(path, *args, **options):
+        if path == sealed / name:
+            raise OSError(5, "Input/output error", str(path))
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint 7 in .* could not be read \(Input/output error\); try again"
+    ):
+        seal.verify(sealed)
+
+
+def test_a_directory_that_cannot_be_listed_is_not_empty(sealed, monkeypatch):
+    def failing(function, refused):
+        def call(path, **options):
+            if Path(path) == refused:
+                raise OSError(13, "Permission denied", str(path))
+            return function(path, **options)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", failing(os.scandir, sealed.parent))
+        with pytest.raises(CheckpointError, match=r"checkpoints in .* could not be listed \(Permission denied\)"):
+            seal.steps(sealed.parent)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", failing(os.stat, sealed / seal.SEAL))
+        with pytest.raises(CheckpointError, match=r"could not be read \(Permission denied\); try again"):
+            seal.steps(sealed.parent)
+
+
+def test_a_link_to_what_is_away_is_a_step_without_a_seal(sealed):
+    (sealed.parent / "9").symlink_to(sealed.parent / "unmounted")
+    assert (seal.steps(sealed.parent), seal.unsealed(sealed.parent)) == ([7], [9])
 
 
 @pytest.mark.parametrize(

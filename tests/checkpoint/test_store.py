@@ -5,13 +5,14 @@ import math
 import resource
 import shutil
 import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fm_jax.checkpoint import read, seal
+from fm_jax.checkpoint import read, retention, seal
 from fm_jax.checkpoint.store import Store
 from fm_jax.core.errors import CheckpointError, ConfigError, ResourceError
 from tests.checkpoint.states import assert_same, make, shapes, spread
@@ -120,7 +121,9 @@ def test_an_unsealed_step_is_ignored_aloud_and_kept(tmp_path, caplog):
         assert [r.getMessage() for r in caplog.records] == [
             f"ignoring unfinished checkpoints 3, 2 in {tmp_path}; the last sealed one is 1"
         ]
-        assert (store.last_step(), store.best_step()) == (1, None)
+        assert store.last_step() == 1
+        with pytest.raises(CheckpointError, match=r"the best step is unknown: checkpoint 2 in .* has no seal.json"):
+            store.best_step()
         with pytest.raises(CheckpointError, match=r"checkpoint 2 in .* has no seal.json, so it is unfinished"):
             store.restore(2, shapes(SMALL))
         caplog.clear()
@@ -137,6 +140,108 @@ def test_an_unsealed_step_is_ignored_aloud_and_kept(tmp_path, caplog):
         store.wait()
         assert not (tmp_path / "unsealed" / "3").exists() and aside.exists()
         assert "removed the unfinished checkpoint" in caplog.text
+
+
+def scored(directory, losses, **more):
+    """Leave one step for each loss; the metric of a store decides what is kept."""
+    with Store(directory, metric="loss", meta={}, **more) as store:
+        for step, loss in losses.items():
+            store.save(step, SMALL, {}, {"loss": loss})
+
+
+def fail_reading(monkeypatch, name):
+    """Let reading of a file fail as on a faulty disk; return a function that repairs it."""
+    content = seal._content
+
+    def read_content(path):
+        if path.parts[-len(Path(name).parts) :] == Path(name).parts:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return content(path)
+
+    monkeypatch.setattr(seal, "_content", read_content)
+
+
+@pytest.mark.parametrize("name", ["2/seal.json", "2/checkpoint.json"])
+def test_a_step_that_could_not_be_read_is_not_deleted(tmp_path, monkeypatch, caplog, name):
+    scored(tmp_path, {1: 5.0, 2: 1.0, 3: 4.0, 4: 3.0})
+    assert seal.steps(tmp_path) == [2, 3, 4]
+    fail_reading(monkeypatch, name)
+    with Store(tmp_path, metric="loss", meta={}) as store:
+        for step in (5, 6, 7):
+            store.save(step, SMALL, {}, {"loss": 9.0 - step})
+    assert seal.steps(tmp_path) == [2, 6, 7]  # of the others the last, of which 7 is the best
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("keeping a checkpoint that cannot be judged: checkpoint 2 in ")
+    assert f"{Path(name).name} could not be read (Input/output error); try again" in line
+    with pytest.raises(CheckpointError, match=r"the best step is unknown: checkpoint 2 in .* could not be read"):
+        store.best_step()
+    monkeypatch.undo()
+    assert store.best_step() == 2
+    scored(tmp_path, {8: 4.0, 9: 4.0})
+    assert seal.steps(tmp_path) == [2, 8, 9]
+
+
+@pytest.mark.parametrize("name", ["seal.json", "checkpoint.json"])
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_a_damaged_step_is_kept_and_takes_no_others_place(tmp_path, name, damage):
+    scored(tmp_path, {1: 5.0, 2: 1.0, 3: 4.0, 4: 3.0})
+    path = tmp_path / "2" / name
+    content = path.read_bytes()
+    path.unlink() if damage == "gone" else path.write_bytes(content.replace(b"s", b"S", 1))
+    scored(tmp_path, {5: 2.0, 6: 3.0, 7: 4.0})
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdecimal()) == ["2", "5", "6", "7"]
+    with pytest.raises(CheckpointError, match=r"the best step is unknown: checkpoint 2 in .*--init\.step") as caught:
+        read.folder(tmp_path, "best")
+    assert len(str(caught.value)) <= 400
+    assert read.folder(tmp_path, "last") == tmp_path / "7"
+    path.write_bytes(content)
+    assert read.folder(tmp_path, "best") == tmp_path / "2"
+
+
+def test_a_listing_that_fails_deletes_nothing(tmp_path, monkeypatch, caplog):
+    scored(tmp_path, {1: 1.0, 2: 2.0, 3: 3.0})
+    with Store(tmp_path, keep_last=1, metric="loss", meta={}) as store:
+        monkeypatch.setattr(retention.read, "records", lambda _: 1 / 0)
+        store.save(4, SMALL, {}, {"loss": 4.0})
+    assert seal.steps(tmp_path) == [1, 2, 3, 4]
+    assert "could not delete old checkpoints" in caplog.text
+
+
+def test_the_best_under_an_earlier_metric_is_kept(tmp_path):
+    scored(tmp_path, {1: 1.0, 2: 2.0, 3: 3.0}, keep_last=1)
+    with Store(tmp_path, keep_last=1, metric="validation/loss", meta={}) as store:
+        for step in (4, 5, 6):
+            store.save(step, SMALL, {}, {"validation/loss": float(step)})
+    assert seal.steps(tmp_path) == [1, 4, 6]
+
+
+def test_a_step_that_a_running_training_deletes_is_no_damage(tmp_path, monkeypatch):
+    scored(tmp_path, {1: 1.0, 2: 2.0, 3: 3.0})
+    listed = seal.steps(tmp_path)
+    shutil.rmtree(tmp_path / "2")
+    monkeypatch.setattr(seal, "steps", lambda _: listed)
+    assert read.best(tmp_path) == 1
+
+
+def test_files_of_the_run_are_in_every_step(tmp_path):
+    files = {"tokenizer/tokenizer.json": b"{}", "notes": b"\0\n"}
+    with Store(tmp_path, keep_last=1, meta={}, files=files) as store:
+        store.save(1, SMALL, {})
+        store.save(2, SMALL, {})
+    assert {name: seal.read(tmp_path / "2", name) for name in files} == files
+    (tmp_path / "2" / "notes").write_bytes(b"\0\r")
+    with pytest.raises(CheckpointError, match="notes is damaged"):
+        store.restore(2, shapes(SMALL))
+
+
+def test_a_directory_in_which_no_step_can_be_named_is_refused_before_training(tmp_path, monkeypatch):
+    def refuse(path, target):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(CheckpointError, match=r"opening checkpoint directory .* failed: .*Read-only file system"):
+        Store(tmp_path, meta={})
+    assert list((tmp_path / "unsealed").iterdir()) == []
 
 
 def test_no_space_is_said_before_anything_is_written(store, monkeypatch):
@@ -222,7 +327,8 @@ def test_retention_that_cannot_delete_is_a_warning(tmp_path, monkeypatch, caplog
         ({"keep_best": -1}, ConfigError, "keep_best=-1 at least 0"),
         ({"meta": {"config": object()}}, ConfigError, "must be JSON data"),
         ({"directory": "gs://bucket/run"}, ConfigError, "gs://bucket/run is not a local path; mount the bucket"),
-        ({"directory": "{file}/checkpoints"}, CheckpointError, "cannot create .*: Not a directory"),
+        ({"directory": "{file}/checkpoints"}, CheckpointError, "opening checkpoint directory .*: .*Not a directory"),
+        ({"directory": "{file}"}, CheckpointError, "opening checkpoint directory .*: .*Not a directory"),
     ],
 )
 def test_a_store_that_cannot_work_says_so(tmp_path, options, kind, said):

@@ -72,20 +72,20 @@ def test_a_file_is_read_to_its_limit_only(tmp_path: Path) -> None:
     assert json_file.read(file, DataError, most=12) == {"a": "bcd"}
     with pytest.raises(DataError, match="is larger than 11 bytes"):
         json_file.read(file, DataError, most=11)
-    with pytest.raises(DataError, match="/dev/zero is not a file"):
+    with pytest.raises(DataError, match="/dev/zero is a device, not a file"):
         json_file.read(Path("/dev/zero"), DataError)
 
 
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # reading it would wait for a writer
     (tmp_path / "link").symlink_to("gone")
-    for name, said in (("pipe", "is not a file"), ("link", "is a link to a file that"), ("none", "does not exist")):
+    for name, said in (("pipe", "is a pipe, not"), ("link", "which does not exist"), ("none", "does not exist")):
         with pytest.raises(DataError, match=said):
             json_file.read(tmp_path / name, DataError)
-    with pytest.raises(DataError, match="is not a file"):
+    with pytest.raises(DataError, match="is a folder, not a file"):
         json_file.read(tmp_path, DataError)
     locked = put(tmp_path, b"{}")
-    with pytest.raises(DataError, match="cannot be read: Not a directory"):
+    with pytest.raises(DataError, match="cannot be opened: Not a directory"):
         json_file.read(locked / "a.json", DataError)
 
 

@@ -124,6 +124,40 @@ def test_a_damaged_record_is_named(tmp_path: Path, body: str) -> None:
         take(path)
 
 
+def test_a_run_without_its_record_is_refused(tmp_path: Path) -> None:
+    """Otherwise another experiment or config would go on from its checkpoints."""
+    path = ran(tmp_path / "a")
+    (path / "run.json").unlink()
+    before = snapshot(path)
+    with pytest.raises(ConfigError, match=r"has the files of a run \(results\.json\), but its run\.json is missing"):
+        take(path, CONFIG | {"seed": 1}, experiment="experiments.b")
+    assert snapshot(path) == before
+
+
+def test_two_that_begin_at_the_same_moment_do_not_remove_each_others_directory(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    held = take(tmp_path / "a")
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter(()))  # listed before the other process had begun
+    with pytest.raises(ConfigError, match="in use by pid"):
+        take(tmp_path / "a")
+    monkeypatch.undo()
+    assert (tmp_path / "a" / "owner.json").read_text()
+    held.release()
+
+
+def test_a_directory_that_is_removed_while_it_is_opened_is_not_owned(tmp_path: Path, monkeypatch: Any) -> None:
+    flock = fcntl.flock
+
+    def removed(lock: int, how: int) -> None:
+        (tmp_path / "a" / "owner.json").unlink()  # by its owner, which never began
+        flock(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", removed)
+    with pytest.raises(ConfigError, match="was released by another process just now; run the command again"):
+        take(tmp_path / "a")
+
+
 def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     before = snapshot(tmp_path)
@@ -257,6 +291,32 @@ def test_an_atomic_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypat
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(
+        ResourceError, match=r"/f cannot be written: Input/output error; free space or use another disk"
+    ):
         write_atomically(tmp_path / "f", "new")
     assert snapshot(tmp_path) == {"f": b"old"}
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ENOSPC, ResourceError), (errno.EDQUOT, ResourceError), (errno.EROFS, ConfigError)],
+)
+def test_a_record_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: Any, number: int, kind: type[Exception]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    path = ran(tmp_path / "a")
+    before = (path / "run.json").read_text()
+    monkeypatch.setattr(os, "replace", fail)
+    with take(path) as held, pytest.raises(kind, match=r"run\.json cannot be written: "):
+        held.write_record({"experiment": "experiments.a", "config": CONFIG})
+    assert (path / "run.json").read_text() == before
+
+
+def test_a_name_that_is_too_long_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="File name too long") as caught:
+        write_atomically(tmp_path / ("f" * 255), "new")
+    assert len(str(caught.value)) < 300 and not list(tmp_path.iterdir())

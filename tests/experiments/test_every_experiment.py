@@ -24,6 +24,8 @@ from experiments.hub import hub_convert, hub_verify
 from experiments.language import (
     bert_pretrain,
     bert_squad,
+    few_labels,
+    generate,
     harness,
     lm_pretrain,
     t5_pretrain,
@@ -63,7 +65,9 @@ def configs(pretrained: Path) -> dict[str, tuple[Any, Any, str]]:
     return {
         "lm_pretrain": (lm_pretrain, lm_pretrain.debug(), "checkpoints"),
         "text_classify": (text_classify, replace(text_classify.debug(), init=Init(pretrained)), "checkpoints"),
+        "few_labels": (few_labels, replace(few_labels.debug(), init=Init(pretrained)), ""),
         "harness": (harness, replace(harness.debug(), model=pretrained), ""),
+        "generate": (generate, replace(generate.debug(), init=Init(pretrained)), ""),
         "quickstart": (quickstart, quickstart.debug(), "pretrain/checkpoints"),
         "t5_translate": (t5_translate, t5_translate.debug(), "checkpoints"),
         "bert_squad": (bert_squad, bert_squad.debug(), "checkpoints"),
@@ -90,7 +94,9 @@ def configs(pretrained: Path) -> dict[str, tuple[Any, Any, str]]:
 NAMES = (
     "lm_pretrain",
     "text_classify",
+    "few_labels",
     "harness",
+    "generate",
     "quickstart",
     "t5_translate",
     "bert_squad",

@@ -171,6 +171,13 @@ def test_the_repetition_penalty_follows_the_text():
         ({"lengths": np.array([3, 6])}, r"prompts must be \[B, T\] and lengths \[B\]"),
         ({"cfg": Config()}, "temperature 1.0 needs a key"),
         ({"stop": ((1,), ())}, "stop sequence 1 is empty"),
+        ({"prompts": PROMPTS - 30}, "prompt 0 has token id -.* at position 0; the model has rows 0 … 18"),
+        (
+            {"prompts": PROMPTS + np.eye(3, 6, 1, int) * 30},
+            "prompt 0 has token id 42 at position 1; the model has rows",
+        ),
+        ({"prompts": PROMPTS + 0.5}, "prompt ids must be integers, not float64"),
+        ({"context": {"source": np.full((3, 2), 19)}}, "source 0 has token id 19 at position 0"),
     ],
 )
 def test_what_cannot_work_is_refused_before_compute(change, message):

@@ -8,6 +8,7 @@ from fm_jax.core.errors import ConfigError, NumericError
 from fm_jax.generate import decode
 from fm_jax.generate.sample import Config
 from fm_jax.generate.text import text
+from fm_jax.hub.generation import Generation
 from tests.generate import toy
 
 LETTERS = "\0abcdefghijklmnopqr"  # 19 ids; 0 is the end
@@ -34,6 +35,29 @@ def test_text_is_what_follows_without_end_and_stop():
     assert write(["ab", "k", "lmnop"], eos_id=()) == ["cdefgh", "lmnopq", "qr\0abc"]
     assert write(["ab", "k", "lmnop"]) == ["cdefgh", "lmnopq", "qr"]
     assert write(["ab", "k", "lmnop"], stop=["efg", "d", "no"]) == ["c", "lm", "qr"]
+
+
+def test_a_text_ends_where_the_checkpoint_says():
+    write = partial(text, *alphabet(), ["ab"], max_new_tokens=6)
+    k, e = LETTERS.index("k"), LETTERS.index("e")
+    assert write(generation=Generation({"eos_token_id": [k, e]})) == ["cd"]
+    assert write(generation=Generation({"eos_token_id": e}, {"eos_token_id": LETTERS.index("f")})) == ["cde"]
+    assert text(*alphabet(), ["p"], max_new_tokens=4, generation=Generation({"pad_token_id": 0})) == ["qr"]
+    assert text(*alphabet(), ["p"], max_new_tokens=4, generation=Generation({"eos_token_id": None})) == ["qr\0a"]
+    assert write(eos_id=LETTERS.index("d"), generation=Generation({"eos_token_id": e})) == ["c"]
+
+
+def test_a_prompt_may_be_token_ids():
+    assert text(*alphabet(), [np.array([1, 2]), [11], "lm"], max_new_tokens=3) == ["cde", "lmn", "nop"]
+
+
+def test_an_id_beyond_the_tokenizer_loses_no_text():
+    class Short(Letters):
+        def decode(self, ids) -> str:
+            return super().decode([token for token in ids if token < 5])
+
+    model, params, _ = alphabet()
+    assert text(model, params, Short(), ["ab", "q"], max_new_tokens=3, eos_id=()) == ["cd", "\0a"]
 
 
 def test_a_start_token_lets_a_text_begin_from_nothing():
@@ -78,6 +102,11 @@ def test_prompts_that_cannot_work_are_refused_by_index():
         text(model, params, Letters(), ["a", "a" * 26], max_new_tokens=7)
     with pytest.raises(ConfigError, match=r"prompt 0 \(''\) has no tokens"):
         text(model, params, Letters(), ["", "a"], max_new_tokens=7)
+    for wrong in (-1, 19):
+        with pytest.raises(
+            ConfigError, match=f"prompt 1 has token id {wrong} at position 2; the model has rows 0 … 18"
+        ):
+            text(model, params, Letters(), ["a", [1, 2, wrong]], max_new_tokens=7)
     with pytest.raises(ConfigError, match="a stop string is empty"):
         text(model, params, Letters(), ["a"], max_new_tokens=7, stop=[""])
 

@@ -256,7 +256,11 @@ REFUSED = [
     ({"use_something_new": True}, "use_something_new (true) is unknown"),
     ({"r": 0}, "r 0"),
     ({"r": 3}, "A (2, 16), B (16, 2), not A (3, 16), B (16, 3)"),
-    ({"rank_pattern": {"(q|v)_proj": 4}}, "'(q|v)_proj' is a regular expression"),
+    ({"rank_pattern": {"(q|v)_proj": 4}}, "A (2, 16), B (16, 2), not A (4, 16), B (16, 4)"),
+    ({"rank_pattern": {"(q|v_proj": 2}}, "'(q|v_proj' is not a regular expression"),
+    ({"alpha_pattern": {"(a+)+": 2}}, "'(a+)+' is not supported: it repeats a group"),
+    ({"alpha_pattern": {"x" * 201: 2}}, "or is longer than 200"),
+    ({"enable_lora": [True, False, True]}, "enable_lora is"),
     ({"alpha_pattern": {"q_proj": "many"}}, "'q_proj' has the value 'many'"),
     ({"lora_alpha": -1}, "lora_alpha -1"),
 ]
@@ -272,6 +276,38 @@ def test_another_kind_of_adapter_is_refused_by_name(change, word, tmp_path):
         adapter.load(folder, module)
     if word.endswith("is unknown"):
         assert_equal(adapter.load(folder, module, ignore=tuple(change)).trained, trained)
+
+
+# what folders of early and recent versions of peft, and of other tools, also hold
+BOOKKEEPING = {
+    "auto_mapping": {"base_model_class": "LlamaForCausalLM", "unsloth_fixed": True}, "corda_config": None,
+    "enable_lora": None, "eva_config": {"rho": 2.0}, "exclude_modules": None, "layer_replication": [],
+    "layers_pattern": None, "layers_to_transform": [0, 1], "loftq_config": {}, "lora_bias": False, "lora_dropout": 0.05,
+    "megatron_config": None, "megatron_core": "megatron.core", "merge_weights": False, "peft_version": "0.18.0",
+    "qalora_group_size": 16, "rank_pattern": None, "target_modules": r".*\.(q|v)_proj", "trainable_token_indices": None,
+    "use_dora": False, "use_qalora": False, "use_rslora": False,
+}  # fmt: skip
+
+
+def test_bookkeeping_of_other_versions_and_tools_changes_nothing(tmp_path):
+    module, _ = build(FORMS["llama-tied"])
+    trained, _, cfg = train(module)
+    folder = save(tmp_path / "adapter", module, trained, cfg)
+    edit(folder, **BOOKKEEPING)
+    assert_equal(adapter.load(folder, module).trained, trained)
+
+
+def test_scales_are_given_by_patterns_as_peft_matches_them(tmp_path):
+    module, _ = build(FORMS["llama"])
+    trained, _, cfg = train(module)
+    folder = save(tmp_path / "adapter", module, trained, cfg)
+    edit(folder, alpha_pattern={r".*layers\.[01]\.self_attn\.q_proj": 3, "self_attn.(q|v)_proj": 12, "proj": 1})
+    found, whole = adapter.load(folder, module), tree.flatten(draw(module))
+    got = tree.flatten(merged(module, found))
+    for head, alpha in (("q", 3), ("v", 12)):  # the first pattern that matches a whole name, or its end after a dot
+        pair = trained["lora"]["blocks"]["attn"][head]["kernel"]
+        path = f"blocks/attn/{head}/kernel"
+        close(got[path], whole[path] + pair["a"] @ pair["b"] * alpha / 2)
 
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"

@@ -11,6 +11,7 @@ from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.hub import download, preprocessing
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+INDEX = "model.safetensors.index.json"
 FILES = ["config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json", "README.md", "modeling.py"]
 
 
@@ -23,7 +24,7 @@ def http(kind):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    state = SimpleNamespace(files=FILES, asked=[], fetched=[], error=None, cached={COMMIT, "main"})
+    state = SimpleNamespace(files=FILES, asked=[], fetched=[], error=None, cached={COMMIT, "main"}, listed={})
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
     def model_info(self, name, *, revision=None):
@@ -38,6 +39,8 @@ def hub(monkeypatch, tmp_path):
         state.fetched.append((name, revision, allow_patterns))
         folder = tmp_path / COMMIT
         folder.mkdir(exist_ok=True)
+        if INDEX in (allow_patterns or ()):
+            (folder / INDEX).write_text(json.dumps({"weight_map": state.listed}))
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
@@ -55,6 +58,32 @@ def test_a_branch_is_resolved_to_a_commit_that_is_fetched_and_printed(hub, tmp_p
     assert err == f"owner/name: {revision or 'main'} is commit {COMMIT}; give it as revision to repeat this\n"
 
 
+def test_shards_of_any_name_are_fetched_as_the_index_names_them(hub):
+    shards = ["model-00001-of-000002.safetensors", "second.safetensors"]
+    hub.files = ["config.json", INDEX, *shards, "model-00003-of-00003.safetensors"]
+    hub.listed = {"a": shards[1], "b": shards[0], "c": shards[1]}
+    download.fetch("owner/name")
+    assert [what for _, _, what in hub.fetched] == [[INDEX], ["config.json", INDEX, *shards]]
+    assert {commit for _, commit, _ in hub.fetched} == {COMMIT}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("third.safetensors", "names third.safetensors, which the checkpoint lacks"),
+        ("../up.safetensors", "which is not a file beside it"),
+        ("sub/model.safetensors", "which is not a file beside it"),
+        ("*.safetensors", "which is not a file beside it"),
+        (7, "which is not a file beside it"),
+    ],
+)
+def test_an_index_that_names_what_is_no_file_beside_it_is_refused(hub, name, said):
+    hub.files, hub.listed = ["config.json", INDEX, "sub/model.safetensors"], {"a": name}
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        download.fetch("owner/name")
+    assert [what for _, _, what in hub.fetched] == [[INDEX]]
+
+
 def test_what_a_model_wants_to_see_of_an_image_is_fetched_too(hub):
     hub.files = [*FILES, preprocessing.FILE]
     download.fetch("owner/name")
@@ -65,6 +94,10 @@ def test_a_commit_is_nothing_to_be_told(hub, capsys):
     download.fetch("gpt2", COMMIT)
     assert hub.fetched[0][1] == COMMIT
     assert capsys.readouterr().err == ""
+
+
+def chosen(files, shards=()):
+    return download.chosen("x", files, lambda index, kind: shards)
 
 
 def test_only_one_set_of_weights_and_no_pickle_nor_code_is_chosen():
@@ -82,15 +115,16 @@ def test_only_one_set_of_weights_and_no_pickle_nor_code_is_chosen():
         "../up.json",
     ]
     texts = ["config.json", "merges.txt", "vocab.txt"]
-    assert download.chosen("x", [*shards, *flax, *other]) == [*texts, shards[2], *shards[:2]]
-    assert download.chosen("x", [*shards, *flax, *other, "model.safetensors"]) == [*texts, "model.safetensors"]
-    assert download.chosen("x", [*flax, *other]) == [*texts, "flax_model.msgpack"]
+    assert chosen([*shards, *flax, *other], shards[:2]) == [*texts, shards[2], *shards[:2]]
+    assert chosen([*shards, *flax, *other, "model.safetensors"]) == [*texts, "model.safetensors"]
+    assert chosen([*flax, *other]) == [*texts, "flax_model.msgpack"]
     sharded = ["flax_model.msgpack.index.json", "flax_model-00001-of-00001.msgpack"]
-    assert download.chosen("x", [*sharded, *other]) == sharded
+    assert chosen([*sharded, *other], sharded[1:]) == sharded
+    assert chosen(["chat_template.jinja", "model.safetensors"]) == ["chat_template.jinja", "model.safetensors"]
 
 
 def test_every_chosen_name_means_itself_as_a_pattern():
-    names = download.chosen("x", ["config.json", "model.safetensors", "a[b].json", "?.json"])
+    names = chosen(["config.json", "model.safetensors", "a[b].json", "?.json"])
     assert not any(re.search(r"[*?\[]", name) for name in names)
 
 

@@ -242,5 +242,5 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(CheckpointError, match=r"there is no .*config\.json; a model folder holds config.json beside"):
         Fields.open(tmp_path / "config.json")
     (tmp_path / "config.json").mkdir()
-    with pytest.raises(CheckpointError, match="is not a file"):
+    with pytest.raises(CheckpointError, match="is a folder, not a file"):
         Fields.open(tmp_path / "config.json")

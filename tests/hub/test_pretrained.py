@@ -1,5 +1,7 @@
 import json
+import os
 import re
+import resource
 from dataclasses import dataclass, replace
 
 import jax
@@ -11,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from fm_jax.core import sharding, statistics, tree
 from fm_jax.core.config import precision, training
-from fm_jax.core.errors import CheckpointError
+from fm_jax.core.errors import CheckpointError, ResourceError
 from fm_jax.core.mesh import MeshConfig, make_mesh
 from fm_jax.core.types import backbone
 from fm_jax.data.text import tokenizer as tokenizers
@@ -359,9 +361,60 @@ def test_a_save_that_fails_or_is_stopped_leaves_nothing(kind, place, tmp_path, m
         monkeypatch.setattr(pretrained.table, "write", half)
     else:
         monkeypatch.setattr(tokenizers.Tokenizer, "save", stop)
-    with pytest.raises(kind):
+    with pytest.raises(CheckpointError if kind is OSError else kind, match="stopped"):
         pretrained.save(tmp_path / "folder", module, params, tokenizer)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_ends_a_save_with_one_line_and_leaves_nothing(tmp_path):
+    module, _ = build(FORMS["gpt2"])
+    params = draw(module)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(ResourceError, match=r"folder cannot be written: File too large; free some space"):
+            pretrained.save(tmp_path / "folder", module, params)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["/proc/none/model", "file/below/model"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_parameters_are_read(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    module, _ = build(FORMS["gpt2"])
+    with pytest.raises(CheckpointError, match=f"{place} cannot be written"):
+        pretrained.save(place, module, draw(module))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+ODD = {  # name in the folder -> what the message must say of it
+    "config.json": "is a pipe, not a file",
+    "model.safetensors": "is a pipe, not a file",
+    "tokenizer.json": "is a link to gone, which does not exist",
+    "generation_config.json": "is a folder, not a file",
+    "chat_template.jinja": "is a pipe, not a file",
+    "tokenizer_config.json": "is a link to gone, which does not exist",
+    "special_tokens_map.json": "is a folder, not a file",
+    "preprocessor_config.json": "is a link to gone, which does not exist",
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_no_file_is_refused_by_name(name, tmp_path):
+    make(tmp_path, "resnet" if name == "preprocessor_config.json" else "gpt2")
+    if name.startswith(("chat", "tokenizer_c", "special")):
+        tokenizers.train(TEXTS, 280).save(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    if "pipe" in ODD[name]:
+        os.mkfifo(tmp_path / name)
+    elif "link" in ODD[name]:
+        (tmp_path / name).symlink_to("gone")
+    else:
+        (tmp_path / name).mkdir()
+    with pytest.raises(CheckpointError, match=f"{re.escape(name)} {ODD[name]}"):
+        pretrained.load(tmp_path)
 
 
 def test_a_parameter_that_the_table_cannot_name_is_not_left_out(tmp_path):

@@ -70,6 +70,10 @@ def test_older_names_and_tensors_that_are_no_parameters_are_understood():
     assert_equal(table.read(TABLE, wanted(), Arrays(old)), params())
     assert TABLE.current("wte.weight") == "transformer.wte.weight"
     assert TABLE.current("lm_head.weight") == "lm_head.weight"
+    assert TABLE.current("h.0.ln_1.gamma") == "transformer.h.0.ln_1.weight"  # one rename after the other
+    old = {re.sub(r"(ln_\w+)\.weight", r"\1.gamma", name): array for name, array in old.items()}
+    assert "h.2.ln_1.gamma" in old and "h.2.ln_1.weight" not in old
+    assert_equal(table.read(TABLE, wanted(), Arrays(old)), params())
 
 
 def test_a_tied_copy_that_is_equal_is_passed_over_and_one_that_differs_is_told():

@@ -12,8 +12,9 @@ import pytest
 HERE = Path(__file__).parent
 NEEDS = {
     "test_tokenizer.py": ("transformers",),
-    "test_harness.py": ("torch", "transformers", "lm_eval"),
+    "test_chat.py": ("torch", "transformers", "jinja2"),
     "test_gguf.py": ("torch", "transformers", "gguf"),
+    "test_harness.py": ("torch", "transformers", "lm_eval"),
 }
 USUAL = ("torch", "transformers")
 

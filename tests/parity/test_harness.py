@@ -18,7 +18,7 @@ from experiments.language import harness as experiment
 from fm_jax.core.errors import DataError
 from fm_jax.data.python_docs import docstrings
 from fm_jax.data.text import tokenizer
-from fm_jax.evals.scores import harness
+from fm_jax.evals.scores import harness, harness_tasks
 from fm_jax.hub import pretrained
 from fm_jax.models.language import decoder
 from tests.close import close
@@ -46,6 +46,10 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     stories = [{"text": sentence(rng, 2, high), "answer": "the"} for high in (4, 20, 90, 6, 50)]
     texts = [{"text": sentence(rng, low, low + 9)} for low in (1, 5, 30, 60, 120)]
+    # special tokens that a task spells out, within a text and at its beginning
+    texts += [{"text": text} for text in ("the cat<|endoftext|>the dog", "<|endoftext|>the cat sat on", "<s> the cat")]
+    quiz[1]["text"] += "<|endoftext|>the dog"
+    stories[0]["text"] += "<|endoftext|>"
     write(folder, "quiz", quiz, {
         "output_type": "multiple_choice", "doc_to_text": "{{text}} ", "doc_to_choice": "choices",
         "doc_to_target": "label", "fewshot_split": "test", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
@@ -68,12 +72,17 @@ def write(folder: Path, name: str, rows: list[dict[str, Any]], form: dict[str, A
     (folder / f"{name}.yaml").write_text(json.dumps(head | {"test_split": "test"} | form))
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=[*CONFIGS, "no_start"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model as `transformers` opens it; LLaMA's tokenizer puts a start token before every text."""
-    model, path = decoder.Decoder(CONFIGS[request.param]), tmp_path_factory.mktemp("models") / request.param
+    """A model as `transformers` opens it; LLaMA's tokenizer puts a start token before every text.
+
+    The last has a token <s>, and states that it is not the start token.
+    """
+    cfg = CONFIGS.get(request.param, CONFIGS["gpt2"])
+    model, path = decoder.Decoder(cfg), tmp_path_factory.mktemp("models") / request.param
     rng = np.random.default_rng(1)
-    trained = tokenizer.train((sentence(rng, 5, 20) for _ in range(300)), VOCAB)
+    size = VOCAB - (request.param == "no_start")
+    trained = tokenizer.train((sentence(rng, 5, 20) for _ in range(300)), size)
     params = meta.unbox(jax.jit(model.init)(jax.random.key(0), np.zeros((1, 4), np.int32))["params"])
     # at initialisation all gains are one and all biases zero, and the next token hardly matters
     leaves, kind = jax.tree.flatten(params)
@@ -92,15 +101,22 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             "special_tokens": {"<|endoftext|>": token},
         }  # fmt: skip
         file.write_text(json.dumps(data))
+    if request.param == "no_start":
+        file = path / "tokenizer.json"
+        data = json.loads(file.read_text())
+        data["added_tokens"].append(data["added_tokens"][0] | {"id": size, "content": "<s>"})
+        file.write_text(json.dumps(data))
+        names = json.loads((path / "tokenizer_config.json").read_text())
+        (path / "tokenizer_config.json").write_text(json.dumps(names | {"bos_token": None}))
     return path
 
 
-def ask(lm: Any, tasks: Path, shots: int) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+def ask(lm: Any, tasks: Path, shots: int, *names: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     from lm_eval.tasks import TaskManager
 
     found = lm_eval.simple_evaluate(
         lm,
-        tasks=["quiz", "stories", "texts"],
+        tasks=list(names or ("quiz", "stories", "texts")),
         num_fewshot=shots,
         bootstrap_iters=0,
         task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
@@ -135,6 +151,30 @@ def test_the_same_weights_get_the_same_numbers(shots: int, folder: Path, tasks: 
     close(np.array(answers["texts"], float).ravel(), np.array(wanted["texts"], float).ravel())
     assert answers["stories"] == wanted["stories"]
     assert len({str(text) for text in answers["stories"]}) > 1
+
+
+@pytest.mark.parametrize("form", ["text", "letter"])
+def test_questions_of_ones_own_get_the_same_numbers(form: harness_tasks.Form, folder: Path, tmp_path: Path) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    rng, source = np.random.default_rng(3), tmp_path / "in"
+    source.mkdir()
+    rows = [
+        {
+            "question": f"Which is {sentence(rng, 1, 3)}?", "passage": sentence(rng, 2, 5) if number % 2 else "",
+            "choices": [sentence(rng, 1, 4) for _ in range(2 + number % 3)], "answer": number % 2,
+        }
+        for number in range(9)
+    ]  # fmt: skip
+    (source / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    harness_tasks.questions(source, tmp_path / "out", ["own"], form)
+    found = pretrained.load(folder)
+    assert found.tokenizer is not None
+    model = harness.language_model(found.module, found.params, found.tokenizer, experiment.writer(found, 0))
+    mine, answers = ask(model, tmp_path / "out", 1, "own")
+    theirs, wanted = ask(HFLM(pretrained=str(folder), device="cpu", dtype="float32"), tmp_path / "out", 1, "own")
+    assert mine == theirs and len(answers["own"]) == 7  # two are kept as examples
+    close(_choices(answers["own"])[0], _choices(wanted["own"])[0], 1e-4)
 
 
 def test_a_task_that_is_not_there_is_named(folder: Path, tasks: Path, tmp_path: Path) -> None:

@@ -49,9 +49,10 @@ def largest(module, params, *models, pad=0):
     """Return the largest difference of any layer or output from any of the peers."""
     rows = hub_verify.draw(module, ROWS, pad)
     mine = hub_verify.ours(module, params, rows)
-    lines = [hub_verify.compare(mine, hub_verify.theirs(peer, rows), rows, TOLERANCE) for peer in models]
+    others = [hub_verify.theirs(peer, rows) for peer in models]
+    lines = [hub_verify.compare(mine, other, other, rows, TOLERANCE) for other in others]
     assert all(len(each) > 3 for each in lines)
-    return max(line["difference"] for each in lines for line in each)
+    return max(line["error"] for each in lines for line in each)
 
 
 def opened(kind, folder, **options):
@@ -155,14 +156,40 @@ def test_a_conversion_is_proved_by_the_comparison(tmp_path):
     measured = hub_verify.run(hub_verify.Config(folder=tmp_path / "ours"), tmp_path / "verify")
     assert measured["model"] == "GPT2LMHeadModel" and measured["first_wrong"] == ""
     small(measured["largest"], TOLERANCE)
-    assert list(measured["differences"]) == ["embed", "layer 0", "layer 1", "layer 2", "final", "logits"]
+    assert list(measured["errors"]) == ["embed", "layer 0", "layer 1", "layer 2", "final", "logits"]
 
 
 def test_a_bare_encoder_is_proved_layer_by_layer(tmp_path):
     build("bert-labels").base_model.save_pretrained(tmp_path / "theirs")
     measured = hub_verify.run(hub_verify.Config(folder=tmp_path / "theirs"), tmp_path / "verify")
     assert measured["model"] == "BertModel" and measured["first_wrong"] == ""
-    assert list(measured["differences"]) == ["embed", "layer 0", "layer 1", "final"]
+    assert list(measured["errors"]) == ["embed", "layer 0", "layer 1", "final"]
+    small(measured["largest"], TOLERANCE)
+
+
+BARE = {  # form -> outputs that are compared; their order is ours
+    "gpt2": ["embed", "layer 0", "layer 1", "layer 2", "final"],
+    "neo": ["embed", "layer 0", "layer 1", "layer 2", "layer 3", "final"],
+    "llama-tied-full-heads": ["embed", "layer 0", "layer 1", "final"],
+    "gemma": ["embed", "layer 0", "layer 1", "final"],
+    "roberta-labels": ["embed", "layer 0", "layer 1", "final"],
+    "distilbert-labels": ["embed", "layer 0", "layer 1", "final"],
+    "electra-labels": ["embed", "layer 0", "layer 1", "final"],
+    "albert-labels": ["embed", "layer 0", "layer 1", "layer 2", "final"],
+    "vit-labels": ["embed", "layer 0", "layer 1", "final"],
+    "dinov2-labels": ["embed", "layer 0", "layer 1", "final"],
+    "resnet-basic": ["embed", "layer 0", "layer 1", "final"],
+    "efficientnet-odd": ["embed", "layer 0", "layer 2", "layer 4", "final"],
+}
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_any_base_model_without_its_head_is_proved_layer_by_layer(name, tmp_path):
+    base = build(name).base_model
+    base.save_pretrained(tmp_path / "theirs")
+    measured = hub_verify.run(hub_verify.Config(folder=tmp_path / "theirs"), tmp_path / "verify")
+    assert measured["model"] == type(base).__name__ and measured["first_wrong"] == ""
+    assert list(measured["errors"]) == BARE[name]
     small(measured["largest"], TOLERANCE)
 
 
@@ -320,7 +347,7 @@ def saved(name, folder):
 def test_a_model_of_images_is_proved_layer_by_layer(name, places, tmp_path):
     saved(name, tmp_path / "theirs")
     measured = hub_verify.run(hub_verify.Config(folder=tmp_path / "theirs"), tmp_path / "work")
-    assert list(measured["differences"]) == places
+    assert list(measured["errors"]) == places
     assert measured["largest"] > 0 and measured["first_wrong"] == ""
     small(measured["largest"], TOLERANCE)
 

@@ -1,3 +1,4 @@
+import errno
 from dataclasses import replace
 
 import jax
@@ -10,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fm_jax.core import tree
-from fm_jax.core.errors import CheckpointError, ConfigError
+from fm_jax.core.errors import CheckpointError, ConfigError, ResourceError
 from fm_jax.core.mesh import MeshConfig, make_mesh
 from fm_jax.optim import optimizer
 from fm_jax.peft import lora
@@ -252,12 +253,11 @@ def test_a_saved_adapter_comes_back_bit_for_bit(tmp_path):
 def test_a_failed_write_leaves_the_old_file_and_no_other(saved, monkeypatch):
     before = saved.read_bytes()
 
-    def full_disk(flat, path, metadata):
-        path.write_bytes(b"half")
-        raise OSError("no space left on device")
+    def full_disk(_):
+        raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr("safetensors.numpy.save_file", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(ResourceError, match=r"adapter\.safetensors cannot be written: no space"):
         lora.save(saved, lora.init(jax.random.key(1), make_params(), CFG), CFG)
     assert saved.read_bytes() == before and list(saved.parent.iterdir()) == [saved]
 

@@ -16,6 +16,7 @@ from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.data.text import tokenizer as tokenizers
 from fm_jax.hub import families
 from fm_jax.hub import pretrained as public
+from fm_jax.hub.generation import Generation
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.language import decoder, encoder, encoder_decoder
 from fm_jax.models.language.classifier import Classifier
@@ -36,12 +37,11 @@ def drawn(module: Any, seed: int = 0) -> Any:
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), families.abstract(module))
 
 
-def leave_run(workdir: Path, module: Any, params: Any, **metrics: float) -> None:
+def leave_run(workdir: Path, module: Any, params: Any, about: Any = None, **metrics: float) -> None:
     """Leave what a pretraining run leaves: two checkpoints, of which the first is the better one, and a tokenizer."""
     worse = jax.tree.map(lambda leaf: leaf + 1, params)
-    with Store(
-        workdir / "checkpoints", metric="validation/nll", meta={"config": {}, "model": models.describe(module)}
-    ) as store:
+    meta = {"config": {}, "model": models.describe(module), **(about or {})}
+    with Store(workdir / "checkpoints", metric="validation/nll", meta=meta) as store:
         store.save(1, {"params": params}, {}, dict(metrics))
         store.save(2, {"params": worse}, {}, {name: value + 1 for name, value in metrics.items()})
     tokenizers.train(TEXTS, 258).save(workdir / "tokenizer")
@@ -55,8 +55,11 @@ def same(one: Any, other: Any) -> bool:
 @pytest.mark.parametrize("judged", [True, False])
 def test_a_decoders_run_gives_its_best_or_else_its_last_checkpoint(judged: bool, tmp_path: Path) -> None:
     params = drawn(Decoder(TINY))
-    leave_run(tmp_path, Decoder(TINY), params, **({"validation/nll": 2.0} if judged else {}))
+    ends = Generation({"eos_token_id": [3, 4]}, {"top_k": 5})  # of the model that the run started from
+    about = {"generation": ends.describe()} if judged else None
+    leave_run(tmp_path, Decoder(TINY), params, about, **({"validation/nll": 2.0} if judged else {}))
     found = language.load(tmp_path)
+    assert found.generation == (ends if judged else None)
     assert found.module == Decoder(TINY)
     assert found.tokenizer is not None and found.tokenizer.vocab_size == 258
     assert same(found.params, params) == judged

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.hub import hub_convert
 from fm_jax.core import tree
+from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.core.mesh import MeshConfig
 from fm_jax.data.python_docs.docstrings import Examples
@@ -18,7 +20,8 @@ from fm_jax.hub import families
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.language import decoder
 from fm_jax.peft import lora
-from fm_jax.tasks import text_classifier
+from fm_jax.tasks import language, text_classifier
+from fm_jax.tasks.init import combining
 from fm_jax.tasks.text_classifier import Config, Setup
 from fm_jax.train import log, loop, stage
 from tests.close import close
@@ -53,7 +56,7 @@ def test_each_method_divides_the_parameters_and_puts_them_together_again() -> No
     for method in text_classifier.METHODS:
         made.check(method)
         trained, frozen = made.params(method, 0)
-        joined = tree.flatten(text_classifier.combine(method, CFG.lora)(trained, frozen))
+        joined = tree.flatten(combining(method, CFG.lora)(trained, frozen))
         assert joined.keys() == whole.keys()
         same = {path for path, leaf in joined.items() if np.array_equal(leaf, whole[path])}
         assert same >= {path for path in whole if path.startswith("head/")}
@@ -93,6 +96,34 @@ def test_a_fit_that_goes_on_grafts_no_pretrained_weights(tmp_path: Path, monkeyp
     again, _ = made.fit("frozen", 1e-2, rows, 0, tmp_path, meta={"config": {}}, writer=log.Tee([]))
     assert begun and all(begun)
     jax.tree.map(np.testing.assert_array_equal, whole, again)
+
+
+@pytest.mark.parametrize("method", ["lora", pytest.param("frozen", marks=pytest.mark.slow)])
+def test_a_classifiers_checkpoint_needs_no_data_and_no_base(
+    method: text_classifier.Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = replace(CFG, batch_size=16, method=method, head="last")
+    made = setup(cfg)
+    rows = made.rows(examples(16), "train")
+    meta = {"config": to_dict(cfg) | {"init": {"from": "gone/base", "revision": None}, "data": {"path": "gone"}}}
+    whole, _ = made.fit(method, 1e-1, rows, 0, tmp_path / "run", meta=meta, writer=log.Tee([]))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = language.load(tmp_path / "moved")
+    assert found.module == made.model and found.labels == ("no", "yes")
+    assert found.tokenizer is not None and found.tokenizer.fingerprint == made.tokenizer.fingerprint
+    jax.tree.map(np.testing.assert_array_equal, dict(found.params), whole)
+
+    hub_convert.run(hub_convert.Config(tmp_path / "moved", Path("public")), Path("work"))
+    public = language.load("public")
+    assert public.labels == ("no", "yes") and public.tokenizer is not None
+    inputs = [np.stack([rows[index][name] for index in range(16)]) for name in made.fields]
+    theirs, ours = (
+        jax.jit(model.apply)({"params": jax.device_get(params)}, *inputs)
+        for model, params in ((public.module, public.params), (made.model, whole))
+    )
+    np.testing.assert_array_equal(theirs, ours)
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused_before_anything_is_read() -> None:

@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from fm_jax.core.errors import ConfigError
+from fm_jax.core.errors import ConfigError, ResourceError
 from fm_jax.train.log import Console, JsonLines, Tee, TensorBoard, curves, read, writers
 
 
@@ -62,18 +63,63 @@ def test_a_metric_cannot_take_the_name_of_a_column(tmp_path: Path, name: str) ->
         JsonLines(tmp_path / "m").write(1, {name: 0.0})
 
 
-def test_a_resumed_file_reads_as_one_run_and_nothing_is_lost(tmp_path: Path) -> None:
-    path = tmp_path / "m.jsonl"
+def test_a_resumed_file_reads_as_one_run_and_nothing_is_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, removed = tmp_path / "m.jsonl", tmp_path / "m.jsonl.removed"
     write(path, range(1, 8))
-    whole = path.read_text()
+    first = path.read_text().splitlines()
     write(path, range(5, 10), resume_step=4)
     assert steps_of(path) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert (tmp_path / "m.jsonl.bak").read_text() == whole
-    second = path.read_text()
+    assert removed.read_text().splitlines() == first[4:]
+    second = path.read_text().splitlines()
     write(path, range(1, 3), resume_step=0)
     assert steps_of(path) == [1, 2]
-    assert (tmp_path / "m.jsonl.bak").read_text() == whole
-    assert (tmp_path / "m.jsonl.bak2").read_text() == second
+    assert removed.read_text().splitlines() == first[4:] + second
+    assert "moved 9 lines after step 0 to m.jsonl.removed" in caplog.text
+
+
+def test_many_kills_do_not_multiply_the_file(tmp_path: Path) -> None:
+    path, removed = tmp_path / "m.jsonl", tmp_path / "m.jsonl.removed"
+    write(path, range(1, 1001))
+    for kill in range(20):
+        write(path, range(1001 + kill, 1003 + kill), resume_step=1000 + kill)  # one step is saved, one is not
+    assert steps_of(path) == list(range(1, 1022))
+    assert steps_of(removed) == list(range(1002, 1021))  # each line once, in one of the two files
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("written", [0, 1, 40])
+def test_a_kill_while_lines_are_moved_loses_none(tmp_path: Path, monkeypatch: Any, written: int) -> None:
+    """The append is cut off after some bytes (0: just before the log is replaced), and the run is started again."""
+    path, removed = tmp_path / "m.jsonl", tmp_path / "m.jsonl.removed"
+    write(path, range(1, 8))
+    lines = path.read_text().splitlines()
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fm_jax.train.log.write_atomically", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(path, range(5, 7), resume_step=4)
+    assert path.read_text().splitlines() == lines
+    monkeypatch.undo()
+    if written:
+        removed.write_bytes(removed.read_bytes()[:written])
+    write(path, range(5, 7), resume_step=4)
+    assert steps_of(path) == [1, 2, 3, 4, 5, 6]
+    assert [line for line in removed.read_text().splitlines() if line in lines] == lines[4:]
+
+
+def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/m\.jsonl cannot be written: "):
+        write(tmp_path / "file" / "m.jsonl", range(1, 2))
+    log = JsonLines(tmp_path / "m.jsonl")
+    log.write(1, {"x": 0.0})
+    assert log._file is not None
+    os.dup2(os.open("/dev/full", os.O_WRONLY), log._file.fileno())
+    with pytest.raises(ResourceError, match=r"/m\.jsonl cannot be written: No space left on device; free space"):
+        log.write(2, {"x": 0.0})
+    assert steps_of(tmp_path / "m.jsonl") == [1]
 
 
 def test_a_clean_resume_makes_no_copy(tmp_path: Path) -> None:
@@ -85,15 +131,16 @@ def test_a_clean_resume_makes_no_copy(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["m.jsonl"]
 
 
-@pytest.mark.parametrize("torn", ['{"step": 3, "lo', '{"step": 3}\n{', "[1]\n", "\0\0\0"])
+@pytest.mark.parametrize("torn", [b'{"step": 3, "lo', b'{"step": 3}\n{', b"[1]\n", b"\0\0\0", b'{"step": 3, "\xc3'])
 @pytest.mark.parametrize("resume_step", [None, 3])
-def test_a_line_torn_by_a_crash_does_not_spoil_the_next(tmp_path: Path, torn: str, resume_step: int | None) -> None:
+def test_a_line_torn_by_a_crash_does_not_spoil_the_next(tmp_path: Path, torn: bytes, resume_step: int | None) -> None:
     path = tmp_path / "m.jsonl"
     write(path, range(1, 3))
-    path.write_text(path.read_text() + torn)
+    path.write_bytes(path.read_bytes() + torn)
     write(path, range(4, 5), resume_step=resume_step)
     assert [step for step in steps_of(path) if step != 3] == [1, 2, 4]
-    assert torn in (tmp_path / "m.jsonl.bak").read_text()
+    lost = (tmp_path / "m.jsonl.removed").read_bytes()
+    assert torn.split(b"\n")[-1] in lost and (torn.split(b"\n")[0] in lost or 3 in steps_of(path))
     for line in path.read_text().splitlines():
         json.loads(line)
 
@@ -117,6 +164,12 @@ def test_tee_writes_everywhere(tmp_path: Path) -> None:
     tee.write(1, {"x": 2.0})
     tee.close()
     assert [line["x"] for name in "ab" for line in read(tmp_path / name)] == [2.0, 2.0]
+
+
+def test_a_place_for_tensorboard_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/tensorboard cannot be written: "):
+        TensorBoard(tmp_path / "file" / "tensorboard").write(1, {"x": 0.0})
 
 
 def test_tensorboard_holds_the_scalars(tmp_path: Path) -> None:

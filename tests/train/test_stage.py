@@ -12,7 +12,7 @@ import pytest
 
 from fm_jax.checkpoint import read
 from fm_jax.core import sharding
-from fm_jax.core.errors import ConfigError, DataError
+from fm_jax.core.errors import CheckpointError, ConfigError, DataError
 from fm_jax.core.mesh import MeshConfig
 from fm_jax.core.types import Loss
 from fm_jax.data.stream import loader
@@ -73,7 +73,7 @@ def train(workdir: Path, cfg: stage.Plan = PLAN, ema_decay: float | None = None,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "batch_size 0 must be a multiple"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"accumulate": 3}, "batch_size 8 must be a multiple of accumulate 3"),
         ({"learning_rate": -1.0}, r"^learning_rate must be at least 0, not -1\.0"),
         ({"warmup": 1.0}, r"warmup is a share .* not 1\.0"),
@@ -137,7 +137,7 @@ def test_a_run_that_was_cut_off_ends_where_it_would_have(tmp_path: Path) -> None
     whole = train(tmp_path / "whole", validate=validate, metric="w", ema_decay=0.5)
     assert seen == [3, 6] and float(whole.params["w"]) > 0.1
     assert [row["step"] for row in log.read(tmp_path / "whole" / "metrics.jsonl") if "validation/w" in row] == seen
-    assert read.ranked(tmp_path / "whole" / "checkpoints")
+    assert read.best(tmp_path / "whole" / "checkpoints")
     assert [row["step"] for row in log.read(tmp_path / "whole" / "metrics.jsonl") if "train/error" in row] == [
         *range(1, 7)
     ]
@@ -147,6 +147,15 @@ def test_a_run_that_was_cut_off_ends_where_it_would_have(tmp_path: Path) -> None
     np.testing.assert_array_equal(again.params["w"], whole.params["w"])
     np.testing.assert_array_equal(again.ema["w"], whole.ema["w"])
     assert float(whole.ema["w"]) != float(whole.params["w"])
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_train_anew(tmp_path: Path) -> None:
+    train(tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"the run has begun .* or start anew with another --workdir"):
+        train(tmp_path, trainer=None)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before and not (tmp_path / "checkpoints").exists()
 
 
 def test_a_run_that_goes_on_makes_no_parameters(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from fm_jax.core.errors import DataError
+from fm_jax.core.files import there
 from fm_jax.data.text import documents, layout, records, tokenizer, tokens
 from fm_jax.data.text.sentences import Sentences
 from fm_jax.data.text.tokenizer import Tokenizer
@@ -76,6 +77,7 @@ def prepare(
     splits: tuple[str, ...] = documents.SPLITS,
     scheme: Scheme = "bytes",
     by_sentence: bool = False,
+    given: Tokenizer | None = None,
 ) -> Corpus:
     """Open a corpus; train its tokenizer (on the train split only) and tokenise it if that was not done yet.
 
@@ -89,24 +91,35 @@ def prepare(
         splits: the splits to tokenise.
         scheme: byte-level BPE, byte-level BPE with T5's layout and sentinels, or BERT's uncased WordPiece.
         by_sentence: split documents into sentences, as `sentence_pairs` reads them.
+        given: a pretrained model's tokenizer, used instead of training one; `vocab_size` and `scheme` are then its own.
 
     Raises:
-        DataError: as `documents.documents`, `tokenizer.train` and `tokens.load` raise.
+        DataError: tokens of another tokenizer than the given one; or as `documents.documents`, `tokenizer.train` and
+            `tokens.load` raise.
     """
     if cfg.kind == "tokens":
         assert cfg.path is not None
         words = tokenizer.load(cfg.path)
-        if words.vocab_size != vocab_size:
+        if given is not None and words.fingerprint != given.fingerprint:
+            raise DataError(
+                f"{cfg.path} holds tokens of another tokenizer than the model's; give its texts (kind text or jsonl)"
+            )
+        if given is None and words.vocab_size != vocab_size:
             raise DataError(
                 f"{cfg.path} has a vocabulary of {words.vocab_size}, not {vocab_size}; "
                 f"set vocab_size to {words.vocab_size}"
             )
         return Corpus(words, cfg.path, cfg.splits)
-    form = ("" if scheme == "bytes" else f"-{scheme}") + ("-sentences" if by_sentence else "")
+    if given is not None:
+        vocab_size = given.vocab_size
+    learnt = f"-{scheme}" if given is None else f"-{given.fingerprint}"
+    form = ("" if learnt == "-bytes" else learnt) + ("-sentences" if by_sentence else "")
     key = f"{documents.fingerprint(cfg, 'train', data_dir)}-{vocab_size}{form}"
     name = f"{cfg.kind}-{vocab_size}{form}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     folder = data_dir / "corpora" / name
-    if (folder / "tokenizer.json").is_file():
+    if given is not None and not there(folder / "tokenizer.json", DataError):
+        given.save(folder)
+    if there(folder / "tokenizer.json", DataError):
         trained = tokenizer.load(folder)
     else:
         trained = _learn(scheme, _sample(documents.documents(cfg, "train", data_dir)), vocab_size)

@@ -1,13 +1,15 @@
 """Text to token ids and back: byte-level BPE, BERT's WordPiece, and any tokenizer.json.
 
-A folder holds `tokenizer.json` (the whole tokenizer) and `tokenizer_config.json` (the names of its special tokens), as
-`transformers` and llama.cpp's converters read them. Our own tokenizer is byte-level byte-pair encoding (Sennrich et
-al. 2016, over bytes as in Radford et al. 2019): any text round-trips because all 256 bytes are in the alphabet.
+A folder holds `tokenizer.json` (the whole tokenizer) and `tokenizer_config.json` (the names of its special tokens, and
+the chat template), as `transformers` and llama.cpp's converters read them. Our own tokenizer is byte-level byte-pair
+encoding (Sennrich et al. 2016, over bytes as in Radford et al. 2019): any text round-trips because all 256 bytes are in
+the alphabet.
 """
 
 import hashlib
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -17,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fm_jax.core.errors import ConfigError, DataError, shown
+from fm_jax.data.text import chat as chats
 from fm_jax.data.text import encoded, tokenizer_file
 
 END = "<|endoftext|>"
@@ -26,6 +29,7 @@ T5 = {"pad": "<pad>", "end": "</s>", "unknown": "<unk>"}
 BERT = {"pad": "[PAD]", "unknown": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 
 Role = Literal["start", "end", "unknown", "pad", "cls", "sep", "mask"]
+_DERIVED = ("sentinels", "begins_word", "_parsing", "_control")  # cached values
 INSTEAD: dict[str, str] = {"start": "cls", "end": "sep"}  # fallbacks: BERT's texts start and end with these
 
 
@@ -41,7 +45,7 @@ class Tokenizer:
         where: str = "the tokenizer",
     ) -> None:
         self._inner, self._names, self._config, self._where = inner, dict(names), config, where
-        # Text is never parsed as a special token: a document that contains <|endoftext|> does not end there.
+        # Unless asked, special tokens in text are not parsed: a document with <|endoftext|> in it does not end there.
         inner.encode_special_tokens = True
         inner.no_padding()
         inner.no_truncation()
@@ -50,7 +54,7 @@ class Tokenizer:
 
     def __getstate__(self) -> dict[str, Any]:
         # Cached values are cheap to recompute, and every source that is pickled to workers carries a tokenizer.
-        return {name: value for name, value in vars(self).items() if name not in ("sentinels", "begins_word")}
+        return {name: value for name, value in vars(self).items() if name not in _DERIVED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -74,6 +78,14 @@ class Tokenizer:
     def end_id(self) -> int:
         """Id of the token between documents and after an answer."""
         return self.special("end")
+
+    @property
+    def start_id(self) -> int:
+        """Id of the token before a text; the end token if the tokenizer has no start token."""
+        try:
+            return self.special("start")
+        except DataError:
+            return self.end_id
 
     @property
     def pad_id(self) -> int:
@@ -101,26 +113,43 @@ class Tokenizer:
         # Byte-level and metaspace tokens begin with the space before a word, as Ġ or ▁; bytes 0 to 32 are Ā … Ġ.
         return np.array([not text[:1].isalnum() or "\u0100" <= text[:1] <= "\u0120" for text in texts])
 
-    def encode(self, text: str) -> np.ndarray:
-        """Return the token ids of a text, without special tokens: int32 [T]."""
-        return self.encode_batch([text])[0]
+    @property
+    def chat_templates(self) -> dict[str, str]:
+        """Return the chat templates by name; a single one is "default".
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the token ids of many texts without special tokens, int32 [T] each; uses all cores.
+        Raises:
+            DataError: tokenizer_config.json has them in another form.
+        """
+        return chats.templates((self._config or {}).get("chat_template"), self._where)
+
+    def encode(self, text: str, *, special: bool = False) -> np.ndarray:
+        """Return the token ids of a text, int32 [T], without a frame of special tokens.
+
+        Args:
+            text: any text.
+            special: read special tokens that are spelt out (`<|im_start|>`) as such, not as text. Whoever wrote a part
+                of such a text can end a turn or a document with it.
+        """
+        return self.encode_batch([text], special=special)[0]
+
+    def encode_batch(self, texts: Sequence[str], *, special: bool = False) -> list[np.ndarray]:
+        """Return the token ids of many texts, int32 [T] each; arguments as of `encode`, uses all cores.
 
         Raises:
             DataError: the tokenizer fails on a text.
         """
         with tokenizer_file.guard(f"{self._where} cannot encode"):
-            encodings = self._inner.encode_batch(list(texts), add_special_tokens=False)
+            encodings = self._reader(special).encode_batch(list(texts), add_special_tokens=False)
         return [np.array(item.ids, np.int32) for item in encodings]
 
-    def encode_pair(self, first: str, second: str | None = None) -> encoded.Encoded:
-        """Tokenise one text or a pair, with the tokenizer's special tokens."""
-        return self.encode_pairs([first], None if second is None else [second])[0]
+    def encode_pair(self, first: str, second: str | None = None, *, special: bool = False) -> encoded.Encoded:
+        """Tokenise one text or a pair, with the tokenizer's frame of special tokens; `special` as in `encode`."""
+        return self.encode_pairs([first], None if second is None else [second], special=special)[0]
 
-    def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None = None) -> list[encoded.Encoded]:
-        """Tokenise many texts or pairs, with the tokenizer's special tokens; uses all cores.
+    def encode_pairs(
+        self, first: Sequence[str], second: Sequence[str] | None = None, *, special: bool = False
+    ) -> list[encoded.Encoded]:
+        """Tokenise many texts or pairs, with the tokenizer's frame of special tokens; uses all cores.
 
         Raises:
             DataError: the numbers of first and second texts differ, or the tokenizer fails on a text.
@@ -129,18 +158,74 @@ class Tokenizer:
             raise DataError(f"{len(first)} first texts and {len(second)} second texts do not form pairs")
         texts = list(first) if second is None else list(zip(first, second, strict=True))
         with tokenizer_file.guard(f"{self._where} cannot encode"):
-            return [encoded.read(item) for item in self._inner.encode_batch(texts, add_special_tokens=True)]
+            return [encoded.read(item) for item in self._reader(special).encode_batch(texts, add_special_tokens=True)]
+
+    def chat(
+        self,
+        messages: Sequence[chats.Message],
+        *,
+        add_generation_prompt: bool = False,
+        template: str | None = None,
+        **variables: Any,
+    ) -> str:
+        """Return the text that the chat template makes of messages, as transformers' `apply_chat_template`.
+
+        Args:
+            messages: a conversation, oldest first: [{"role": "user", "content": "…"}, …].
+            add_generation_prompt: end with what comes before the assistant's answer.
+            template: name of one of several `chat_templates`.
+            variables: further inputs of the template: `tools`, `documents`, `enable_thinking` …
+
+        Raises:
+            ConfigError: jinja2 is missing.
+            DataError: there is no template, or it refuses the messages.
+        """
+        where = f"the chat template of {self._where}"
+        chosen = chats.choose(self.chat_templates, template, tools=bool(variables.get("tools")), where=self._where)
+        given: dict[str, Any] = {tokenizer_file.FIELDS[role]: token for role, token in self._names.items()}
+        given |= {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt} | variables
+        return chats.render(chosen, [given | {"messages": chats.plain(messages, where)}], where=where)[0]
+
+    def encode_chat(self, messages: Sequence[chats.Message], *, trusted: bool = False, **options: Any) -> np.ndarray:
+        """Return the token ids of a conversation, int32 [T].
+
+        The template's special tokens are read as such. Those that a message spells out are text: whoever wrote it
+        cannot end a turn and speak for another role.
+
+        Args:
+            messages: as of `chat`.
+            trusted: read special tokens in messages as such too, as transformers does by default.
+            options: further arguments of `chat`.
+
+        Raises:
+            ConfigError: as of `chat`.
+            DataError: as of `chat`, or the tokenizer fails on a text.
+        """
+        if trusted:
+            return self.encode(self.chat(messages, **options), special=True)
+        text = self.chat(chats.mark(messages, self._control), **chats.mark(options, self._control))
+        return np.concatenate(
+            [np.zeros(0, np.int32), *(self.encode(part, special=own) for part, own in chats.parts(text))]
+        )
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, keep_special: bool = False) -> str:
         """Return the text of token ids [T]; bytes that are not UTF-8 become U+FFFD.
 
+        Ids beyond the vocabulary have no text and are left out, with a warning: a model whose embedding is padded to
+        more rows than there are tokens can generate them.
+
         Raises:
-            DataError: an id outside the vocabulary.
+            DataError: a negative id.
         """
-        ids = np.asarray(ids)
-        if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
-            wrong = ids.min() if ids.min() < 0 else ids.max()
-            raise DataError(f"token id {wrong} is outside the vocabulary of {self.vocab_size}")
+        ids = np.asarray(ids, np.int64)
+        if ids.size and ids.min() < 0:
+            raise DataError(f"token id {ids.min()} is outside the vocabulary of {self.vocab_size}")
+        if (beyond := ids[ids >= self.vocab_size]).size:
+            warnings.warn(
+                f"token id {beyond[0]} is beyond {self._where}, which has {self.vocab_size} tokens; it has no text",
+                stacklevel=2,
+            )
+            ids = ids[ids < self.vocab_size]
         with tokenizer_file.guard(f"{self._where} cannot decode"):
             return self._inner.decode(ids.tolist(), skip_special_tokens=not keep_special)
 
@@ -148,17 +233,40 @@ class Tokenizer:
         """Return a token as written in the vocabulary (bytes as printable characters, a space as Ġ)."""
         return self._inner.id_to_token(index)
 
-    def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, each atomically."""
-        folder.mkdir(parents=True, exist_ok=True)
+    @cached_property
+    def _parsing(self) -> Any:
+        """The library's tokenizer once more, for texts in which special tokens are read as such."""
+        import tokenizers
+
+        return tokenizers.Tokenizer.from_str(self._inner.to_str())
+
+    @cached_property
+    def _control(self) -> tuple[str, ...]:
+        """The special tokens as they are spelt out."""
+        added = self._inner.get_added_tokens_decoder().values()
+        return tuple(token.content for token in added if token.special)
+
+    def _reader(self, special: bool) -> Any:
+        return self._parsing if special else self._inner
+
+    def files(self) -> dict[str, str]:
+        """Return {name: text} of the files that `save` writes."""
         config = {"tokenizer_class": "PreTrainedTokenizerFast"} | dict(self._config or {})
         config |= {key: self._names[role] for role, key in tokenizer_file.FIELDS.items() if role in self._names}
         if self._config is None:
             config |= {"add_prefix_space": False, "clean_up_tokenization_spaces": False}
         if self._config is None and "cls" in self._names:  # otherwise transformers 5 omits the token types
             config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
-        _write(folder / "tokenizer_config.json", json.dumps(config, indent=1))
-        _write(folder / "tokenizer.json", self._inner.to_str(pretty=True))
+        return {
+            "tokenizer_config.json": json.dumps(config, indent=1),
+            "tokenizer.json": self._inner.to_str(pretty=True),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, each atomically."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in self.files().items():
+            _write(folder / name, text)
 
 
 def train(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2, sentinels: int = 0) -> Tokenizer:

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fm_jax.core import json_file
+from fm_jax.core import files, json_file
 from fm_jax.core.errors import DataError, shown
+from fm_jax.data.text import chat
 
 MOST = 256 << 20
 """Bytes of a tokenizer.json; the largest published ones have 35 MB."""
@@ -38,6 +39,9 @@ USUAL = {
     "mask": ("[MASK]", "<mask>"),
 }
 
+NO_START = ("PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", "Qwen2TokenizerFast")
+"""Classes of transformers without a start token of their own: if the files name none, there is none."""
+
 
 @contextmanager
 def guard(where: str) -> Iterator[None]:
@@ -58,8 +62,11 @@ def guard(where: str) -> Iterator[None]:
 def read(file: Path) -> tuple[Any, dict[str, str], dict[str, Any]]:
     """Read a tokenizer.json and the files beside it.
 
+    A special token that tokenizer_config.json states as null is none, whatever the other files suggest.
+
     Returns:
-        The library's tokenizer, {role: token} of its special tokens, and the content of tokenizer_config.json.
+        The library's tokenizer, {role: token} of its special tokens, and the content of tokenizer_config.json with the
+        chat templates of the files beside it (`chat.stated`).
 
     Raises:
         DataError: a missing, damaged or invalid file.
@@ -71,12 +78,17 @@ def read(file: Path) -> tuple[Any, dict[str, str], dict[str, Any]]:
     with guard(f"{file} is not a tokenizer"):
         inner = tokenizers.Tokenizer.from_file(str(file))
     config: dict[str, Any] = {}
-    names: dict[str, str] = {}
+    names = _usual(content)
     for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the latter wins
-        if (beside := file.parent / name).exists():
+        if files.there(beside := file.parent / name, DataError):
             config = json_file.read(beside, DataError)
-            names |= {role: token for role, key in FIELDS.items() if (token := _text(config.get(key)))}
-    return inner, _usual(content) | names, config
+            names |= {role: _text(config[key]) for role, key in FIELDS.items() if key in config}
+    if config.get("tokenizer_class") in NO_START and FIELDS["start"] not in config:
+        names.pop("start", None)
+    names = {role: token for role, token in names.items() if token}
+    if (template := chat.stated(file.parent, config)) is not None:
+        config["chat_template"] = template
+    return inner, names, config
 
 
 def _check_ids(content: Mapping[str, Any], file: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,13 @@ def read(path: Path) -> dict[str, Any]:
         DataError: the file is missing or not a JSON object.
     """
     return json_file.read(path, DataError)
+
+
+def once(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the content of `path` from an earlier start of this run, or make and write it."""
+    if not path.exists():
+        write(path, make())
+    return read(path)
 
 
 def plain(value: Any, where: str) -> Any:

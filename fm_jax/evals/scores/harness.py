@@ -1,9 +1,9 @@
 """A backend for EleutherAI's lm-evaluation-harness: log-likelihoods of texts, and generation.
 
 Tokenisation follows the harness's own `hf` backend exactly, so the same weights get the same numbers: texts get the
-tokenizer's special tokens, trailing spaces of a context belong to the continuation, a text without a context follows
-the start token, and long texts are truncated on the left. One difference is intended: a special token spelt out within
-a text is text (`data/text/tokenizer.py`), except a start token at the very beginning.
+tokenizer's frame of special tokens, special tokens spelt out in a task's texts are read as such, trailing spaces of a
+context belong to the continuation, a text without a context follows the start token, and long texts are truncated on
+the left.
 Only `language_model` needs the harness's package. Source: lm_eval 0.4.13.
 
 Dims: B batch, T time, C scored tokens, N new tokens, V vocabulary.
@@ -61,21 +61,11 @@ Write = Callable[[Prompts], tuple[Any, Any]]
 """Prompts -> the new tokens [B, N], including the end token, and their number [B]."""
 
 
-def start_id(tokenizer: Tokenizer) -> int:
-    """Return the token before a text without a context: the start token, or the end token if there is none."""
-    try:
-        return tokenizer.special("start")
-    except DataError:
-        return tokenizer.end_id
-
-
-def encode(tokenizer: Tokenizer, text: str, *, special: bool = True) -> list[int]:
-    """Tokenise a text, adding the tokenizer's special tokens unless it already begins with the start token."""
-    first = start_id(tokenizer)
-    name = tokenizer.token(first)
-    if text.startswith(name):
-        return [first, *tokenizer.encode(text[len(name) :]).tolist()]
-    return (tokenizer.encode_pair(text).ids if special else tokenizer.encode(text)).tolist()
+def encode(tokenizer: Tokenizer, text: str, *, frame: bool = True) -> list[int]:
+    """Tokenise a text; it gets the tokenizer's frame of special tokens unless it begins with the start token."""
+    if not frame or text.startswith(tokenizer.token(tokenizer.start_id)):
+        return tokenizer.encode(text, special=True).tolist()
+    return tokenizer.encode_pair(text, special=True).ids.tolist()
 
 
 def split(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
@@ -84,7 +74,7 @@ def split(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
     Both are tokenised as one text, which is then split after the number of tokens of the context alone.
     """
     if not context:
-        first, ids = start_id(tokenizer), encode(tokenizer, continuation, special=False)
+        first, ids = tokenizer.start_id, encode(tokenizer, continuation, frame=False)
         return Pair(ids[:1], ids[1:]) if ids[:1] == [first] else Pair([first], ids)
     kept = context.rstrip()
     before = encode(tokenizer, kept)
@@ -133,11 +123,12 @@ def score(model: nn.Module, params: Params, pairs: Sequence[Pair], *, batch_size
         batch_size: rows per batch.
 
     Raises:
-        DataError: as `window`.
+        DataError: as `window`, or an id outside the model's table.
         NumericError: a log-probability is not finite.
     """
     limit = model.cfg.max_length
     read = [window(pair, limit) for pair in pairs]
+    _check_ids(pairs, model.cfg.vocab_size)
     scores: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
     for rows, chosen in _batches([len(ids) for ids in read], batch_size):
         tokens, lengths = _pad([read[row] for row in rows], limit)
@@ -148,6 +139,16 @@ def score(model: nn.Module, params: Params, pairs: Sequence[Pair], *, batch_size
                 raise NumericError(f"the model's log-probability of request {row} is {sums[place]}; check its weights")
             scores[row] = float(sums[place]), bool(greedy[place])
     return scores
+
+
+def _check_ids(pairs: Sequence[Pair], rows: int) -> None:
+    """Refuse ids without a row in the model's table, which indexing on a device would clamp or make NaN."""
+    for row, pair in enumerate(pairs):
+        ids = np.array(pair.context + pair.continuation)
+        if (wrong := np.flatnonzero((ids < 0) | (ids >= rows))).size:
+            raise DataError(
+                f"request {row} has token id {ids[wrong[0]]} at position {wrong[0]}; the model has rows 0 … {rows - 1}"
+            )
 
 
 @partial(jax.jit, static_argnums=0)
@@ -249,7 +250,7 @@ def language_model(
     """
     from lm_eval.api.model import LM
 
-    first, limit = start_id(tokenizer), model.cfg.max_length
+    first, limit = tokenizer.start_id, model.cfg.max_length
 
     class Model(LM):
         """Answers the harness's three kinds of request."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fm_jax.core import json_file
+from fm_jax.core import files, json_file
 from fm_jax.core.errors import CheckpointError, shown
 from fm_jax.hub.files import gguf, msgpack, safetensors
 from fm_jax.hub.files.weights import Index, Spec, Weights
@@ -24,14 +24,14 @@ class Kind(NamedTuple):
     """A file format of weights."""
 
     single: str
-    shard: str  # regular expression of a shard's name
+    shard: str  # regular expression of a shard's usual name; the index says which files are shards
     open_file: Callable[..., Weights]
     name: Callable[[str], str]  # name of a tensor in the index -> name in `specs`
 
 
 KINDS = (
-    Kind("model.safetensors", r"model-\d{5}-of-\d{5}\.safetensors", safetensors.open_file, str),
-    Kind("flax_model.msgpack", r"flax_model-\d{5}-of-\d{5}\.msgpack", msgpack.open_file, msgpack.torch_name),
+    Kind("model.safetensors", r"model-\d+-of-\d+\.safetensors", safetensors.open_file, str),
+    Kind("flax_model.msgpack", r"flax_model-\d+-of-\d+\.msgpack", msgpack.open_file, msgpack.torch_name),
 )
 """Supported formats in order of preference; the index has the single file's name plus ".index.json"."""
 
@@ -39,11 +39,11 @@ KINDS = (
 class Shards:
     """The tensors of several files together; implements `weights.Weights`."""
 
-    def __init__(self, where: str, files: Sequence[Weights]) -> None:
+    def __init__(self, where: str, shards: Sequence[Weights]) -> None:
         """Join files that have no tensor name in common."""
         self.where = where
-        self.specs: dict[str, Spec] = {name: spec for file in files for name, spec in file.specs.items()}
-        self._holder = {name: file for file in files for name in file.specs}
+        self.specs: dict[str, Spec] = {name: spec for shard in shards for name, spec in shard.specs.items()}
+        self._holder = {name: shard for shard in shards for name in shard.specs}
 
     def read(self, name: str, index: Index, out: np.ndarray | None = None) -> np.ndarray:
         """Return a part of a tensor, from the file that holds it."""
@@ -71,13 +71,15 @@ def open_weights(folder: str | Path, *, allow_nonfinite: bool = False) -> Weight
     for kind in KINDS:
         index = f"{kind.single}.index.json"
         shards = [name for name in there if re.fullmatch(kind.shard, name)]
-        if kind.single in there and (index in there or shards):
-            other = index if index in there else shards[0]
+        listed = listing(folder / index, kind) if index in there else {}
+        both = kind.single in there and kind.single not in listed.values()
+        if both and (listed or shards):
+            other = index if listed else shards[0]
             raise CheckpointError(f"{folder} holds {kind.single} and {other}; remove the one that should not be read")
-        if kind.single in there:
+        if both:
             return kind.open_file(sound(folder / kind.single), allow_nonfinite=allow_nonfinite)
-        if index in there:
-            return _sharded(folder, index, kind, shards, allow_nonfinite)
+        if listed:
+            return _sharded(folder / index, listed, kind, shards, allow_nonfinite)
         if shards:
             raise CheckpointError(
                 f"{folder} holds {shards[0]} but no {index}, which lists them; fetch the folder again"
@@ -85,20 +87,19 @@ def open_weights(folder: str | Path, *, allow_nonfinite: bool = False) -> Weight
     raise _nothing(folder, there)
 
 
-def _sharded(folder: Path, index: str, kind: Kind, there: list[str], allow_nonfinite: bool) -> Shards:
+def _sharded(index: Path, listed: Mapping[str, str], kind: Kind, there: list[str], allow_nonfinite: bool) -> Shards:
     """Open all shards of an index and compare their tensors with the index."""
-    listed = _listed(folder / index, kind)
-    names = sorted(set(listed.values()))
-    where = f"{folder / index} does not fit its files"
-    if absent := [name for name in names if not (folder / name).is_file()]:
+    folder, names = index.parent, sorted(set(listed.values()))
+    where = f"{index} does not fit its files"
+    if absent := [name for name in names if not files.there(folder / name, CheckpointError)]:
         raise CheckpointError(f"{where}: {_some(absent)} missing; fetch the folder again")
     if stray := [name for name in there if name not in names]:
         raise CheckpointError(f"{where}: it does not name {_some(stray)}; remove it if it belongs to another model")
-    files = [kind.open_file(sound(folder / name), allow_nonfinite=allow_nonfinite) for name in names]
-    problems = list(_differences(listed, dict(zip(names, files, strict=True))))
+    shards = [kind.open_file(sound(folder / name), allow_nonfinite=allow_nonfinite) for name in names]
+    problems = list(_differences(listed, dict(zip(names, shards, strict=True))))
     if problems:
         raise CheckpointError(f"{where}: {_some(problems)}; fetch the folder again")
-    return Shards(str(folder / index), files)
+    return Shards(str(index), shards)
 
 
 def gguf_file(source: Path) -> Path | None:
@@ -112,15 +113,15 @@ def gguf_file(source: Path) -> Path | None:
     others = ["config.json", *(kind.single + ending for kind in KINDS for ending in ("", ".index.json"))]
     if not source.is_dir() or any((source / name).exists() for name in others):
         return None
-    files = sorted(path for path in source.iterdir() if path.suffix.lower() == gguf.SUFFIX)
-    if len(files) > 1:
-        raise CheckpointError(f"{source} holds {_some([file.name for file in files])}; give the path of one of them")
-    return files[0] if files else None
+    found = sorted(path for path in source.iterdir() if path.suffix.lower() == gguf.SUFFIX)
+    if len(found) > 1:
+        raise CheckpointError(f"{source} holds {_some([file.name for file in found])}; give the path of one of them")
+    return found[0] if found else None
 
 
-def _differences(listed: Mapping[str, str], files: Mapping[str, Weights]) -> Iterator[str]:
+def _differences(listed: Mapping[str, str], shards: Mapping[str, Weights]) -> Iterator[str]:
     seen: dict[str, str] = {}
-    for file, weights in files.items():
+    for file, weights in shards.items():
         for name in weights.specs:
             if name in seen:
                 yield f"{name} is in {seen[name]} and in {file}"
@@ -128,12 +129,16 @@ def _differences(listed: Mapping[str, str], files: Mapping[str, Weights]) -> Ite
                 yield f"{name} is in {file} but not in the index"
             seen[name] = file
     for name, file in listed.items():
-        if name not in files[file].specs:
+        if name not in shards[file].specs:
             yield f"{name} is not in {file}"
 
 
-def _listed(index: Path, kind: Kind) -> dict[str, str]:
-    """Read {tensor: file} from an index."""
+def listing(index: Path, kind: Kind) -> dict[str, str]:
+    """Read {tensor: file} from an index; every file is a plain name, so it can only be one beside the index.
+
+    Raises:
+        CheckpointError: the index is damaged, or names something else.
+    """
     weight_map = json_file.read(index, CheckpointError, most=MAX_INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map, which names the file of every tensor")
@@ -147,8 +152,8 @@ def _listed(index: Path, kind: Kind) -> dict[str, str]:
 
 def sound(file: Path) -> Path:
     """Return the file if it may be opened, or raise an error that says what it is instead."""
-    if not file.is_file():
-        raise CheckpointError(f"{file} is not a file, or is a broken link; fetch the folder again")
+    if not files.there(file, CheckpointError):
+        raise CheckpointError(f"{file} does not exist")
     try:
         kind = _disguise(file)
     except OSError as error:

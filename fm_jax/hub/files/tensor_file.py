@@ -14,6 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from fm_jax.core import files
 from fm_jax.core.errors import CheckpointError
 from fm_jax.hub.files.fill import aligned
 from fm_jax.hub.files.weights import Index, Spec
@@ -54,8 +55,8 @@ class TensorFile:
             CheckpointError: the file cannot be opened, or `find` raises it.
         """
         try:
-            if not Path(path).is_file():  # opening a pipe would wait for ever
-                raise CheckpointError(f"{path} is not a file")
+            if not files.there(path, CheckpointError):
+                raise CheckpointError(f"there is no file {path}")
             file: BinaryIO = io.BufferedReader(io.FileIO(path))
         except OSError as error:
             raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from None

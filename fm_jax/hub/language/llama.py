@@ -140,7 +140,7 @@ def table(module: nn.Module) -> Table:
     names = Table(
         _ENTRIES,
         rename=((r"((?:embed_tokens|layers|norm)\..*)", r"model.\1"),),
-        skip=(r"(?:model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
+        skip=(r"(?:model\.)?(?:layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",),
         tied=tied,
     )
     if isinstance(module, Classifier):

@@ -80,6 +80,27 @@ def test_another_tools_names_for_its_special_tokens_are_read(written: object, tm
     assert (again.end_id, again.fingerprint) == (2, found.fingerprint)
 
 
+@pytest.mark.parametrize(
+    ("config", "start"),
+    [
+        ({}, 3),  # as GPT-2's folder, which says nothing
+        ({"bos_token": None}, 0),
+        ({"bos_token": "a"}, 1),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, 0),  # has no start token of its own
+        ({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "b"}, 2),
+    ],
+)
+def test_a_start_token_that_is_stated_as_none_is_none(config: dict[str, object], start: int, tmp_path: Path) -> None:
+    import tokenizers
+    from tokenizers import models
+
+    inner = tokenizers.Tokenizer(models.BPE({"</s>": 0, "a": 1, "b": 2}, []))
+    inner.add_special_tokens(["</s>", "<s>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert tokenizer.load(tmp_path).start_id == start  # the end token if there is none
+
+
 def test_bytes_per_token_counts_bytes(learned: Tokenizer) -> None:
     assert tokenizer.bytes_per_token(learned, ["漢"]) == 1.0
     assert tokenizer.bytes_per_token(learned, TEXTS) > 1.5
@@ -104,10 +125,12 @@ def test_too_little_text_is_refused(texts: list[str]) -> None:
         tokenizer.train(texts, 300)
 
 
-@pytest.mark.parametrize("ids", [[-1], [0, 300]])
-def test_an_id_outside_the_vocabulary_is_refused(learned: Tokenizer, ids: list[int]) -> None:
-    with pytest.raises(DataError, match="outside the vocabulary of 300"):
-        learned.decode(ids)
+def test_ids_beyond_the_vocabulary_have_no_text_and_negative_ones_are_refused(learned: Tokenizer) -> None:
+    ids = learned.encode("the cat")
+    with pytest.warns(UserWarning, match="token id 300 is beyond the tokenizer, which has 300 tokens"):
+        assert learned.decode([*ids[:1], 300, *ids[1:], 2**31]) == "the cat"
+    with pytest.raises(DataError, match="token id -1 is outside the vocabulary of 300"):
+        learned.decode([0, -1])
 
 
 def test_missing_and_damaged_files_are_named(learned: Tokenizer, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from fm_jax.core.config import to_dict
 from fm_jax.core.errors import CheckpointError, ConfigError
 from fm_jax.data.images import pictures
 from fm_jax.data.text import tokenizer as tokenizers
-from fm_jax.hub import pretrained
+from fm_jax.hub import adapter, generation, pretrained
 from fm_jax.hub.example import Example
 from fm_jax.models.language import decoder
 from fm_jax.models.language.encoder_decoder import EncoderDecoder
@@ -31,9 +31,10 @@ from fm_jax.models.vision.mae import MAE
 from fm_jax.models.vision.resnet import ResNet
 from fm_jax.models.vision.simclr import SimCLR
 from fm_jax.models.vision.vit import ViT
+from fm_jax.peft import lora
 from fm_jax.train import state
 from tests.close import close
-from tests.hub.forms import FORMS, assert_equal, build, draw, make
+from tests.hub.forms import FORMS, assert_equal, build, draw, make, tensors, write
 
 TEXTS = ["the cat sat on the mat", "a dog ran after the cat", "the mat is on the floor"] * 3
 
@@ -75,6 +76,45 @@ def test_a_public_folder_is_written_anew_to_the_bit(tmp_path, capsys):
     assert "BertForSequenceClassification" in capsys.readouterr().out
 
 
+def test_what_is_left_behind_is_said(tmp_path, capsys):
+    """What belongs to the model is carried, and a conversion names the rest."""
+    module = decoder.Decoder(replace(decoder.tiny(), vocab_size=288))
+    tokenizer = tokenizers.train(TEXTS, 280)
+    ids = {"eos_token_id": [1, 2], "bos_token_id": None, "pad_token_id": 3}
+    ends = generation.Generation(ids, {"eos_token_id": [1, 2], "top_k": 4})
+    pretrained.save(tmp_path / "theirs", module, draw(module), tokenizer, generation=ends)
+    (tmp_path / "theirs" / "chat_template.jinja").write_text("{{ messages }}")
+    convert(tmp_path / "theirs", tmp_path / "all", tmp_path / "work")
+    assert "left behind" not in capsys.readouterr().out
+    found = pretrained.load(tmp_path / "all")
+    assert found.generation == ends
+    written = json.loads((tmp_path / "all" / "tokenizer_config.json").read_text())
+    assert written["chat_template"] == "{{ messages }}"
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    config |= {"task_specific_params": {"a": 1}, "prefix": None, "_name_or_path": "x"}
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "theirs" / "README.md").write_text("about")
+    (tmp_path / "theirs" / "1_Pooling").mkdir()
+    convert(tmp_path / "theirs", tmp_path / "most", tmp_path / "more")
+    assert "left behind: 1_Pooling, README.md, config.json: task_specific_params\n" in capsys.readouterr().out
+    left = json.loads((tmp_path / "more" / "results.json").read_text())["left_behind"]
+    assert left == ["1_Pooling", "README.md", "config.json: task_specific_params"]
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_weights_that_are_left_behind_are_named(prefix, tmp_path):
+    """A pooler that the model has no use for, but neither buffers nor copies."""
+    module, _ = build(FORMS["bert-base"])
+    arrays = {f"{prefix}{name.removeprefix('bert.')}": x for name, x in tensors(module, draw(module)).items()}
+    pooler = {f"{prefix}pooler.dense.weight": np.ones((16, 16)), f"{prefix}pooler.dense.bias": np.ones(16)}
+    arrays |= {name: x.astype(np.float32) for name, x in pooler.items()}
+    arrays[f"{prefix}embeddings.position_ids"] = np.arange(4)
+    write(tmp_path / "theirs", FORMS["bert-base"], arrays)
+    convert(tmp_path / "theirs", tmp_path / "ours", tmp_path / "work")
+    left = json.loads((tmp_path / "work" / "results.json").read_text())["left_behind"]
+    assert [name for name in left if "config" not in name] == sorted(pooler)
+
+
 @pytest.mark.parametrize(("dtype", "wanted"), [(None, "bfloat16"), ("float32", "float32"), ("float16", "float16")])
 def test_numbers_stay_as_the_source_has_them_or_as_is_asked_for(dtype, wanted, tmp_path):
     _, params = make(tmp_path / "theirs", "llama", dtype="bfloat16")
@@ -94,6 +134,16 @@ def test_half_precision_is_of_what_is_trained(form, tmp_path):
     assert all(np.array_equal(half[name], anew[name]) for name in half)
     others = {name.rpartition(".")[2] for name, array in half.items() if str(array.dtype) != "bfloat16"}
     assert others == ({"running_mean", "running_var", "num_batches_tracked"} if form == "resnet" else set())
+
+
+def test_an_adapter_is_merged_into_the_folder_that_is_written(tmp_path):
+    module, params = make(tmp_path / "theirs", "llama")
+    cfg = lora.Config(2, 6.0)
+    trained, frozen = lora.split(jax.random.key(0), params, cfg)
+    trained = jax.tree.map(lambda leaf: leaf + 0.1, trained)
+    adapter.save(tmp_path / "lora", module, trained, rank=2, alpha=6.0)
+    convert(tmp_path / "theirs", tmp_path / "ours", tmp_path / "work", adapter=tmp_path / "lora")
+    assert_equal(pretrained.load(tmp_path / "ours").params, lora.merge(trained, frozen, cfg))
 
 
 def test_a_large_model_comes_in_shards(tmp_path):
@@ -209,8 +259,8 @@ def test_our_side_has_every_layer_and_every_output(form, places):
     assert list(mine) == places and all(np.isfinite(x).all() for x in mine.values())
     if form == "electra-replaced":
         assert mine["logits"].shape == (2, 6)
-    lines = hub_verify.compare(mine, mine, given, 5e-5)
-    assert [line["what"] for line in lines] == places and {line["difference"] for line in lines} == {0.0}
+    lines = hub_verify.compare(mine, mine, mine, given, 5e-5)
+    assert [line["what"] for line in lines] == places and {line["error"] for line in lines} == {0.0}
 
 
 def test_a_difference_counts_in_deviations_and_at_real_tokens_only():
@@ -219,18 +269,56 @@ def test_a_difference_counts_in_deviations_and_at_real_tokens_only():
     wrong = layer.copy()
     wrong[1, 2] = np.nan  # padding
     pooled = layer[:, 0]
-    lines = hub_verify.compare({"embed": wrong, "logits": pooled}, {"logits": pooled, "embed": layer}, rows, 5e-5)
-    assert [(line["what"], line["difference"], line[""]) for line in lines] == [
+    right = {"logits": pooled, "embed": layer}
+    lines = hub_verify.compare({"embed": wrong, "logits": pooled}, right, right, rows, 5e-5)
+    assert [(line["what"], line["error"], line[""]) for line in lines] == [
         ("embed", 0.0, "ok"),
         ("logits", 0.0, "ok"),
     ]
     for place, value in (((1, 0, 0), np.nan), ((0, 2, 1), 1e9), ((0, 2, 1), layer[0, 2, 1] + 1e-3)):
         wrong = layer.copy()
         wrong[place] = value
-        (line,) = hub_verify.compare({"embed": wrong}, {"embed": layer}, rows, 5e-5)
+        (line,) = hub_verify.compare({"embed": wrong}, {"embed": layer}, {"embed": layer}, rows, 5e-5)
         assert line[""] == "differs"
     moved = layer + 0.5
-    (line,) = hub_verify.compare({"embed": moved}, {"embed": layer}, rows, 5e-5)
-    close(line["difference"], 0.5 / layer[rows.inside].std(), 1e-4)
+    (line,) = hub_verify.compare({"embed": moved}, {"embed": layer}, {"embed": layer}, rows, 5e-5)
+    close(line["error"], 0.5 / layer[rows.inside].std(axis=-1).min(), 1e-4)
     with pytest.raises(CheckpointError, match="different layers or shapes"):
-        hub_verify.compare({"embed": layer}, {"embed": layer, "layer 0": layer}, rows, 5e-5)
+        hub_verify.compare({"embed": layer}, right, right, rows, 5e-5)
+
+
+def test_rounding_is_judged_by_how_much_the_other_side_has():
+    """Massive activations: the error of one huge value stays in the residual stream after it is taken away."""
+    exact = np.random.default_rng(0).normal(0, 1, (3, 5, 64))
+    exact /= exact.std(axis=-1, keepdims=True)
+    rows = Example({}, np.ones((3, 5), bool))
+    sizes = {"layer 0": 250.0, "layer 1": 5.0, "final": 1.0}
+
+    def side(*errors):
+        moved = {name: exact * size for name, size in sizes.items()}
+        for name, error in zip(sizes, errors, strict=True):
+            moved[name][1, 2, 3] += error
+        return moved
+
+    truth, other = side(0, 0, 0), side(0.02, 0.001, 1e-6)
+
+    def verdicts(*errors):
+        return [line[""] for line in hub_verify.compare(side(*errors), other, truth, rows, 5e-5)]
+
+    assert verdicts(0.07, 0.07, 4e-5) == ["ok", "ok", "ok"]
+    assert verdicts(0.09, 0.07, 4e-5) == ["differs", "ok", "ok"]
+    assert verdicts(0.07, 0.09, 4e-5) == ["ok", "differs", "ok"]
+    assert verdicts(0.07, 0.07, 1e-4) == ["ok", "ok", "differs"]  # a norm's output carries nothing
+
+
+def test_a_token_with_massive_activations_does_not_hide_an_error_of_the_others():
+    exact = np.random.default_rng(0).normal(0, 5, (2, 5, 64))
+    exact[0, 0] *= 200
+    rows = Example({}, np.ones((2, 5), bool))
+    other = exact.copy()
+    other[0, 0, 7] *= 1 + 1e-6  # rounding of the massive token
+    for token, verdict in (((0, 0, 7), "ok"), ((1, 2, 3), "differs")):
+        mine = exact.copy()
+        mine[token] += 1e-3
+        (line,) = hub_verify.compare({"layer 0": mine}, {"layer 0": other}, {"layer 0": exact}, rows, 5e-5)
+        assert line[""] == verdict

@@ -11,6 +11,7 @@ import pytest
 
 from experiments.language import text_classify
 from fm_jax.core import tree
+from fm_jax.core.errors import CheckpointError
 from fm_jax.data.text import labelled, tokenizer
 from fm_jax.hub import adapter, families
 from fm_jax.hub import pretrained as public
@@ -112,6 +113,19 @@ def test_a_classifier_goes_on_where_it_was(bert: Path, texts: Path, tmp_path: Pa
     text_classify.run(replace(still, learning_rate=0.0), tmp_path / "again")
     one, two = (tree.flatten(public.load(tmp_path / name).params) for name in ("one", "two"))
     assert all(np.array_equal(one[path], two[path]) for path in one)
+
+
+@pytest.mark.parametrize("place", ["/proc/none/mine", "file/mine", "full"])
+def test_a_place_where_nothing_can_be_exported_is_refused_before_the_training(
+    place: str, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    Path("full").mkdir()
+    Path("full/mine").write_text("mine")
+    monkeypatch.setattr(text_classify.stage, "open_mesh", lambda _: pytest.fail("the run began"))
+    with pytest.raises(CheckpointError, match=rf"^{place} (cannot be written: |exists already)"):
+        text_classify.run(config(tmp_path / "no model", texts, "full", export=Path(place)), tmp_path / "work")
 
 
 def test_a_resumed_run_reads_no_pretrained_weights(

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import zipfile
 
@@ -60,7 +61,11 @@ def test_the_links_of_a_download_cache_are_followed(tmp_path):
 
 def test_a_link_to_nothing_is_told(tmp_path):
     (tmp_path / "model.safetensors").symlink_to("../gone")
-    refused(tmp_path, "is a broken link")
+    refused(tmp_path, r"model\.safetensors is a link to \.\./gone, which does not exist")
+    folder = write(tmp_path / "many")
+    (folder / SECOND).unlink()
+    os.mkfifo(folder / SECOND)
+    refused(folder, f"{SECOND} is a pipe, not a file")
 
 
 @pytest.mark.parametrize(
@@ -164,6 +169,20 @@ def test_two_sets_of_weights_in_one_folder_are_told_apart_by_the_user(tmp_path):
     refused(folder, f"holds model.safetensors and {FIRST}")
     (folder / "model.safetensors").unlink()
     refused(folder, f"holds {FIRST} but no {INDEX}")
+
+
+def test_shards_may_have_any_name_and_an_index_may_name_the_single_file(tmp_path):
+    folder = write(tmp_path / "odd")
+    names = {FIRST: "model-00001-of-000003.safetensors", SECOND: "rest.safetensors", THIRD: "model_3.safetensors"}
+    for old, new in names.items():
+        (folder / old).rename(folder / new)
+    reindex(folder, lambda listed: listed.update({name: names[file] for name, file in listed.items()}))
+    check(stored.open_weights(folder))
+    one = write(tmp_path / "one", shard_bytes=10**6)
+    (one / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(ARRAYS, "model.safetensors")}))
+    check(stored.open_weights(one))
+    reindex(one, lambda listed: listed.pop("layers.0"))
+    refused(one, r"layers\.0 is in model\.safetensors but not in the index")
 
 
 def test_safetensors_are_preferred_to_flax_and_flax_to_nothing(tmp_path):

@@ -1,6 +1,7 @@
 """The BERT family's config.json and names, in both directions; tensors are those of the golden file's tiny models."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -64,6 +65,21 @@ def test_the_first_files_called_a_norms_parameters_gamma_and_beta():
     }
     assert old.keys() != given.keys()
     same_parameters(read(model, old), read(model, given))
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("old", [True, False])
+def test_any_mixture_of_old_names_and_missing_prefixes_is_read(prefix, old):
+    model, given = module(PEERS["bert-pretraining"]["config"]), GOLDEN.numbered("bert-pretraining")
+    mixed = given
+    if not prefix:
+        mixed = {name.removeprefix("bert."): tensor for name, tensor in mixed.items()}
+    if old:
+        words = ((r"LayerNorm\.weight$", "LayerNorm.gamma"), (r"LayerNorm\.bias$", "LayerNorm.beta"))
+        for word, other in words:
+            mixed = {re.sub(word, other, name): tensor for name, tensor in mixed.items()}
+    assert (mixed.keys() == given.keys()) == (prefix and not old)
+    same_parameters(read(model, mixed), read(model, given))
 
 
 def test_stored_copies_of_tied_tensors_must_be_equal():

@@ -26,7 +26,8 @@ def test_base_models_and_old_buffers_are_read(tmp_path):
     module, _ = build(FORMS["llama-tied"])
     params = draw(module)
     old = {name.removeprefix("model."): leaf for name, leaf in tensors(module, params).items()}
-    old["layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(2, np.float32)
+    buffers = ("layers.0.self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq")
+    old |= {f"{prefix}{name}": np.ones(2, np.float32) for name in buffers for prefix in ("", "model.")}
     config = {**FORMS["llama-tied"], "architectures": ["LlamaModel"]}
     assert_equal(pretrained.load(write(tmp_path / "folder", config, old)).params, params)
 

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+
+from fm_jax.core.errors import ConfigError
+from fm_jax.data.python_docs.docstrings import Examples
+from fm_jax.tasks import few_labels
+from fm_jax.tasks.few_labels import Protocol
+from tests.close import close
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"budgets": ()}, "budgets is empty"),
+        ({"methods": ()}, "methods is empty"),
+        ({"budgets": (4, 0)}, "budgets .* must be numbers ≥ 1"),
+        ({"test_texts": -1}, "test_texts must be at least 0"),
+        ({"seeds": (1, 1)}, "at least two different"),
+        ({"tuning_seed": 2}, "tuning_seed 2 is also one of seeds"),
+    ],
+)
+def test_a_protocol_that_compares_nothing_or_reuses_labels_is_refused(fields: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Protocol(**fields)
+
+
+def examples(count: int, *, second: tuple[str, ...] = ()) -> Examples:
+    texts = tuple(f"text {index}" for index in range(count))
+    return Examples(texts, np.arange(count, dtype=np.int32) % 2, ("",) * count, ("no", "yes"), second)
+
+
+def test_a_drawn_part_of_a_split_is_always_the_same_and_keeps_texts_with_labels() -> None:
+    whole = examples(50)
+    some = few_labels._some(whole, 10)
+    assert len(set(some.texts)) == 10
+    assert some.texts == few_labels._some(whole, 10).texts
+    assert [int(text.split()[1]) % 2 for text in some.texts] == some.labels.tolist()
+    assert few_labels._some(whole, 0) is few_labels._some(whole, 50) is whole
+
+
+def test_the_baseline_reads_both_texts_of_a_pair() -> None:
+    """Only the second texts tell the classes apart."""
+    second = tuple("yes it is" if index % 2 else "no way" for index in range(40))
+    pairs = examples(40, second=second)
+    drawn = {(8, seed): pairs.take(range(16)) for seed in (0, 1)}
+    result = few_labels._tfidf(Protocol(budgets=(8,), seeds=(0, 1)), pairs, pairs, drawn)
+    close(result["accuracy_mean"], 1.0)
+
+
+def test_the_table_has_a_column_per_budget_and_the_baseline_last() -> None:
+    runs = [{"labels": budget, "seed": seed, "accuracy": 0.5, "macro_f1": 0.5} for budget in (4, 8) for seed in (0, 1)]
+    entry = {"runs": runs, "macro_f1_mean": 0.5, "calibration_error_mean": 0.1, "trained_parameters": 7}
+    compared = {"tfidf": {"runs": runs, "macro_f1_mean": 0.5}, "probe": entry, "majority": {"accuracy_mean": 0.5}}
+    lines = few_labels.table(compared).splitlines()
+    assert [name in lines[0] for name in ("4 per class", "8 per class")] == [True, True]
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["probe", "tfidf"]
