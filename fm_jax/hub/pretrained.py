@@ -2,7 +2,8 @@
 
 A checkpoint folder has the files that `save_pretrained` writes: config.json, model.safetensors (or shards and their
 index), tokenizer.json, generation_config.json and, for an image model, preprocessor_config.json. A GGUF file holds all
-of these. Arrays go straight from the file to their shards; nothing in a folder is ever executed or unpickled.
+of a language model's. Arrays go straight from the file to their shards; nothing in a folder is ever executed or
+unpickled.
 """
 
 import contextlib

@@ -13,8 +13,8 @@ HERE = Path(__file__).parent
 NEEDS = {
     "test_tokenizer.py": ("transformers",),
     "test_chat.py": ("torch", "transformers", "jinja2"),
-    "test_harness.py": ("torch", "transformers", "lm_eval"),
     "test_gguf.py": ("torch", "transformers", "gguf"),
+    "test_harness.py": ("torch", "transformers", "lm_eval"),
 }
 USUAL = ("torch", "transformers")
 

@@ -152,7 +152,8 @@ def listing(index: Path, kind: Kind) -> dict[str, str]:
 
 def sound(file: Path) -> Path:
     """Return the file if it may be opened, or raise an error that says what it is instead."""
-    files.there(file, CheckpointError)
+    if not files.there(file, CheckpointError):
+        raise CheckpointError(f"{file} does not exist")
     try:
         kind = _disguise(file)
     except OSError as error:
