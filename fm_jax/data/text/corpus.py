@@ -8,12 +8,14 @@ tokenizer's scheme and its vocabulary size, so nothing stale is ever reused.
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from fm_jax.core.errors import DataError
+from fm_jax.data import files
 from fm_jax.data.text import documents, layout, records, tokenizer, tokens
 from fm_jax.data.text.sentences import Sentences
 from fm_jax.data.text.tokenizer import Tokenizer
@@ -21,8 +23,6 @@ from fm_jax.data.text.tokenizer import Tokenizer
 Scheme = Literal["bytes", "t5", "wordpiece"]
 SENTINELS = 100  # sentinel tokens of scheme t5
 
-# Hashing a stream takes about a second per gigabyte: smaller streams are verified at every start.
-_VERIFY_BELOW = 1 << 30
 _TRAIN_ON = 200_000_000  # characters a tokenizer is trained on; more changes hardly any merge and fills the memory
 
 
@@ -41,8 +41,7 @@ class Corpus:
     def num_bytes(self, split: str) -> int:
         """Return the number of UTF-8 bytes of a split, for bits per byte: sum of nats / ln 2 / bytes."""
         folder = self._split(split)
-        stream = tokens.load(folder) if (folder / "tokens.bin").exists() else records.load(folder)
-        return stream.num_bytes
+        return (tokens.load(folder) if _is_stream(folder) else records.load(folder)).num_bytes
 
     def blocks(self, split: str, length: int, *, apart: bool = False) -> layout.Blocks | records.RecordBlocks:
         """Return a split as blocks of `length` tokens; with `apart`, attention does not cross documents.
@@ -52,7 +51,7 @@ class Corpus:
                 blocks.
         """
         folder = self._split(split)
-        if (folder / "tokens.bin").exists():
+        if _is_stream(folder):
             return layout.Blocks(tokens.load(folder), length, apart=apart, name=f"{split} of {self.folder.name}")
         stored = records.load(folder)
         if stored.length != length or apart:
@@ -106,13 +105,21 @@ def prepare(
     key = f"{documents.fingerprint(cfg, 'train', data_dir)}-{vocab_size}{form}"
     name = f"{cfg.kind}-{vocab_size}{form}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     folder = data_dir / "corpora" / name
+    opened: dict[str, documents.Documents] = {}
     if (folder / "tokenizer.json").is_file():
         trained = tokenizer.load(folder)
     else:
-        trained = _learn(scheme, _sample(documents.documents(cfg, "train", data_dir)), vocab_size)
-        trained.save(folder)
+        opened["train"] = documents.documents(cfg, "train", data_dir)
+        trained = _learn(scheme, _sample(opened["train"]), vocab_size)
+        try:
+            trained.save(folder)
+        except OSError as error:
+            raise files.failed(error, f"cannot write the tokenizer to {folder}") from error
     for split in splits:
-        _tokenise(cfg, split, data_dir, trained, folder / split, by_sentence)
+        mark = documents.fingerprint(cfg, split, data_dir) + ("-sentences" if by_sentence else "")
+        if not _is_made(folder / split, tokens.made_from(mark, trained)):
+            texts = opened.pop(split, None) or documents.documents(cfg, split, data_dir)
+            tokens.write(Sentences(texts) if by_sentence else texts, trained, folder / split)
     return Corpus(trained, folder)
 
 
@@ -134,15 +141,11 @@ def _sample(documents: documents.Documents) -> Iterator[str]:
         yield text
 
 
-def _tokenise(
-    cfg: documents.Config, split: str, data_dir: Path, learned: Tokenizer, folder: Path, by_sentence: bool
-) -> None:
-    mark = documents.fingerprint(cfg, split, data_dir) + ("-sentences" if by_sentence else "")
-    if folder.is_dir():
-        stored = tokens.load(folder)
-        if stored.index.made_from == tokens.made_from(mark, learned):
-            if (folder / "tokens.bin").stat().st_size < _VERIFY_BELOW:
-                tokens.load(folder, verify=True)
-            return
-    texts = documents.documents(cfg, split, data_dir)
-    tokens.write(Sentences(texts) if by_sentence else texts, learned, folder)
+def _is_stream(folder: Path) -> bool:
+    """Return whether a folder holds one stream of tokens, and not ArrayRecord blocks; a broken link counts."""
+    return os.path.lexists(folder / "tokens.bin")
+
+
+def _is_made(folder: Path, made_from: str) -> bool:
+    """Return whether a folder holds the tokens of these documents and this tokenizer; damage raises."""
+    return folder.is_dir() and tokens.load(folder).index.made_from == made_from
