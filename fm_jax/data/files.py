@@ -34,11 +34,16 @@ class Found:
     named: bool  # they are named after the split; if not, a reader divides their content
 
 
-def failed(error: OSError, doing: str) -> FmError:
-    """Return the error of one line for a system call that failed while `doing` ("cannot write FILE")."""
-    if error.errno in _FULL:
-        return ResourceError(f"{doing}: {_FULL[error.errno]}")
-    return DataError(f"{doing}: {error.strerror or error}")
+def failed(error: Exception, doing: str) -> FmError:
+    """Return the error of one line for a call that failed while `doing` ("cannot write FILE").
+
+    The writers of ArrayRecord raise a RuntimeError that only spells the cause.
+    """
+    code = getattr(error, "errno", None) or next((code for code in _FULL if os.strerror(code) in str(error)), None)
+    if code in _FULL:
+        return ResourceError(f"{doing}: {_FULL[code]}")
+    why = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return DataError(f"{doing}: {why.splitlines()[0][:200]}")
 
 
 def check(file: Path) -> os.stat_result:
@@ -137,6 +142,19 @@ def of_split(names: Iterable[str], split: str, where: Path, *, own: str = "") ->
         both = " and ".join(here[0] for here in mine.values())
         raise DataError(f"{where} has {both}, each of which may be the {split} split; move or rename one")
     return set(next(iter(mine.values())))
+
+
+def folder_of(root: Path, split: str) -> Path:
+    """Return the folder of a split: that of one of its names in `CALLED`, or of just this name if it is none of them.
+
+    Raises:
+        DataError: it goes by two names (dev and valid).
+    """
+    there = [root / alias for alias in CALLED.get(split, (split,)) if (root / alias).is_dir()]
+    if len(there) > 1:
+        both = f"{there[0].name} and {there[1].name}"
+        raise DataError(f"{root} has {both}, each of which may be the {split} split; move or rename one")
+    return there[0] if there else root / split
 
 
 def called(name: str, alias: str) -> bool:

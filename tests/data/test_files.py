@@ -80,3 +80,5 @@ def test_only_a_regular_file_passes(tmp_path: Path) -> None:
 def test_a_failed_call_says_what_ran_out(code: int, kind: type[Exception], said: str) -> None:
     error = files.failed(OSError(code, os.strerror(code), "x"), "cannot write x")
     assert type(error) is kind and str(error).startswith("cannot write x: ") and said in str(error)
+    spelt = files.failed(RuntimeError(f"write() failed: {os.strerror(code)}; at byte 7\nand more"), "cannot write x")
+    assert type(spelt) is kind and said in str(spelt) and "\n" not in str(spelt)

@@ -22,7 +22,7 @@ class Config:
     """Folders of images as the source of a run."""
 
     path: Path  # has one folder for each split, and each of those one for each class
-    splits: tuple[str, str, str] = ("train", "validation", "test")  # names of the splits' folders, in this order
+    splits: tuple[str, str, str] = ("train", "validation", "test")  # of the splits' folders (see `files.folder_of`)
 
 
 class ImageFolder:
@@ -43,8 +43,8 @@ class ImageFolder:
             DataError: a folder is missing, unreadable, links to its own parent, or is there by two names; a class has
                 no images, a name that is not UTF-8, or does not exist in `classes_from`.
         """
-        self._root, self._max_pixels = _split(root, split), max_pixels
-        first = _split(root, classes_from) if classes_from else self._root
+        self._root, self._max_pixels = files.folder_of(root, split), max_pixels
+        first = files.folder_of(root, classes_from) if classes_from else self._root
         self.classes = _classes(first)
         here = self.classes if first == self._root else _classes(self._root)
         if unknown := sorted(set(here) - set(self.classes)):
@@ -74,16 +74,6 @@ class ImageFolder:
     def id(self, index: int) -> str:
         """Return the file's path within the split."""
         return self._files[index]
-
-
-def _split(root: Path, split: str) -> Path:
-    """Return the folder of a split: of this very name, or else of another name of the split."""
-    there = [root / alias for alias in files.CALLED.get(split, (split,)) if (root / alias).is_dir()]
-    if len(there) > 1:
-        raise DataError(
-            f"{root} has {there[0].name} and {there[1].name}, each of which may be the {split} split; move one"
-        )
-    return there[0] if there else root / split
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

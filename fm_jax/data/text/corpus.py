@@ -64,7 +64,7 @@ class Corpus:
         return layout.Packed(tokens.load(self._split(split)), length, name=f"{split} of {self.folder.name}")
 
     def _split(self, split: str) -> Path:
-        return self.folder / documents.Config(splits=self.names).here(split)
+        return files.folder_of(self.folder, documents.Config(splits=self.names).here(split))
 
 
 def prepare(

@@ -54,7 +54,7 @@ class TextFiles:
         found = files.find(path, split, TEXT, own=own)
         chosen = _by_file(found, split)
         _check_some(len(chosen), path, split, len(found.files), "files")
-        self.fingerprint = text_fingerprint(path, split, own=own)
+        self.fingerprint = _text_mark(found, split)
         spool = packed.Spool() if any(map(packed.is_packed, chosen)) else None
         contents = [_content(file, spool) for file in chosen]
         blank = [content.is_blank() for content in contents]
@@ -87,8 +87,7 @@ class TextFiles:
 
 def text_fingerprint(path: Path, split: str, *, own: str = "") -> str:
     """Return the fingerprint of `TextFiles` without reading them."""
-    found = files.find(path, split, TEXT, own=own)
-    return _fingerprint("text-cut" if _is_single(found) else "text", split, found.root, _by_file(found, split))
+    return _text_mark(files.find(path, split, TEXT, own=own), split)
 
 
 def column(path: Path, split: str, field: str, *, suffixes: tuple[str, ...] = ROWS, own: str = "") -> Texts:
@@ -284,6 +283,10 @@ def _content(file: Path, spool: packed.Spool | None) -> _Content:
         while data := stream.read(1 << 20):
             spool.append(data)
     return _Content(file, spool.size - begin, spool, begin)
+
+
+def _text_mark(found: Found, split: str) -> str:
+    return _fingerprint("text-cut" if _is_single(found) else "text", split, found.root, _by_file(found, split))
 
 
 def _is_single(found: Found) -> bool:

@@ -108,7 +108,7 @@ def write(tokens: Tokens, folder: Path, *, length: int, per_file: int = 1 << 16)
         )
         sealed.write(partial, asdict(index))
         os.replace(partial, folder)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: from the writer's C++
         raise files.failed(error, f"cannot write token records to {folder}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

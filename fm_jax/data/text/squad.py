@@ -77,7 +77,10 @@ def load(folder: Path) -> dict[str, tuple[Question, ...]]:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give a folder with train.json and validation.json")
     suffixes = (*table.SUFFIXES["jsonl"], *table.SUFFIXES["parquet"])
-    names = sorted(entry.name for entry in folder.iterdir() if entry.name.lower().endswith(suffixes))
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.name.lower().endswith(suffixes))
+    except OSError as error:
+        raise files.failed(error, f"cannot read {folder}") from error
     named = {split: _files_of(names, split, folder) for split in SPLITS}
     if not named["train"] or not (named["validation"] or named["test"]):
         there = ", ".join(names[:8]) or "nothing"
