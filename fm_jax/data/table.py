@@ -278,7 +278,10 @@ def _separator(head: str, fields: Sequence[str]) -> str:
     """Return the separator by which a first line names all wanted columns, or else the most columns."""
 
     def named(separator: str) -> tuple[bool, int]:
-        names = [name.strip() for name in next(csv.reader([head], delimiter=separator), [])]
+        try:
+            names = [name.strip() for name in next(csv.reader([head], delimiter=separator), [])]
+        except csv.Error:
+            return False, 0
         return set(fields) <= set(names), len(names)
 
     return max(",;\t|", key=named)

@@ -71,6 +71,7 @@ def test_tsv_has_no_quotes(tmp_path: Path) -> None:
         ("a.csv", b"text,text\nx,1\n", r"a.csv: more than one column 'text'"),
         ("a.csv", b"text,label\nx\n", r"a.csv:2: 1 columns, but the first line names 2"),
         ("a.csv", b'text,label\n"x,1\ny,2\n', r"a.csv:3: not CSV: unexpected end of data"),
+        ("a.csv", b"te\rxt,label\n", r"a.csv:1: not CSV: new-line character"),
         ("a.csv", b'text,label\n"x"y,1\n', r"a.csv:2: not CSV: "),
         ("a.csv", b"text,label\nok,1\n\xe9,1\n", r"a.csv:3: not UTF-8 text \(byte 16: 0xe9\)"),
         ("a.tsv", "text\tlabel\n".encode("utf-16"), r"a.tsv:1: not UTF-8 text .*; it is UTF-16: save it as UTF-8"),

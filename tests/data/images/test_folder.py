@@ -79,7 +79,7 @@ def test_other_suffixes_of_photographs_are_read(root: Path, suffix: str) -> None
 def test_the_validation_folder_goes_by_many_names(root: Path) -> None:
     assert ImageFolder(root, "validation", classes_from="train").name == str(root / "val")
     put(root / "dev" / "cat" / "a.png", 0)
-    with pytest.raises(DataError, match=r"has val and dev, each of which may be the validation split; move one"):
+    with pytest.raises(DataError, match=r"has val and dev, each of which may be the validation split; move"):
         ImageFolder(root, "validation")
 
 
