@@ -102,6 +102,8 @@ def _suffixes(cfg: Config) -> tuple[str, ...]:
     assert cfg.path is not None and cfg.kind in table.SUFFIXES
     if cfg.path.name.lower().endswith(folder.ROWS) and cfg.path.is_file() and table.form(cfg.path) != cfg.kind:
         raise DataError(f"{cfg.path} is not of kind {cfg.kind}; set kind to {table.form(cfg.path)}")
+    if cfg.kind != "jsonl" and cfg.path.is_file() and not cfg.path.name.lower().endswith(table.SUFFIXES[cfg.kind]):
+        raise DataError(f"{cfg.path} is not of kind {cfg.kind}; its name must end in {table.SUFFIXES[cfg.kind][0]}")
     return table.SUFFIXES[cfg.kind]
 
 

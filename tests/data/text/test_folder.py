@@ -166,6 +166,9 @@ def test_a_file_of_another_kind_names_the_kind(tmp_path: Path) -> None:
     put(tmp_path / "corpus.parquet", forms()["parquet"])
     with pytest.raises(DataError, match=r"corpus.parquet is not of kind jsonl; set kind to parquet"):
         documents.documents(Config(kind="jsonl", path=tmp_path / "corpus.parquet"), "train", tmp_path)
+    put(tmp_path / "input.txt", b"x")
+    with pytest.raises(DataError, match=r"input.txt is not of kind parquet; its name must end in .parquet"):
+        documents.documents(Config(kind="parquet", path=tmp_path / "input.txt"), "train", tmp_path)
 
 
 def test_conversations_are_read_from_messages(tmp_path: Path) -> None:
