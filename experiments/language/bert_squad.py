@@ -8,10 +8,10 @@ long paragraph is split into overlapping windows. The answer is the text of the 
     ./launch.sh local experiments.language.bert_squad --init.from runs/bert_pretrain --data.path squad
     ./launch.sh local experiments.language.bert_squad --config demo       # a generated set, from scratch, on two cores
 
-`--data.path` is a folder of SQuAD files: train-v1.1.json and dev-v1.1.json, or train.json, validation.json and
-test.json. For questions without an answer (v2.0), a threshold is chosen on the validation file. `--init.from` is the
-work directory of a pretraining run, a checkpoint folder, or OWNER/NAME. Without it the model is randomly initialised
-and its tokenizer is trained on the training file.
+`--data.path` is a folder of SQuAD files: train-v1.1.json and dev-v1.1.json, or train, validation and test files as JSON
+lines or Parquet. A test file without answers gets predictions and no score. For questions without an answer (v2.0), a
+threshold is chosen on the validation file. `--init.from` is the work directory of a pretraining run, a checkpoint
+folder, or OWNER/NAME. Without it the model is randomly initialised and its tokenizer is trained on the training file.
 
 Hardware and time: the default is the authors' recipe for BERT base (README of google-research/bert: learning rate 3e-5,
 batch size 12, 2 epochs, 384 tokens, stride 128). It needs one 16 GB GPU and was not run here. Expected on dev v1.1
@@ -235,7 +235,11 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     chosen = threshold(questions[watched], decoded[watched])
     predictions = {split: reading.answers(spans_of, chosen) for split, spans_of in decoded.items()}
     last = list(predictions)[-1]
-    scored = {split: judge(questions[split], answers, cfg.seed) for split, answers in predictions.items()}
+    scored = {
+        split: judge(questions[split], answers, cfg.seed)
+        for split, answers in predictions.items()
+        if squad.is_labelled(questions[split])
+    }
     measured: dict[str, Any] = {
         split: {
             method: {kind: asdict(score) for kind, score in by_kind.items()} for method, by_kind in by_method.items()
@@ -249,7 +253,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         _write(workdir / "predictions.json", predictions[last])
         best = {name: [asdict(one) for one in question.candidates] for name, question in decoded[last].items()}
         _write(workdir / "nbest.json", best)
-        draw(scored[last], workdir, last)
+        draw(list(scored.values())[-1], workdir, list(scored)[-1])
     return measured
 
 

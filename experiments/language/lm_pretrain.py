@@ -15,8 +15,11 @@ attention does not cross from one document to another.
 OWNER/NAME. Its form and its tokenizer are used; of `model`, only max_length (the training context), dropout, dtype and
 remat count. The results then also have the metrics before the first step. `--export` writes a folder that
 `transformers` opens.
+    ./launch.sh local experiments.language.lm_pretrain --data.kind text --data.path input.txt
+
+`--data.kind` has the kinds of files of `fm_jax/README.md`. A folder of ready-made tokens has its own tokenizer.
 Presets: `default` (6 layers, width 512, 8 heads, vocabulary 10,000, Adam at 1e-3), `gpt2_*`, `gpt3_*`, `llama2_*`,
-`llama3_8b`. A folder of ready-made tokens (`--data.kind tokens`) has its own tokenizer.
+`llama3_8b`.
 Hardware: the default runs anywhere. `gpt2_small` needs one 80 GB GPU (half a million tokens per step, with
 `--accumulate`); `gpt3_6_7b` and larger need a pod (`--mesh.fsdp`, `--mesh.tensor`).
 Expected: the quickstart's language model is trained by this module; its results are in `experiments/README.md`. The

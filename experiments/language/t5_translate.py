@@ -10,8 +10,9 @@ greedy decoding and beam search.
 
 `--init.from` is the work directory of a `t5_pretrain` run, a checkpoint folder, or OWNER/NAME. Without it the model is
 randomly initialised and its tokenizer is trained on the training pairs. `--data.path` is a folder of aligned files
-(train.en, train.de, validation.en, …) or of JSON lines with a source and a target each. Without it sentences are
-generated (`fm_jax/worlds/language/translation.py`); no test sentence occurs in training.
+(train.en, train.de, validation.en, …) or of rows with a source and a target each (JSON lines, CSV, TSV or Parquet, see
+`fm_jax/README.md`). Without it sentences are generated (`fm_jax/worlds/language/translation.py`); no test sentence
+occurs in training.
 
 The results are sacrebleu's BLEU and chrF with their signatures, and exact matches, for greedy decoding and beam search.
 Two baselines are measured with them: copying the source, and a word-by-word dictionary (IBM model 1).

@@ -15,7 +15,8 @@ parameters. `--method` chooses which of them are trained:
     python -m experiments.language.text_classify --init.from runs/quickstart/pretrain    # the docstring task
 
 `--init.from` is the work directory of an `lm_pretrain` or `bert_pretrain` run, a checkpoint folder, or OWNER/NAME.
-`--data.path` is a folder of train.jsonl, validation.jsonl and test.jsonl; each line has a "text" and a "label".
+`--data.path` is a folder of train, validation and test files (JSON lines, CSV, TSV or Parquet, see
+`fm_jax/README.md`); each row has a "text" and a "label", which is text, a whole number, or true or false.
 `--export` writes a folder that `transformers` opens, with LoRA's updates merged. The updates alone are in its folder
 `adapter`, for `peft`. A decoder can be exported with `--head last` only.
 Hardware and time: two cores and half a minute with the quickstart's model; one 24 GB GPU for BERT base or GPT-2 124M.

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,7 @@ def parse(text: str | bytes, where: str, error: type[FmError], *, halves: bool =
     """
     try:
         text = text if isinstance(text, str) else text.decode("utf-8-sig")
-        data = json.loads(
-            text, object_pairs_hook=_once, parse_int=_integer, parse_float=_real, parse_constant=_constant
-        )
+        data = decoder().decode(text)
         _check_depth(data)
         if not halves and _SURROGATE.search(text):
             _check_surrogates(data)
@@ -81,6 +80,15 @@ def parse(text: str | bytes, where: str, error: type[FmError], *, halves: bool =
     except ValueError as problem:
         raise error(f"{where} is not JSON: {str(problem)[:160]}") from None
     return data
+
+
+@cache
+def decoder() -> json.JSONDecoder:
+    """Return the decoder of `parse`, for values that stand one after another; it does not check their depth.
+
+    Its failures are ValueErrors.
+    """
+    return json.JSONDecoder(object_pairs_hook=_once, parse_int=_integer, parse_float=_real, parse_constant=_constant)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

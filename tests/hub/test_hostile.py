@@ -102,7 +102,7 @@ def open_record(folder: Path) -> None:
     (inner / "seal.json").unlink(missing_ok=True)
     seal.publish(inner, inner.with_name("4"))
     (inner.with_name("4")).replace(inner)
-    read.ranked(folder / "checkpoints")
+    read.best(folder / "checkpoints")
     read.stored(read.record(inner))
 
 

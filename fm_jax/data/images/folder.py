@@ -1,17 +1,20 @@
-"""Images in folders: root / split / class / files at any depth. Classes are numbered by sorted folder name."""
+"""Images in folders: root / split / class / files at any depth. Classes are numbered by sorted folder name.
+
+The folder of a split may have another of the names in `files.CALLED`: `val` for validation.
+"""
 
 import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fm_jax.core.errors import DataError
+from fm_jax.data import files
 from fm_jax.data.images.image import MAX_PIXELS, decode
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Config:
     """Folders of images as the source of a run."""
 
     path: Path  # has one folder for each split, and each of those one for each class
-    splits: tuple[str, str, str] = ("train", "validation", "test")  # names of the splits' folders, in this order
+    splits: tuple[str, str, str] = ("train", "validation", "test")  # of the splits' folders (see `files.folder_of`)
 
 
 class ImageFolder:
@@ -37,21 +40,22 @@ class ImageFolder:
             max_pixels: limit on an image's height × width.
 
         Raises:
-            DataError: a folder is missing, unreadable, or links to its own parent; a class has no images, a name that
-                is not UTF-8, or does not exist in `classes_from`.
+            DataError: a folder is missing, unreadable, links to its own parent, or is there by two names; a class has
+                no images, a name that is not UTF-8, or does not exist in `classes_from`.
         """
-        self.classes = _classes(root / (classes_from or split))
-        here = self.classes if classes_from in ("", split) else _classes(root / split)
+        self._root, self._max_pixels = files.folder_of(root, split), max_pixels
+        first = files.folder_of(root, classes_from) if classes_from else self._root
+        self.classes = _classes(first)
+        here = self.classes if first == self._root else _classes(self._root)
         if unknown := sorted(set(here) - set(self.classes)):
-            raise DataError(f"{root / split} has the class {unknown[0]!r}, which is missing in {root / classes_from}")
-        self._root, self._max_pixels = root / split, max_pixels
+            raise DataError(f"{self._root} has the class {unknown[0]!r}, which is missing in {first}")
         self.name = str(self._root)
         self._files: list[str] = []
         labels: list[int] = []
         digest = hashlib.sha256("/".join(self.classes).encode())
         for name in here:
             before = len(self._files)
-            for file, size in _files(self._root / name):
+            for file, size in files.walk(self._root / name, SUFFIXES):
                 self._files.append(file[len(self.name) + 1 :])
                 digest.update(f"{self._files[-1]}\0{size}\n".encode("utf-8", "surrogateescape"))
             if len(self._files) == before:
@@ -85,24 +89,3 @@ def _classes(folder: Path) -> tuple[str, ...]:
         if any("\udc80" <= letter <= "\udcff" for letter in name):  # surrogate escapes: bytes that are not UTF-8
             raise DataError(f"{folder} has the class {name!a}, which is not UTF-8; rename it")
     return tuple(names)
-
-
-def _files(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, int]]:
-    """Yield (path, bytes) of the images under a folder, each folder sorted; a broken link has 0 bytes."""
-    try:
-        status = os.stat(folder)
-        if (here := (status.st_dev, status.st_ino)) in above:
-            raise DataError(f"{folder} links to a folder that contains it; remove the link")
-        with os.scandir(folder) as scan:
-            entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"cannot read {folder}: {error.strerror or error}") from error
-    for entry in entries:
-        try:
-            inside, size = entry.is_dir(), entry.stat().st_size
-        except OSError:  # keep the entry: reading it will raise an error that says why
-            inside, size = False, 0
-        if inside:
-            yield from _files(Path(entry.path), (*above, here))
-        elif entry.name.lower().endswith(SUFFIXES):
-            yield entry.path, size

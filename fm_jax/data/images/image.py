@@ -25,13 +25,15 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 # `catch_warnings` changes the whole process, not one thread: use it only under this lock.
 _WARNINGS = threading.Lock()
-_ORIENTATION = 0x0112
+_ORIENTATION, _SAMPLE_FORMAT = 0x0112, 0x0153
 
 
 def decode(file: bytes | Path, *, max_pixels: int = MAX_PIXELS, name: str = "") -> np.ndarray:
     """Decode an image to uint8 [H, W, 3], EXIF orientation applied, transparent pixels on white.
 
-    Greyscale is repeated to three channels, 16 bits are scaled to 8, an animation gives its first frame.
+    Greyscale is repeated to three channels, an animation gives its first frame. 16 bits are scaled to 8. Values of 32
+    bits have no agreed range: whole numbers up to 65535 are taken for 16 bits, larger ones for all 32 (or 31, if
+    signed); floats up to 1 for shares of white, larger ones up to 255 for 8 bits.
 
     Args:
         file: the file's bytes or its path.
@@ -39,7 +41,7 @@ def decode(file: bytes | Path, *, max_pixels: int = MAX_PIXELS, name: str = "") 
         name: name for messages; by default the path.
 
     Raises:
-        DataError: missing, empty, truncated, too large, not in FORMATS, or of unknown range (32-bit values).
+        DataError: missing, empty, truncated, too large, not in FORMATS, or 32-bit values in none of these ranges.
     """
     from PIL import Image
 
@@ -120,18 +122,33 @@ def _rgb(picture: "Image", name: str) -> np.ndarray:
     from PIL import Image
 
     if picture.mode == "F":
-        raise DataError(f"{name}: 32-bit floats have no known range; save the image with 8 or 16 bits")
-    if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
-        values = np.asarray(picture).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise DataError(
-                f"{name}: values {values.min()} to {values.max()} do not fit 16 bits; save the image with 8 or 16 bits"
-            )
-        return np.repeat(((values + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
+        values = np.asarray(picture, np.float64)
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
+            span = f"{values.min():g} to {values.max():g}"
+            raise DataError(f"{name}: float values {span} are neither in 0 to 1 nor in 0 to 255; save 8 or 16 bits")
+        return _grey(values * 255 if values.max() <= 1 else values)
+    if picture.mode.startswith("I"):  # which Pillow would clip at 255
+        values = np.asarray(picture)
+        unsigned = picture.mode == "I" and set(_sample_format(picture)) == {1}
+        values = values.view(np.uint32) if unsigned and values.dtype == np.int32 else values
+        if values.min() < 0:
+            raise DataError(f"{name}: values {values.min()} to {values.max()} are below 0; save 8 or 16 bits")
+        most = 65535 if values.max() <= 65535 else 2**32 - 1 if unsigned else 2**31 - 1
+        return _grey(values * (255 / most))
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return np.asarray(picture.convert("RGB"))
+
+
+def _grey(values: np.ndarray) -> np.ndarray:
+    """Return values in 0 to 255 [H, W] as grey pixels: uint8 [H, W, 3]."""
+    return np.repeat(to_bytes(values)[..., None], 3, axis=2)
+
+
+def _sample_format(picture: "Image") -> tuple[int, ...]:
+    """Return the SampleFormat of a TIFF, by default and elsewhere unsigned: 1 unsigned, 2 signed, 3 float."""
+    return tuple(getattr(picture, "tag_v2", {}).get(_SAMPLE_FORMAT, (1,)))
 
 
 def _orientation(picture: "Image") -> int:

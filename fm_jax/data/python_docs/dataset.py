@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from fm_jax.core.errors import DataError
+from fm_jax.data import files
 from fm_jax.data.python_docs import library, masking
 
 Content = Literal["modules", "docstrings"]
@@ -72,23 +73,25 @@ def build(data_dir: Path, content: Content = "modules", *, only: Sequence[str] =
 
     Raises:
         DataError: the Python has no sources, or the folder cannot be written.
+        ResourceError: no space, or a limit of the system.
     """
     name = f"{content}-{library.fingerprint(tuple(only))}"
     config = Config(name=name, description=f"CPython {name}", content=content, only=tuple(only))
-    failed: OSError | None = None
+    failed: Exception | None = None
     with _quiet():
         builder = PythonDocs(config=config, data_dir=data_dir, file_format="array_record")
         if not builder.is_prepared():
             library.read(tuple(only))  # a Python without sources fails here, before anything is written
             try:
                 builder.download_and_prepare()
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # RuntimeError: from the writer's C++
                 failed = error
         # Another process may have finished the same folder after this builder looked for it and before our rename.
         if failed or not builder.info.splits:
             builder = PythonDocs(config=config, data_dir=data_dir, file_format="array_record")
     if not builder.info.splits:
-        raise DataError(f"cannot build {name} under {data_dir}: {failed}") from failed
+        doing = f"cannot build {name} under {data_dir}"
+        raise files.failed(failed or RuntimeError("it has no records"), doing) from failed
     return builder
 
 

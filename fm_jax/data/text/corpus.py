@@ -8,6 +8,7 @@ tokenizer's scheme and its vocabulary size, so nothing stale is ever reused.
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Literal
 
 from fm_jax.core.errors import DataError
 from fm_jax.core.files import there
+from fm_jax.data import files
 from fm_jax.data.text import documents, layout, records, tokenizer, tokens
 from fm_jax.data.text.sentences import Sentences
 from fm_jax.data.text.tokenizer import Tokenizer
@@ -22,8 +24,6 @@ from fm_jax.data.text.tokenizer import Tokenizer
 Scheme = Literal["bytes", "t5", "wordpiece"]
 SENTINELS = 100  # sentinel tokens of scheme t5
 
-# Hashing a stream takes about a second per gigabyte: smaller streams are verified at every start.
-_VERIFY_BELOW = 1 << 30
 _TRAIN_ON = 200_000_000  # characters a tokenizer is trained on; more changes hardly any merge and fills the memory
 
 
@@ -42,8 +42,7 @@ class Corpus:
     def num_bytes(self, split: str) -> int:
         """Return the number of UTF-8 bytes of a split, for bits per byte: sum of nats / ln 2 / bytes."""
         folder = self._split(split)
-        stream = tokens.load(folder) if (folder / "tokens.bin").exists() else records.load(folder)
-        return stream.num_bytes
+        return (tokens.load(folder) if _is_stream(folder) else records.load(folder)).num_bytes
 
     def blocks(self, split: str, length: int, *, apart: bool = False) -> layout.Blocks | records.RecordBlocks:
         """Return a split as blocks of `length` tokens; with `apart`, attention does not cross documents.
@@ -53,7 +52,7 @@ class Corpus:
                 blocks.
         """
         folder = self._split(split)
-        if (folder / "tokens.bin").exists():
+        if _is_stream(folder):
             return layout.Blocks(tokens.load(folder), length, apart=apart, name=f"{split} of {self.folder.name}")
         stored = records.load(folder)
         if stored.length != length or apart:
@@ -66,7 +65,7 @@ class Corpus:
         return layout.Packed(tokens.load(self._split(split)), length, name=f"{split} of {self.folder.name}")
 
     def _split(self, split: str) -> Path:
-        return self.folder / documents.Config(splits=self.names).here(split)
+        return files.folder_of(self.folder, documents.Config(splits=self.names).here(split))
 
 
 def prepare(
@@ -100,15 +99,7 @@ def prepare(
     if cfg.kind == "tokens":
         assert cfg.path is not None
         words = tokenizer.load(cfg.path)
-        if given is not None and words.fingerprint != given.fingerprint:
-            raise DataError(
-                f"{cfg.path} holds tokens of another tokenizer than the model's; give its texts (kind text or jsonl)"
-            )
-        if given is None and words.vocab_size != vocab_size:
-            raise DataError(
-                f"{cfg.path} has a vocabulary of {words.vocab_size}, not {vocab_size}; "
-                f"set vocab_size to {words.vocab_size}"
-            )
+        _check_words(words, cfg.path, given, vocab_size)
         return Corpus(words, cfg.path, cfg.splits)
     if given is not None:
         vocab_size = given.vocab_size
@@ -117,16 +108,40 @@ def prepare(
     key = f"{documents.fingerprint(cfg, 'train', data_dir)}-{vocab_size}{form}"
     name = f"{cfg.kind}-{vocab_size}{form}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     folder = data_dir / "corpora" / name
-    if given is not None and not there(folder / "tokenizer.json", DataError):
-        given.save(folder)
+    opened: dict[str, documents.Documents] = {}
     if there(folder / "tokenizer.json", DataError):
         trained = tokenizer.load(folder)
+    elif given is not None:
+        trained = _saved(given, folder)
     else:
-        trained = _learn(scheme, _sample(documents.documents(cfg, "train", data_dir)), vocab_size)
-        trained.save(folder)
+        opened["train"] = documents.documents(cfg, "train", data_dir)
+        trained = _saved(_learn(scheme, _sample(opened["train"]), vocab_size), folder)
     for split in splits:
-        _tokenise(cfg, split, data_dir, trained, folder / split, by_sentence)
+        mark = documents.fingerprint(cfg, split, data_dir) + ("-sentences" if by_sentence else "")
+        if not _is_made(folder / split, tokens.made_from(mark, trained)):
+            texts = opened.pop(split, None) or documents.documents(cfg, split, data_dir)
+            tokens.write(Sentences(texts) if by_sentence else texts, trained, folder / split)
     return Corpus(trained, folder)
+
+
+def _check_words(words: Tokenizer, path: Path, given: Tokenizer | None, vocab_size: int) -> None:
+    """Refuse ready-made tokens of another tokenizer or vocabulary than the model's."""
+    if given is not None and words.fingerprint != given.fingerprint:
+        raise DataError(
+            f"{path} holds tokens of another tokenizer than the model's; give its texts (kind text or jsonl)"
+        )
+    if given is None and words.vocab_size != vocab_size:
+        raise DataError(
+            f"{path} has a vocabulary of {words.vocab_size}, not {vocab_size}; set vocab_size to {words.vocab_size}"
+        )
+
+
+def _saved(trained: Tokenizer, folder: Path) -> Tokenizer:
+    try:
+        trained.save(folder)
+    except OSError as error:
+        raise files.failed(error, f"cannot write the tokenizer to {folder}") from error
+    return trained
 
 
 def _learn(scheme: Scheme, texts: Iterator[str], vocab_size: int) -> Tokenizer:
@@ -147,15 +162,11 @@ def _sample(documents: documents.Documents) -> Iterator[str]:
         yield text
 
 
-def _tokenise(
-    cfg: documents.Config, split: str, data_dir: Path, learned: Tokenizer, folder: Path, by_sentence: bool
-) -> None:
-    mark = documents.fingerprint(cfg, split, data_dir) + ("-sentences" if by_sentence else "")
-    if folder.is_dir():
-        stored = tokens.load(folder)
-        if stored.index.made_from == tokens.made_from(mark, learned):
-            if (folder / "tokens.bin").stat().st_size < _VERIFY_BELOW:
-                tokens.load(folder, verify=True)
-            return
-    texts = documents.documents(cfg, split, data_dir)
-    tokens.write(Sentences(texts) if by_sentence else texts, learned, folder)
+def _is_stream(folder: Path) -> bool:
+    """Return whether a folder holds one stream of tokens, and not ArrayRecord blocks; a broken link counts."""
+    return os.path.lexists(folder / "tokens.bin")
+
+
+def _is_made(folder: Path, made_from: str) -> bool:
+    """Return whether a folder holds the tokens of these documents and this tokenizer; damage raises."""
+    return folder.is_dir() and tokens.load(folder).index.made_from == made_from

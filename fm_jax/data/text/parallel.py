@@ -1,20 +1,23 @@
 """Parallel text: rows for an encoder that reads the source and a decoder that predicts the target.
 
-Texts come from memory, from a folder of JSON lines with two fields, or from files aligned line by line (`train.en`,
-`train.de`, `validation.en`, …). A row is {"source": int32 [S], "source_length": int32 [], "tokens", "targets":
-int32 [T], "weights": float32 [T]}. Source and target each end with the end token. The decoder's input is the targets
-shifted right by one, with the padding token as the start token (T5 has no other; Raffel et al. 2020).
+Texts come from memory, from files of rows with two fields (JSON lines, CSV, Parquet), or from files aligned line by
+line (`train.en`, `train.de`, `dev.en.gz`, …). A row is {"source": int32 [S], "source_length": int32 [], "tokens",
+"targets": int32 [T], "weights": float32 [T]}. Source and target each end with the end token. The decoder's input is the
+targets shifted right by one, with the padding token as the start token (T5 has no other; Raffel et al. 2020).
 """
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from fm_jax.core.errors import ConfigError, DataError
+from fm_jax.data import files, packed, table
 from fm_jax.data.text import folder
 from fm_jax.data.text.layout import Row
 from fm_jax.data.text.tokenizer import Tokenizer
@@ -134,55 +137,88 @@ def load(
     """Open one split of a folder; texts are read on demand.
 
     Args:
-        path: a folder with aligned files `SPLIT.en` and `SPLIT.de`, or with JSON lines as `text/folder.py` finds them.
-        split: train, validation or test.
-        fields: source and target field of JSON lines.
+        path: a folder with aligned files `SPLIT.en` and `SPLIT.de`, or with files of rows (see `folder.column`).
+        split: train, validation or test; its files may have another of the names in `files.CALLED`.
+        fields: source and target field of rows; `translation.en` is the field of a field.
         languages: source and target suffix of aligned files.
 
     Raises:
         DataError: missing, empty or misaligned files; reading a damaged text raises it too, naming file and line.
     """
-    files = [path / f"{split}.{language}" for language in languages]
-    if not any(file.exists() for file in files):
-        lines = [folder.JsonLines(path, split, split, field) for field in fields]
-        return Parallel(lines[0], lines[1], f"{path}/{split}", f"{lines[0].fingerprint}-{lines[1].fingerprint}")
-    first, second = (_Lines(file) for file in files)
+    aligned = [_aligned(path, split, language) for language in languages]
+    if not any(aligned):
+        both = [folder.column(path, split, field) for field in fields]
+        return Parallel(both[0], both[1], f"{path}/{split}", f"{both[0].fingerprint}-{both[1].fingerprint}")
+    for file, language in zip(aligned, languages, strict=True):
+        if file is None:
+            raise DataError(
+                f"{path} has {' and '.join(file.name for file in aligned if file)}, but no {split}.{language}"
+            )
+    first, second = (_Lines(file) for file in aligned if file)
     if len(first) != len(second):
         raise DataError(
-            f"{files[0]} has {len(first)} lines and {files[1]} has {len(second)}; "
+            f"{first.file} has {len(first)} lines and {second.file} has {len(second)}; "
             "line n of one must be the translation of line n of the other"
         )
     return Parallel(first, second, f"{path}/{split}", f"{first.fingerprint}-{second.fingerprint}")
 
 
+def _aligned(path: Path, split: str, language: str) -> Path | None:
+    names = [f"{alias}.{language}{packing}" for alias in files.CALLED[split] for packing in ("", *packed.SUFFIXES)]
+    there = [path / name for name in names if os.path.lexists(path / name)]
+    if len(there) > 1:
+        both = f"{there[0].name} and {there[1].name}"
+        raise DataError(f"{path} has {both}, each of which may be the {split} split; move or rename one")
+    return there[0] if there else None
+
+
 class _Lines:
-    """The lines of one file by random access, including empty ones."""
+    """The lines of one file by random access, including empty ones; a packed file is unpacked once."""
 
     def __init__(self, file: Path) -> None:
-        self._file, position, starts = file, 0, []
-        try:
-            with open(file, "rb") as stream:
-                for line in stream:
-                    starts.append(position)
-                    position += len(line)
-            changed = file.stat().st_mtime_ns
-        except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror}") from error
-        if not starts:
+        self.file, status = file, files.check(file)
+        if len(self._bounds) == 1:
             raise DataError(f"{file} is empty")
-        self._starts = np.array(starts, np.int64)
-        self.fingerprint = hashlib.sha256(f"{file.name}\0{position}\0{changed}".encode()).hexdigest()[:16]
+        mark = f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}"
+        self.fingerprint = hashlib.sha256(mark.encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._bounds) - 1
 
     def __getitem__(self, index: int) -> str:
-        with open(self._file, "rb") as stream:
-            stream.seek(int(self._starts[index]))
-            raw = stream.readline(folder.MAX_LINE + 1)
-        if len(raw) > folder.MAX_LINE:
-            raise DataError(f"{self._file}:{index + 1}: the line is longer than {folder.MAX_LINE} bytes")
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        spool, bounds = self._opened
+        start, stop = int(bounds[index]), int(bounds[index + 1])
+        try:
+            if spool is not None:
+                raw = spool.read(start, stop)
+            else:
+                with open(self.file, "rb") as stream:
+                    stream.seek(start)
+                    raw = stream.read(stop - start)
+        except OSError as error:
+            raise files.failed(error, f"cannot read {self.file}") from error
         try:
             return raw.decode("utf-8-sig" if index == 0 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise DataError(f"{self._file}:{index + 1}: not UTF-8 text (byte {error.start} of the line)") from None
+            raise table.not_utf8(self.file, index + 1, start, raw, error) from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_opened"}
+
+    @cached_property
+    def _opened(self) -> tuple[packed.Spool | None, np.ndarray]:
+        """The unpacked lines, and where each starts and the last ends: int64 [N + 1]."""
+        spool = packed.Spool() if packed.is_packed(self.file) else None
+        bounds = [0]
+        with packed.reading(self.file) as stream:
+            for _, start, line in table.lines(stream, self.file):
+                bounds.append(start + len(line))
+                if spool is not None:
+                    spool.append(line)
+        return spool, np.array(bounds, np.int64)
+
+    @property
+    def _bounds(self) -> np.ndarray:
+        return self._opened[1]

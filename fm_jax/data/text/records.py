@@ -1,27 +1,27 @@
 """Tokenised blocks in ArrayRecord files, which have checksums and can be read in place by many machines.
 
-A folder holds `blocks-*.array_record` and `index.json`. A record is the `length` + 1 token ids of one block (the last
-may be shorter), uint16 or uint32, little endian; consecutive blocks share one token.
+A folder holds `blocks-*.array_record` and `index.json`, which is sealed (see `data/sealed.py`). A record is the
+`length` + 1 token ids of one block (the last may be shorter), uint16 or uint32, little endian; consecutive blocks share
+one token.
 """
 
-import json
+import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fm_jax.core import json_file
-from fm_jax.core.config import from_dict
-from fm_jax.core.errors import ConfigError, DataError, shown
-from fm_jax.data.text import tokens
+from fm_jax.core.errors import DataError
+from fm_jax.data import files, sealed
 from fm_jax.data.text.layout import Row, shifted
 from fm_jax.data.text.tokens import Tokens
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,6 @@ class Index:
     vocab_size: int
     pad_id: int
     sha256: str  # hash of the token stream
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be the index of any records."""
-        if any(not re.fullmatch(r"[\w.\-]{1,255}", name, re.ASCII) for name in self.files):
-            raise ConfigError(f"files {shown(self.files)} are not files beside it")
-        tokens.check_index(self.dtype, length=self.length, num_records=self.num_records, vocab_size=self.vocab_size)
 
 
 class RecordBlocks:
@@ -97,23 +91,25 @@ def write(tokens: Tokens, folder: Path, *, length: int, per_file: int = 1 << 16)
     if folder.exists():
         raise DataError(f"{folder} exists; remove it first")
     partial = folder.with_name(f"{folder.name}.{os.urandom(4).hex()}.tmp")
-    partial.mkdir(parents=True)
     dtype = np.dtype(tokens.index.dtype)
     count = -(-(len(tokens) - 1) // length)
-    files: list[str] = []
+    names: list[str] = []
     try:
+        partial.mkdir(parents=True)
         for first in range(0, count, per_file):
-            files.append(f"blocks-{len(files):05d}.array_record")
-            writer = ArrayRecordWriter(str(partial / files[-1]), "group_size:1")
+            names.append(f"blocks-{len(names):05d}.array_record")
+            writer = ArrayRecordWriter(str(partial / names[-1]), "group_size:1")
             for block in range(first, min(first + per_file, count)):
                 writer.write(tokens[block * length : (block + 1) * length + 1].astype(dtype).tobytes())
             writer.close()
         source = tokens.index
         index = Index(
-            tuple(files), dtype.str, length, count, source.num_bytes, source.vocab_size, source.pad_id, source.sha256
+            tuple(names), dtype.str, length, count, source.num_bytes, source.vocab_size, source.pad_id, source.sha256
         )
-        (partial / "index.json").write_text(json.dumps(asdict(index), indent=1), "utf-8")
+        sealed.write(partial, asdict(index))
         os.replace(partial, folder)
+    except (OSError, RuntimeError) as error:  # RuntimeError: from the writer's C++
+        raise files.failed(error, f"cannot write token records to {folder}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return load(folder)
@@ -125,14 +121,25 @@ def load(folder: Path) -> RecordBlocks:
     Raises:
         DataError: missing files, a damaged index, or another number of records than it lists.
     """
-    if not (folder / "index.json").exists():
-        raise DataError(f"{folder} has no index.json; it does not hold token records")
-    try:
-        index = from_dict(Index, json_file.read(folder / "index.json", DataError))
-    except ConfigError as error:
-        raise DataError(f"{folder / 'index.json'} is damaged: {error}") from error
-    if missing := [name for name in index.files if not (folder / name).is_file()]:
-        raise DataError(f"{folder} is missing {', '.join(missing[:4])}")
+    told, digests = sealed.read(folder, "token records")
+    index = _index(told, folder)
+    for name in index.files:
+        if not os.path.lexists(folder / name):
+            raise DataError(f"{folder} is missing {name}")
+        files.check(folder / name)
+    if digests is None:
+        _log.warning("%s was written without a seal: its numbers cannot be verified; write it again to seal it", folder)
     blocks = RecordBlocks(folder, index)
     _ = blocks._source
     return blocks
+
+
+def _index(told: dict[str, Any], folder: Path) -> Index:
+    numbers = ("length", "num_records", "num_bytes", "vocab_size", "pad_id")
+    names = told.get("files")
+    right = set(told) == {field.name for field in fields(Index)} and isinstance(names, list)
+    right = right and all(type(told[name]) is int and told[name] >= 0 for name in numbers)
+    right = right and told["length"] > 0 and told["dtype"] in ("<u2", "<u4") and isinstance(told["sha256"], str)
+    if not right or not all(isinstance(name, str) and Path(name).name == name for name in names or ()):
+        raise DataError(f"{folder / sealed.NAME} is damaged: it is not an index of token records; {sealed.AGAIN}")
+    return Index(**told | {"files": tuple(told["files"])})

@@ -1,28 +1,34 @@
-"""Extractive question answering: files in SQuAD's format, and their questions as overlapping windows of one length.
+"""Extractive question answering: questions of SQuAD's form, and their rows as overlapping windows of one length.
 
 Rajpurkar et al. 2016 (v1.1, every question has an answer) and 2018 (v2.0, some have none); the windows are those of
 Devlin et al. 2019, section 4.2. Positions of answers are characters (code points), as in the files.
+
+A file is nested as the authors' files are (articles, paragraphs, questions), or flat as the datasets library writes it
+(JSON lines, a JSON list or Parquet): {"id", "context", "question", "answers": {"text": […], "answer_start": […]}}.
+Either may be without answers: then it is there to be answered, not to be scored.
 
 A question may have two fields beyond SQuAD's: "kind", by which scores are grouped, and "same_type", all spans of the
 context with the same type as the answer, which the baselines use.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fm_jax.core import json_file
 from fm_jax.core.errors import ConfigError, DataError
+from fm_jax.data import files, packed, table
 from fm_jax.data.text.encoded import Encoded
 from fm_jax.data.text.tokenizer import Tokenizer
 
 SPLITS = ("train", "validation", "test")
 _AT_ONCE = 1000  # pairs per call of the tokenizer
-_NAMES = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
+_SHARD = re.compile(r"-\d+-of-\d+\b")
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one context; `answers` is empty if the context has no answer (v2.0)."""
+    """One question about one context; `answers` is empty if it has none (v2.0), or if its file has none."""
 
     id: str
     text: str
@@ -43,9 +49,7 @@ class Question:
     answers: tuple[Span, ...]
     kind: str = ""
     same_type: tuple[Span, ...] = ()
-
-
-_MOST = 2 << 30  # bytes of a file
+    labelled: bool = True  # whether the question's file has answers
 
 
 @dataclass(frozen=True)
@@ -64,41 +68,58 @@ class Cut:
 
 
 def load(folder: Path) -> dict[str, tuple[Question, ...]]:
-    """Read the splits of a folder: `train*.json`, `validation*.json` or `dev*.json`, `test*.json`.
+    """Read the splits of a folder, whose files are named after them: train*, validation* or dev*, test*.
 
     Raises:
-        DataError: no train file, neither a validation nor a test file, two files for a split, or as `read` raises.
+        DataError: no train file, neither a validation nor a test file, two files for a split that are no shards, no
+            answers where they are needed, or as `read` raises.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give a folder with train.json and validation.json")
-    files = sorted(folder.glob("*.json"))
-    named = {split: [file for file in files if _named(file.stem, split)] for split in SPLITS}
-    for split, mine in named.items():
-        if len(mine) > 1:
-            raise DataError(f"{folder} has {len(mine)} files for {split}: {', '.join(file.name for file in mine)}")
+    suffixes = (*table.SUFFIXES["jsonl"], *table.SUFFIXES["parquet"])
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.name.lower().endswith(suffixes))
+    except OSError as error:
+        raise files.failed(error, f"cannot read {folder}") from error
+    named = {split: _files_of(names, split, folder) for split in SPLITS}
     if not named["train"] or not (named["validation"] or named["test"]):
-        there = ", ".join(file.name for file in files[:8]) or "nothing"
+        there = ", ".join(names[:8]) or "nothing"
         raise DataError(f"{folder} needs a train*.json and a validation*.json, dev*.json or test*.json; it has {there}")
-    return {split: read(mine[0]) for split, mine in named.items() if mine}
+    questions = {split: read(*(folder / name for name in mine)) for split, mine in named.items() if mine}
+    for split in ("train", "validation" if "validation" in questions else "test"):
+        if not is_labelled(questions[split]):
+            need = "training" if split == "train" else "choosing the best step"
+            raise DataError(f"{folder / named[split][0]} has no answers, but {need} needs the {split} split's")
+    return questions
 
 
-def read(file: Path) -> tuple[Question, ...]:
-    """Read a file of v1.1 or v2.0; every answer must occur in its context at the position the file gives.
+def read(*parts: Path) -> tuple[Question, ...]:
+    """Read a file of v1.1 or v2.0, or its shards; every answer must occur in its context where the file says.
 
     Raises:
-        DataError: unreadable, not SQuAD's format, a duplicate id, an answer at another position, or a question marked
+        DataError: unreadable, of another form, a duplicate id, an answer at another position, or a question marked
             impossible that has answers (or not marked and without answers); the message names file and question.
     """
-    tree = json_file.parse(json_file.contents(file, DataError, most=_MOST), str(file), DataError, halves=True)
-    questions = tuple(_questions(tree, str(file)))
-    if not questions:
-        raise DataError(f"{file} contains no questions")
-    seen: set[str] = set()
-    for question in questions:
+    entries: list[tuple[Path, _Entry]] = []
+    for file in parts:
+        entries += (mine := [(file, entry) for entry in (_flat(file) if _is_flat(file) else _nested(file))])
+        if not mine:
+            raise DataError(f"{file} contains no questions")
+    labelled = any(entry.question.answers or entry.impossible for _, entry in entries)
+    seen: dict[str, Question] = {}
+    for file, (question, impossible, empty) in entries:
         if question.id in seen:
             raise DataError(f"{file}: question {question.id!r} occurs twice; ids must be unique")
-        seen.add(question.id)
-    return questions
+        if labelled and not (question.answers or impossible or empty):
+            where = f"{file}: question {question.id!r}"
+            raise DataError(f'{where} has no answer; add one, or mark it "is_impossible": true')
+        seen[question.id] = replace(question, labelled=labelled)
+    return tuple(seen.values())
+
+
+def is_labelled(questions: Sequence[Question]) -> bool:
+    """Return whether answers to these questions can be scored."""
+    return all(question.labelled for question in questions)
 
 
 class Windows:
@@ -233,30 +254,89 @@ def _tokens_of(answer: Span, offsets: np.ndarray, where: str) -> tuple[int, int]
     return int(positions[0]), int(positions[-1])
 
 
-def _questions(tree: Any, file: str) -> Iterator[Question]:
-    for title, article in enumerate(_list(tree, "data", file)):
+class _Entry(NamedTuple):
+    """A question, and what its file says of a missing answer."""
+
+    question: Question
+    impossible: bool  # marked as having no answer
+    empty: bool = False  # a flat row with empty lists of answers: no answer, if other rows have some
+
+
+def _files_of(names: Sequence[str], split: str, folder: Path) -> list[str]:
+    """Return the names of a split's file, or of all its shards (`train-00000-of-00002.parquet`)."""
+    if not any(files.called(name, alias) for name in names for alias in files.CALLED[split]):
+        return []
+    mine = sorted(files.of_split(names, split, folder) or ())
+    if len(mine) > 1 and not all(map(_SHARD.search, mine)):
+        raise DataError(f"{folder} has {len(mine)} files for {split}: {', '.join(mine)}")
+    return mine
+
+
+def _is_flat(file: Path) -> bool:
+    return table.form(file) == "parquet" or not packed.plain(file).endswith(".json") or table.is_list(file)
+
+
+def _nested(file: Path) -> Iterator[_Entry]:
+    try:
+        with packed.reading(file) as stream:
+            data = stream.read()
+        content = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise table.not_utf8(file, line, 0, data, error) from None
+    tree = json_file.parse(content, str(file), DataError, halves=True)
+    for title, article in enumerate(_list(tree, "data", str(file))):
+        if isinstance(article, dict) and "context" in article and "paragraphs" not in article:
+            yield _row(article, f"{file}: row {title + 1}", str(file))
+            continue
         for number, paragraph in enumerate(_list(article, "paragraphs", f"{file}: article {title}")):
             where = f"{file}: article {title}, paragraph {number}"
             context = _text(paragraph, "context", where)
             for entry in _list(paragraph, "qas", where):
-                name = _text(entry, "id", where)
-                yield _question(entry, name, context, f"{file}: question {name!r}")
+                name = _id(entry, where)
+                where_asked = f"{file}: question {name!r}"
+                answers = _list({"answers": [], **entry}, "answers", where_asked)
+                yield _question(entry, name, context, answers, where_asked)
 
 
-def _question(entry: Mapping[str, Any], name: str, context: str, where: str) -> Question:
-    answers = tuple(_span(answer, context, where) for answer in _list(entry, "answers", where))
+def _flat(file: Path) -> Iterator[_Entry]:
+    wanted, spare = ("id", "context", "question"), ("answers", "is_impossible", "kind", "same_type")
+    for number, row in table.rows(file, wanted, optional=spare):
+        yield _row(row, table.place(file, number), str(file))
+
+
+def _row(row: Mapping[str, Any], where: str, file: str) -> _Entry:
+    """Read a flat row; its answers are {"text": […], "answer_start": […]} or a list, as in nested files."""
+    name = _id(row, where)
+    where, answers = f"{file}: question {name!r}", row.get("answers")
+    flat = isinstance(answers, dict)
+    if isinstance(answers, dict):
+        texts, starts = (_list(answers, field, f"{where}: 'answers'") for field in ("text", "answer_start"))
+        if len(texts) != len(starts):
+            raise DataError(f"{where} has {len(texts)} answers and {len(starts)} positions")
+        answers = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+    given = [] if answers is None else _list({"answers": answers}, "answers", where)
+    return _question(row, name, _text(row, "context", where), given, where)._replace(empty=flat and not given)
+
+
+def _question(entry: Mapping[str, Any], name: str, context: str, given: Sequence[Any], where: str) -> _Entry:
+    answers = tuple(_span(answer, context, where) for answer in given)
     impossible = entry.get("is_impossible", False)
     if not isinstance(impossible, bool):
         raise DataError(f"{where}: 'is_impossible' is {impossible!r}, not true or false")
     if impossible and answers:
         raise DataError(f"{where} is marked impossible, but has the answer {answers[0].text!r}")
-    if not impossible and not answers:
-        raise DataError(f'{where} has no answer; add one, or mark it "is_impossible": true')
     kind = entry.get("kind", "")
     if not isinstance(kind, str):
         raise DataError(f"{where}: 'kind' is {kind!r}, not text")
     same_type = tuple(_span(span, context, where) for span in _list({"same_type": [], **entry}, "same_type", where))
-    return Question(name, _text(entry, "question", where), context, answers, kind, same_type)
+    return _Entry(Question(name, _text(entry, "question", where), context, answers, kind, same_type), impossible)
+
+
+def _id(entry: Any, where: str) -> str:
+    """Return a question's id, which some files have as a number."""
+    given = entry.get("id") if isinstance(entry, dict) else None
+    return str(given) if type(given) is int else _text(entry, "id", where)
 
 
 def _span(entry: Any, context: str, where: str) -> Span:
@@ -291,8 +371,3 @@ def _text(entry: Any, field: str, where: str) -> str:
     except UnicodeEncodeError as error:
         raise DataError(f"{where}: {field!r} has a lone surrogate (half a character) at {error.start}") from None
     return text
-
-
-def _named(stem: str, split: str) -> bool:
-    """Return whether a file belongs to a split: train, train-v1.1, dev-v2.0, but not trainees."""
-    return any(stem == name or (stem.startswith(name) and not stem[len(name)].isalnum()) for name in _NAMES[split])

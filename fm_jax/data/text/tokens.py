@@ -1,30 +1,33 @@
 """Tokenised documents in one flat, memory-mapped file.
 
 A folder holds `tokens.bin` (uint16 or uint32, little endian), `documents.npy` (where each document starts) and
-`index.json`. The stream is END d₀ END d₁ END … END: every document lies between two end-of-text tokens, so its first
-token is predicted from END, and its end is predicted too. Reading a block takes microseconds.
+`index.json`, which has the digests of both (see `data/sealed.py`): damage to any of them is found at opening, so equal
+fingerprints are equal tokens. The stream is END d₀ END d₁ END … END: every document lies between two end-of-text
+tokens, so its first token is predicted from END, and its end is predicted too. Reading a block takes microseconds.
 """
 
 import contextlib
 import hashlib
-import json
+import io
+import logging
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fm_jax.core import json_file
-from fm_jax.core.config import from_dict
-from fm_jax.core.errors import ConfigError, DataError, shown
+from fm_jax.core.errors import DataError
+from fm_jax.data import files, sealed
 from fm_jax.data.text.documents import Documents
 from fm_jax.data.text.tokenizer import Tokenizer
 
 _CHUNK = 1 << 20  # characters per call of the tokenizer
+_FILES = ("tokens.bin", "documents.npy")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,6 @@ class Index:
     pad_id: int
     sha256: str  # hash of tokens.bin
     made_from: str  # fingerprints of the documents and the tokenizer
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be the index of any tokens."""
-        check_index(
-            self.dtype, num_tokens=self.num_tokens, num_documents=self.num_documents, vocab_size=self.vocab_size
-        )
 
 
 class Tokens:
@@ -94,58 +91,47 @@ def write(documents: Documents, tokenizer: Tokenizer, folder: Path) -> Tokens:
     """Tokenise documents into `folder`, which is created atomically and replaces an older one.
 
     Raises:
-        DataError: no documents, or an unreadable one (the message names file and line).
+        DataError: no documents, or an unreadable one (the message names file and line); the folder cannot be written.
+        ResourceError: no space, or a limit of the system.
     """
     if not len(documents):
         raise DataError(f"there are no documents to write to {folder}")
     partial = folder.with_name(f"{folder.name}.{os.urandom(4).hex()}.tmp")  # process ids repeat across machines
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         index = _fill(documents, tokenizer, partial)
-        (partial / "index.json").write_text(json.dumps(asdict(index), indent=1), "utf-8")
+        sealed.write(partial, asdict(index), _FILES)
         _move(partial, folder, index)
+    except OSError as error:
+        raise files.failed(error, f"cannot write tokens to {folder}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return load(folder)
 
 
-def load(folder: Path, *, verify: bool = False) -> Tokens:
-    """Open tokens written by `write`.
+def load(folder: Path) -> Tokens:
+    """Open tokens written by `write`, and compare their content with the digests (half a second per gigabyte).
 
-    Args:
-        folder: the folder given to `write`.
-        verify: also read the whole file and compare its hash (about a second per gigabyte).
+    A folder written before there were digests of everything opens with a warning: its tokens are compared with their
+    hash, its document starts with the tokens; nothing tells whether the other numbers in index.json are right.
 
     Raises:
         DataError: missing, truncated or damaged.
     """
-    if not (folder / "index.json").exists():
-        raise DataError(f"{folder} has no index.json; it does not hold tokens")
-    try:
-        index = from_dict(Index, json_file.read(folder / "index.json", DataError))
-    except ConfigError as error:
-        raise DataError(f"{folder / 'index.json'} is damaged: {error}") from error
+    told, digests = sealed.read(folder, "tokens")
+    index = _index(told, folder)
+    if digests is not None and set(digests) != set(_FILES):
+        raise DataError(f"{folder / sealed.NAME} seals {', '.join(digests)}, not {' and '.join(_FILES)}")
     file = folder / "tokens.bin"
-    size = file.stat().st_size if file.is_file() else -1
-    wanted = index.num_tokens * np.dtype(index.dtype).itemsize
+    size, wanted = files.check(file).st_size, index.num_tokens * np.dtype(index.dtype).itemsize
     if size != wanted:
-        raise DataError(f"{file} has {size} bytes, not {wanted}; delete {folder} and tokenise again")
-    if verify and _sha256(file) != index.sha256:
-        raise DataError(f"{file} is damaged: its hash differs from index.json; delete {folder} and tokenise again")
-    return Tokens(folder, index)
-
-
-def check_index(dtype: str, **counts: int) -> None:
-    """Check the dtype and the counts of an index.json.
-
-    Raises:
-        ConfigError: no dtype of token ids, or a count that is below 1 or that no disk could hold.
-    """
-    if dtype not in ("<u2", "<u4"):
-        raise ConfigError(f"dtype {shown(dtype)} is not <u2 or <u4")
-    for name, count in counts.items():
-        if not 0 < count < 1 << 48:
-            raise ConfigError(f"{name} is {count}, which is out of range")
+        raise DataError(f"{file} has {size} bytes, not {wanted}; {sealed.AGAIN}")
+    sealed.verify(folder, {"tokens.bin": index.sha256} if digests is None else digests)
+    found = Tokens(folder, index)
+    if digests is None:
+        _check_starts(found)
+        _log.warning("%s was written without a seal: its numbers cannot be verified; write it again to seal it", folder)
+    return found
 
 
 def made_from(documents: str, tokenizer: Tokenizer) -> str:
@@ -172,7 +158,12 @@ def _fill(documents: Documents, tokenizer: Tokenizer, folder: Path) -> Index:
         file.write(end.tobytes())
         file.flush()
         os.fsync(file.fileno())
-    np.save(folder / "documents.npy", np.array([*starts, written], np.int64), allow_pickle=False)
+    held = io.BytesIO()  # numpy reports a full disk without saying so
+    np.save(held, np.array([*starts, written], np.int64), allow_pickle=False)
+    with open(folder / "documents.npy", "wb") as file:
+        file.write(held.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
     return Index(
         dtype=dtype.str,
         num_tokens=written + 1,
@@ -207,7 +198,7 @@ def _move(partial: Path, folder: Path, index: Index) -> None:
             return
         except OSError:  # a folder that is not empty cannot be replaced in one step
             with contextlib.suppress(DataError):
-                if load(folder, verify=True).index == index:
+                if load(folder).index == index:
                     return
         old = folder.with_name(f"{partial.name}.old")
         with contextlib.suppress(FileNotFoundError):
@@ -216,6 +207,31 @@ def _move(partial: Path, folder: Path, index: Index) -> None:
     raise DataError(f"cannot move {partial} to {folder}; stop any other process that writes there")
 
 
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _index(told: dict[str, Any], folder: Path) -> Index:
+    kinds = {field.name: field.type for field in fields(Index)}
+    wrong = next((name for name, kind in kinds.items() if type(told.get(name)) is not kind), "")
+    if wrong or (spare := sorted(set(told) - set(kinds))):
+        why = f"{wrong!r} is {told.get(wrong)!r:.40}" if wrong else f"it has the unknown field {spare[0]!r:.40}"
+        raise DataError(f"{folder / sealed.NAME} is damaged: {why}; {sealed.AGAIN}")
+    index = Index(**told)
+    if index.dtype not in ("<u2", "<u4") or not 0 < index.num_documents < index.num_tokens:
+        numbers = f"{index.num_documents} documents in {index.num_tokens} tokens of type {index.dtype!r:.40}"
+        raise DataError(f"{folder / sealed.NAME} is damaged: {numbers}; {sealed.AGAIN}")
+    if not all(0 <= token < index.vocab_size for token in (index.end_id, index.pad_id)) or index.num_bytes < 0:
+        numbers = f"end {index.end_id}, padding {index.pad_id}, vocabulary {index.vocab_size}, bytes {index.num_bytes}"
+        raise DataError(f"{folder / sealed.NAME} is damaged: {numbers}; {sealed.AGAIN}")
+    return index
+
+
+def _check_starts(tokens: Tokens) -> None:
+    """Refuse document starts that are not the positions of end-of-text tokens, in order, from first to last."""
+    file, index = tokens.folder / "documents.npy", tokens.index
+    files.check(file)
+    try:
+        starts = np.asarray(tokens.starts)
+    except Exception as error:  # numpy parses the header as Python: ValueError, SyntaxError, EOFError, …
+        raise DataError(f"{file} is damaged: {str(error).splitlines()[0][:100]}; {sealed.AGAIN}") from None
+    right = starts.shape == (index.num_documents + 1,) and starts.dtype == np.int64
+    right = right and starts[0] == 0 and starts[-1] == index.num_tokens - 1 and bool((np.diff(starts) > 0).all())
+    if not right or (tokens._stream[starts] != index.end_id).any():
+        raise DataError(f"{file} is damaged: it does not have the starts of {index.num_documents} documents")

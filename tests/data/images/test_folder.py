@@ -68,6 +68,21 @@ def test_a_link_to_another_folder_is_followed(root: Path) -> None:
     assert [ImageFolder(root, "train").id(i) for i in range(3, 6)] == ["dog/b.png", "dog/cats/10.bmp", "dog/cats/2.PNG"]
 
 
+@pytest.mark.parametrize("suffix", [".jfif", ".JPE", ".tif"])
+def test_other_suffixes_of_photographs_are_read(root: Path, suffix: str) -> None:
+    file = root / "train" / "dog" / f"a{suffix}"
+    Image.new("RGB", (6, 5), (9, 9, 9)).save(file, "TIFF" if suffix == ".tif" else "JPEG")
+    found = ImageFolder(root, "train")
+    assert found.id(3) == f"dog/a{suffix}" and found[3][0].shape == (5, 6, 3)
+
+
+def test_the_validation_folder_goes_by_many_names(root: Path) -> None:
+    assert ImageFolder(root, "validation", classes_from="train").name == str(root / "val")
+    put(root / "dev" / "cat" / "a.png", 0)
+    with pytest.raises(DataError, match=r"has val and dev, each of which may be the validation split; move"):
+        ImageFolder(root, "validation")
+
+
 def test_a_class_that_is_no_text_is_named(root: Path) -> None:
     os.mkdir(os.fsencode(root / "train") + b"/\xff")
     with pytest.raises(DataError, match=r"the class '\\udcff', which is not UTF-8; rename it"):

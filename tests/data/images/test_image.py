@@ -1,6 +1,7 @@
 """Every kind of file that Pillow can write here, against the pixels that went in."""
 
 import io
+import struct
 import sys
 import threading
 import warnings
@@ -51,11 +52,41 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
         assert decode(written(Image.fromarray(values), kind))[0, :, 2].tolist() == [0, 0, 1, 128, 254, 255, 255]
 
 
-def test_numbers_without_a_range_are_refused() -> None:
-    with pytest.raises(DataError, match=r"x: 32-bit floats have no known range"):
-        decode(written(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), name="x")
-    with pytest.raises(DataError, match=r"x: values -5 to 1 do not fit 16 bits"):
-        decode(written(Image.fromarray(np.array([[-5, 1]], np.int32)), "TIFF"), name="x")
+def tiff(values: np.ndarray, kind: int) -> bytes:
+    """Return a TIFF of one strip; Pillow cannot write unsigned 32 bits. `kind`: 1 unsigned, 2 signed, 3 float."""
+    height, width = values.shape
+    fields = {256: width, 257: height, 258: 8 * values.itemsize, 259: 1, 262: 1, 273: 8, 277: 1, 278: height}
+    fields |= {279: values.nbytes, 339: kind}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
+    end = struct.pack("<H", len(fields)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + values.nbytes) + values.tobytes() + end
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "bytes_"),
+    [
+        (np.array([[0, 32768, 65535]], "<u4"), 1, [0, 128, 255]),
+        (np.array([[0, 2**31, 2**32 - 1]], "<u4"), 1, [0, 128, 255]),
+        (np.array([[0, 2**30, 2**31 - 1]], "<i4"), 2, [0, 128, 255]),
+        (np.array([[0, 32768, 65535]], "<i4"), 2, [0, 128, 255]),
+        (np.array([[0, 0.5, 1]], "<f4"), 3, [0, 128, 255]),
+        (np.array([[0, 127.6, 255]], "<f4"), 3, [0, 128, 255]),
+    ],
+)
+def test_thirty_two_bits_are_scaled_by_the_range_they_reach(values: np.ndarray, kind: int, bytes_: list[int]) -> None:
+    found = decode(tiff(values, kind))
+    assert found.shape == (1, 3, 3) and found[0].tolist() == [[byte] * 3 for byte in bytes_]
+
+
+@pytest.mark.parametrize("value", [-0.1, 256.0, float("nan"), float("inf")])
+def test_floats_of_no_known_range_are_refused(value: float) -> None:
+    with pytest.raises(DataError, match=r"x: float values .* are neither in 0 to 1 nor in 0 to 255; save 8 or 16 bits"):
+        decode(tiff(np.array([[value, 0.5]], "<f4"), 3), name="x")
+
+
+def test_numbers_below_zero_are_refused() -> None:
+    with pytest.raises(DataError, match=r"x: values -5 to 1 are below 0; save 8 or 16 bits"):
+        decode(tiff(np.array([[-5, 1]], "<i4"), 2), name="x")
 
 
 def test_palettes_are_looked_up() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from fm_jax.core.errors import DataError
 from fm_jax.data.packages import boolq
-from fm_jax.data.text import folder, labelled
+from fm_jax.data.text import documents, labelled
 
 
 def write(root, rows, dev):
@@ -64,7 +64,8 @@ def test_no_article_is_in_two_splits(tmp_path):
     assert counts["passages"] == sum(map(len, found))
     train = {boolq.article(passage) for passage in texts(tmp_path / "out/train.jsonl", "passage")}
     assert not train & {boolq.article(passage) for passage in texts(tmp_path / "out/validation.jsonl", "passage")}
-    assert len(folder.JsonLines(tmp_path / "out/passages", "train", "train", "text")) == len(found[0])
+    passages = documents.Config("jsonl", path=tmp_path / "out/passages")
+    assert len(documents.documents(passages, "train", tmp_path)) == len(found[0])
 
 
 def test_files_that_contradict_each_other_are_refused(tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fm_jax.core.errors import DataError
+from fm_jax.core.errors import DataError, ResourceError
 from fm_jax.data.python_docs import dataset, library
 from fm_jax.data.text.corpus import Corpus
 
@@ -72,6 +72,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"cannot build modules-.* under .*file"):
         dataset.build(tmp_path / "file", "modules", only=("textwrap",))
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(builder: object) -> None:
+        raise RuntimeError("Failed to finalize: write() failed: No space left on device; at byte 100")
+
+    monkeypatch.setattr(dataset.PythonDocs, "download_and_prepare", full)
+    with pytest.raises(ResourceError, match=r"cannot build modules-.* under .*: no space is left on the disk$"):
+        dataset.build(tmp_path, "modules", only=("textwrap",))
 
 
 def test_other_tools_open_the_folder_without_tensorflow_and_without_us(small: Corpus, data_dir: Path) -> None:

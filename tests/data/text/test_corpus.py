@@ -102,3 +102,6 @@ def test_tokens_made_elsewhere_open_by_config(small: Corpus, tmp_path: Path) -> 
         corpus.prepare(cfg, tmp_path / "unused", vocab_size=512)
     with pytest.raises(DataError, match="does not hold token"):
         found.blocks("test", 32)
+    (tmp_path / "check").rename(tmp_path / "dev")
+    usual = corpus.prepare(Config(kind="tokens", path=tmp_path), tmp_path / "unused", vocab_size=400)
+    assert usual.tokens("validation").fingerprint == small.tokens("validation").fingerprint

@@ -1,6 +1,7 @@
 """Rows of parallel text: closed, shifted, padded, cut; and the folders that it is read from."""
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.data.stream import loader
 from fm_jax.data.text import parallel, tokenizer
+from tests.data.kinds import parquet, put
 
 SOURCES = ["The man sees the dog.", "Today we sing.", "The dog sleeps because the man sings a long song."]
 TARGETS = ["Der Mann sieht den Hund.", "Heute singen wir.", "Der Hund schläft, weil der Mann ein langes Lied singt."]
@@ -96,16 +98,37 @@ def test_json_lines_and_aligned_files_give_the_same_pairs(tmp_path: Path) -> Non
         assert found.fingerprint
 
 
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
+def test_aligned_files_may_be_packed_and_named_otherwise(packing: str, tmp_path: Path) -> None:
+    put(tmp_path / f"dev.en{packing}", "\n".join(SOURCES).encode())
+    put(tmp_path / "dev.de", "\n".join(TARGETS).encode())
+    found = parallel.load(tmp_path, "validation")
+    sources = pickle.loads(pickle.dumps(found)).sources  # noqa: S301  (pickled in the same expression)
+    assert [sources[i] for i in (2, 0, 1)] == [SOURCES[i] for i in (2, 0, 1)] and list(found.targets) == TARGETS
+    put(tmp_path / "valid.en", b"x")
+    with pytest.raises(DataError, match=r"has valid.en and dev.en.*, each of which may be the validation split"):
+        parallel.load(tmp_path, "validation")
+
+
+def test_a_field_of_a_field_is_named_with_a_dot(tmp_path: Path) -> None:
+    rows = [{"en": source, "de": target} for source, target in zip(SOURCES, TARGETS, strict=True)]
+    put(tmp_path / "train.parquet", parquet({"translation": rows}))
+    put(tmp_path / "test.jsonl", "\n".join(json.dumps({"translation": row}) for row in rows).encode())
+    for split in ("train", "test"):
+        found = parallel.load(tmp_path, split, fields=("translation.en", "translation.de"))
+        assert list(found.sources) == SOURCES and list(found.targets) == TARGETS
+
+
 def test_what_cannot_be_read_is_refused_by_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "train.en").write_text("One.\nTwo.\n")
-    with pytest.raises(DataError, match=r"cannot read .*train.de"):
+    with pytest.raises(DataError, match=r"has train.en, but no train.de"):
         parallel.load(tmp_path, "train")
     (tmp_path / "train.de").write_text("Eins.\n")
     with pytest.raises(DataError, match=r"train.en has 2 lines and .*train.de has 1"):
         parallel.load(tmp_path, "train")
     (tmp_path / "train.de").write_bytes(b"Eins.\n\xff\n")
     found = parallel.load(tmp_path, "train")
-    with pytest.raises(DataError, match=r"train.de:2: not UTF-8"):
+    with pytest.raises(DataError, match=r"train.de:2: not UTF-8 text \(byte \d+: 0xff"):
         found.targets[1]
     with pytest.raises(DataError, match="2 sources and 1 targets"):
         parallel.Parallel(["a", "b"], ["c"])

@@ -1,6 +1,7 @@
 """SQuAD files are read or refused by name; windows hold every answer, letter by letter, whatever the tokenizer."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from fm_jax.data.stream import loader
 from fm_jax.data.text import squad, tokenizer
 from fm_jax.data.text.squad import Cut, Question, Span, Windows
 from fm_jax.worlds.language import people
+from tests.data.kinds import parquet, put
 
 CONTEXT = "Zoë Müller lives in São Paulo. Łukasz, a bookbinder, was born in 1950 🎉 in Kraków."
 TEXTS = [CONTEXT, "Where does Zoë Müller live? When was Łukasz born?", "a book is bound in Paul's town, in 19 50"] * 3
@@ -68,17 +70,19 @@ def test_a_file_of_version_2_has_questions_without_answers(tmp_path: Path) -> No
     ("content", "said"),
     [
         ("{", r"train.json is not JSON"),
-        ("[" * 100_000, r"train.json is not JSON"),
-        ([], r"train.json: no list 'data' \(it has list\)"),
+        ("[" * 100_000, r"train.json: row 1: not JSON"),
+        ('{"data": ' + "[" * 100_000, r"train.json is not JSON"),
+        ([], r"train.json contains no questions"),
+        ([3], r"train.json: row 1: the line has int, not an object"),
         ({"rows": []}, r"no list 'data' \(it has 'rows'\)"),
         ({"data": []}, r"contains no questions"),
         ({"data": [{"title": "t"}]}, r"article 0: no list 'paragraphs'"),
         ({"data": [{"paragraphs": [{"qas": []}]}]}, r"article 0, paragraph 0: 'context' is None, not text"),
-        (tree(id=7), r"paragraph 0: 'id' is 7, not text"),
+        (tree(id=7.5), r"paragraph 0: 'id' is 7.5, not text"),
+        (tree(id=True), r"paragraph 0: 'id' is True, not text"),
         (tree(question=" "), r"question 'q1': 'question' is ' ', not text"),
         (tree(question="half \ud83c"), r"question 'q1': 'question' has a lone surrogate .* at 5"),
         (tree(answers={}), r"question 'q1': no list 'answers'"),
-        (tree(answers=[]), r"question 'q1' has no answer; add one, or mark it"),
         (tree(is_impossible=True), r"question 'q1' is marked impossible, but has the answer 'São Paulo'"),
         (tree(is_impossible="no"), r"'is_impossible' is 'no'"),
         (tree(kind=3), r"'kind' is 3, not text"),
@@ -108,6 +112,62 @@ def test_a_bad_file_is_refused_by_its_name_and_the_questions(content, said: str,
     with pytest.raises(DataError, match=said) as error:
         squad.read(written(tmp_path, content))
     assert "train.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_question_without_an_answer_among_others_is_named(tmp_path: Path) -> None:
+    content = tree()
+    content["data"] += tree(id="q2", answers=[])["data"]
+    with pytest.raises(DataError, match=r"question 'q2' has no answer; add one, or mark it"):
+        squad.read(written(tmp_path, content))
+
+
+@pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "json", "parquet", "data.json"])
+def test_the_flat_form_gives_the_same_questions(form: str, tmp_path: Path) -> None:
+    spans = {"text": ["São Paulo"], "answer_start": [CONTEXT.index("São")]}
+    head = {"title": "t", "context": CONTEXT, "question": "Where does Zoë live?"}
+    rows = [{"id": 7, **head, "answers": spans}, {"id": 8, **head, "answers": {"text": [], "answer_start": []}}]
+    file = tmp_path / f"train.{form}"
+    if form == "parquet":
+        put(file, parquet({name: [row[name] for row in rows] for name in rows[0]}))
+    elif form.startswith("jsonl"):
+        put(file, "\n".join(map(json.dumps, rows)).encode())
+    else:
+        put(file, json.dumps(rows if form == "json" else {"data": rows}).encode())
+    question = asked("São Paulo", name="7")
+    assert squad.read(file) == (question, replace(question, id="8", answers=()))
+
+
+def test_flat_answers_of_two_lengths_are_refused(tmp_path: Path) -> None:
+    row = {"id": "a", "context": CONTEXT, "question": "Where?", "answers": {"text": ["Zoë"], "answer_start": []}}
+    with pytest.raises(DataError, match=r"train.jsonl: question 'a' has 1 answers and 0 positions"):
+        squad.read(put(tmp_path / "train.jsonl", json.dumps(row).encode()))
+
+
+def test_a_file_without_answers_is_for_answering_alone(tmp_path: Path) -> None:
+    bare = tree(id="b")
+    del bare["data"][0]["paragraphs"][0]["qas"][0]["answers"]
+    for content in (bare, tree(id="b", answers=[])):
+        written(tmp_path, tree(), "train.json")
+        written(tmp_path, tree(), "val.json")
+        written(tmp_path, content, "test.json")
+        found = squad.load(tmp_path)
+        assert not squad.is_labelled(found["test"]) and found["test"][0].answers == ()
+        assert squad.is_labelled(found["train"]) and squad.is_labelled(found["validation"])
+        written(tmp_path, content, "val.json")
+        with pytest.raises(DataError, match=r"val.json has no answers, but choosing the best step needs"):
+            squad.load(tmp_path)
+        written(tmp_path, content, "train.json")
+        with pytest.raises(DataError, match=r"train.json has no answers, but training needs the train split's"):
+            squad.load(tmp_path)
+
+
+def test_shards_are_one_split(tmp_path: Path) -> None:
+    for number in range(2):
+        row = {"id": number, "context": CONTEXT, "question": "Where?", "answers": None}
+        put(tmp_path / f"test-{number:05d}-of-00002.jsonl", json.dumps(row).encode())
+    written(tmp_path, tree(), "train.json")
+    written(tmp_path, tree(), "dev.json")
+    assert [question.id for question in squad.load(tmp_path)["test"]] == ["0", "1"]
 
 
 def test_an_id_that_occurs_twice_is_named(tmp_path: Path) -> None:

@@ -60,6 +60,21 @@ def test_predictions_are_in_the_official_format_and_stand_in_their_contexts(tmp_
     assert (tmp_path / "exact_match.png").exists() and "this model" in (tmp_path / "results.md").read_text("utf-8")
 
 
+@pytest.mark.slow
+def test_a_test_file_without_answers_is_answered_and_not_scored(tmp_path: Path) -> None:
+    cfg = bert_squad.debug()
+    people.write(tmp_path / "data", cfg.data.world)
+    tree = json.loads((tmp_path / "data" / "test.json").read_text("utf-8"))
+    for paragraph in (paragraph for article in tree["data"] for paragraph in article["paragraphs"]):
+        for question in paragraph["qas"]:
+            del question["answers"], question["is_impossible"]
+    (tmp_path / "data" / "test.json").write_text(json.dumps(tree), "utf-8")
+    measured = bert_squad.run(replace(cfg, data=replace(cfg.data, path=tmp_path / "data")), tmp_path / "run")
+    predictions = json.loads((tmp_path / "run" / "predictions.json").read_text("utf-8"))
+    assert predictions.keys() == {question.id for question in squad.read(tmp_path / "data" / "test.json")}
+    assert "validation" in measured and "test" not in measured and measured["predictions_of"] == "test"
+
+
 def test_a_public_checkpoint_keeps_its_trained_head_and_another_gets_a_fresh_one(tmp_path: Path) -> None:
     mesh, cfg = make_mesh(MeshConfig()), bert_squad.debug()
     whole = bert_squad.open_reader(replace(cfg, init=Init(span_folder(tmp_path / "qa"))), [], mesh)
