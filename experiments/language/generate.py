@@ -21,6 +21,7 @@ from typing import Any
 import jax
 
 from fm_jax import cli
+from fm_jax.core.config import check_least
 from fm_jax.core.errors import ConfigError
 from fm_jax.data.text.tokenizer import Tokenizer
 from fm_jax.evals.report import results
@@ -52,8 +53,7 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse impossible settings, and those that would have no effect."""
         sample.Config(self.temperature, self.top_k, self.top_p, repetition_penalty=self.repetition_penalty)
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        check_least(self, max_new_tokens=1, seed=0)
         if self.system and not self.chat:
             raise ConfigError("system is a message of a chat; set chat true, or put it into the prompt")
         if self.temperature == 0 and (self.top_k or self.top_p < 1):

@@ -147,7 +147,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
     mesh, resumed = stage.open_mesh(cfg), resumes(workdir)
     earlier = language.continued(cfg.init, decoder.Decoder, mesh=mesh, resumed=resumed)
     shape, length = shape_of(cfg, earlier), cfg.model.max_length
-    model, key = decoder.Decoder(shape), jax.random.key(cfg.seed)
+    model = decoder.Decoder(shape)
     if cfg.export:
         public.check_form(model, families.writing(model).fields(model))
     text = corpus.prepare(
@@ -158,6 +158,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
         given=earlier.tokenizer if earlier else None,
     )
     text.tokenizer.save(workdir / "tokenizer")
+    key = jax.random.key(cfg.seed)
     train, validation = (text.blocks(split, length, apart=cfg.apart) for split in ("train", "validation"))
     if (limit := train.limits["tokens"]) > shape.vocab_size:
         raise DataError(f"{train.name} has {limit} tokens, but the model's embedding has {shape.vocab_size} rows")

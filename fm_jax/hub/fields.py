@@ -145,12 +145,13 @@ class Fields:
                 self.expect(name, off)
         known = self._read | bookkeeping.NAMES | set(ignore)
         unknown = sorted(name for name, value in self.data.items() if name not in known and value is not None)
-        problems = self._refused + [
-            f"{name[:80]} ({as_json(self.data[name], 40)}) is unknown; ignore it only if it changes no result"
-            for name in unknown[:_LISTED]
-        ]
-        if len(unknown) > _LISTED:
-            problems.append(f"{len(unknown) - _LISTED} more fields are unknown")
+        problems = list(self._refused)
+        if unknown:
+            listed = ", ".join(f"{name[:40]} ({as_json(self.data[name], 40)})" for name in unknown[:_LISTED])
+            more = f" and {len(unknown) - _LISTED} more fields" if len(unknown) > _LISTED else ""
+            one = len(unknown) == 1
+            rule = "is unknown; ignore it only if it changes" if one else "are unknown; ignore them only if they change"
+            problems.append(f"{listed}{more} {rule} no result")
         if problems:
             raise CheckpointError(f"{self.where} is not supported: {'; '.join(problems)}")
 

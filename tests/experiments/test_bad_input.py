@@ -146,7 +146,7 @@ FINETUNE: dict[str, tuple[tuple[str, ...], int, str, Callable[[Path], None]]] = 
     "length": (("--length", "64"), 2, r"64 tokens exceed the model's max_length 32", saved_model),
     "lora": (("--method", "lora", "--lora.targets", "attn/z"), 2, r"'attn/z' matches no parameter", saved_model),
     "layers": (("--method", "frozen", "--frozen_layers", "3"), 2, r"between 0 and 2 .*not 3", saved_model),
-    "export": (("--export", "model"), 4, r"--export model exists already", saved_model),
+    "export": (("--export", "model"), 4, r"model exists already", saved_model),
     "export head": (("--export", "new"), 4, r"transformers has no class for this model.*pool mean", saved_model),
 }
 

@@ -101,7 +101,7 @@ _VIT = {
 }  # fmt: skip
 
 PUBLISHED: dict[str, Published] = {
-    "gpt2": Published(_GPT2, {"scale_attn_weights": False}, "scale_attn_weights"),
+    "gpt2": Published(_GPT2, {"add_cross_attention": True}, "add_cross_attention"),
     "gpt2-medium": Published(
         _GPT2 | {"n_embd": 1024, "n_head": 16, "n_layer": 24, "n_special": 0, "predict_special_tokens": True},
         {"n_special": 2}, "n_special",

@@ -34,7 +34,7 @@ def test_a_field_that_nobody_read_is_named_with_its_value():
     text = refused(
         fields(n_layer=2, rope_scaling={"factor": 8.0}).close, "rope_scaling", '{"factor": 8.0}', "n_layer (2)"
     )
-    assert "ignore it only if it changes no result" in text
+    assert "are unknown; ignore them only if they change no result" in text
 
 
 def test_an_unknown_field_that_is_null_says_nothing():
@@ -83,8 +83,7 @@ def test_all_problems_come_in_one_message():
         "scale is false, but only true",
         "tie is 3, but only true or false is supported",
         "its windows do not fit",
-        "mystery ([1]) is unknown",
-        'riddle ("x") is unknown',
+        'mystery ([1]), riddle ("x") are unknown',
         "is_decoder is true, but only false",
     )
 

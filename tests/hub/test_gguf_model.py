@@ -20,9 +20,13 @@ ROPE = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "original
         "low_freq_factor": 1.0, "high_freq_factor": 4.0}  # fmt: skip
 FORMS = {
     **{name: forms.FORMS[name] for name in (
-        "llama", "llama-tied", "llama-wide-heads", "llama-linear", "llama-yarn", "mistral", "qwen2", "qwen3", "gemma",
+        "llama", "llama-tied", "llama-wide-heads", "llama-linear", "mistral", "qwen2", "qwen3", "gemma",
         "gpt2",
     )},
+    "llama-yarn": forms.FORMS["llama-yarn"] | {"rope_parameters": {  # what the format can say of it
+        name: value for name, value in forms.FORMS["llama-yarn"]["rope_parameters"].items()
+        if name not in ("attention_factor", "truncate")
+    }},
     "llama-3.1": forms.FORMS["llama"] | {"head_dim": 16, "rope_parameters": ROPE},
 }  # fmt: skip
 STEMS = {

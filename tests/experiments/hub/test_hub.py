@@ -198,9 +198,10 @@ def test_what_cannot_be_converted_is_refused_before_anything_is_written(tmp_path
         convert(tmp_path / "theirs", tmp_path / "theirs", tmp_path / "work")
     with pytest.raises(CheckpointError, match="does not exist"):
         convert(tmp_path / "a" / "b" / "nowhere", tmp_path / "ours", tmp_path / "work")
-    cfg = replace(decoder.tiny(), vocab_size=288, tied=False)
+    tiny = decoder.tiny()
+    cfg = replace(tiny, vocab_size=288, attention=replace(tiny.attention, qk_norm=True))
     left_by_a_run(tmp_path / "run", decoder.Decoder(cfg), 280)
-    with pytest.raises(CheckpointError, match="tie_word_embeddings"):
+    with pytest.raises(CheckpointError, match="qk_norm"):
         convert(tmp_path / "run", tmp_path / "ours", tmp_path / "work")
     with pytest.raises(CheckpointError, match="is a run, which has no revision"):
         convert(tmp_path / "run", tmp_path / "ours", tmp_path / "work", revision="main")
