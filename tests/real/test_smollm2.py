@@ -3,6 +3,7 @@
 The reference reads the same file by itself, with the de-quantisation and the translation of transformers.
 """
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 import transformers
 
+from experiments.hub import hub_verify
 from fm_jax.generate.text import text as write_text
 from fm_jax.hub import pretrained
 from fm_jax.hub.pretrained import Pretrained
@@ -92,6 +94,14 @@ def test_it_knows_the_capital_of_italy(model: Pretrained) -> None:
     assert answer == ["The capital of Italy is Rome."]
 
 
+def test_every_layer_is_that_of_transformers(model: Pretrained, tmp_path: Path) -> None:
+    """Its massive activations magnify rounding, so both sides are judged by a run in float64."""
+    pretrained.save(tmp_path / "folder", model.module, model.params, model.tokenizer, generation=model.generation)
+    measured = hub_verify.run(hub_verify.Config(folder=tmp_path / "folder"), tmp_path)
+    assert len(measured["errors"]) == 33  # embeddings, 30 layers, the last state, logits
+    assert measured["largest"] > 5e-5  # more than what is allowed where nothing magnifies it
+
+
 def nll(logits: np.ndarray, ids: np.ndarray) -> float:
     logits = logits[0, :-1].astype(np.float64)
     logits -= logits.max(-1, keepdims=True)
@@ -104,7 +114,7 @@ def test_the_perplexity_is_that_of_transformers(model: Pretrained, theirs: Any) 
     with torch.no_grad():
         other = theirs(torch.tensor(np.asarray(ids, np.int64))).logits.numpy()
     close(np.exp(nll(mine, ids)), np.exp(nll(other, ids)), within=1e-4)
-    assert 5 < np.exp(nll(mine, ids)) < 30
+    assert np.exp(nll(mine, ids)) < 100  # a model that knows nothing has 49,152
 
 
 def exactly(theirs: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -123,7 +133,7 @@ def exactly(theirs: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(llama.LlamaRMSNorm, "forward", norm)
     monkeypatch.setattr(llama.LlamaRotaryEmbedding, "forward", rotary)
-    return theirs.double()
+    return torch.nn.Module.double(copy.deepcopy(theirs))  # transformers' own double() refuses a quantised file
 
 
 def rms(x: np.ndarray) -> float:
@@ -140,7 +150,6 @@ def test_our_error_against_float64_is_at_most_half_again_that_of_torch(
     with torch.no_grad():
         other = theirs(torch.tensor(ids.astype(np.int64))).logits.numpy()
         exact = exactly(theirs, monkeypatch)(torch.tensor(ids.astype(np.int64))).logits.numpy()
-    theirs.float()
     assert exact.dtype == np.float64
     print(f"error against float64: ours {rms(mine - exact):.3g}, torch's {rms(other - exact):.3g}")
     small(rms(mine - exact) / rms(other - exact), within=1.5)
