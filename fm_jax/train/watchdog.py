@@ -18,12 +18,14 @@ class Watchdog:
 
     It prints the stack of every thread and one line, kills the reading processes and exits with `Preempted.code`, as
     nothing is wrong with the last checkpoint. No exception could do that: the main thread may wait in C++.
+
+    Time in which the whole process was suspended (Ctrl-Z, a paused container) does not count.
     """
 
     def __init__(self, seconds: float, *, leave: Callable[[str], object] | None = None) -> None:
         """Take the limit; `leave` is called with the line instead of ending the process (for tests)."""
         self._seconds, self._leave = seconds, leave or _leave
-        self._wait: tuple[str, float] | None = None  # what is waited for, and since when
+        self._wait: list[str] | None = None  # what is waited for; another list for each wait
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -42,16 +44,22 @@ class Watchdog:
     @contextmanager
     def over(self, what: str) -> Iterator[None]:
         """Watch a block that waits for `what`, such as "a batch"."""
-        self._wait = (what, time.monotonic())
+        self._wait = [what]
         try:
             yield
         finally:
             self._wait = None
 
     def _run(self) -> None:
-        while not self._done.wait(min(self._seconds / 4, 5.0)):
-            wait = self._wait
-            if wait is not None and time.monotonic() - wait[1] > self._seconds:
+        pause = min(self._seconds / 4, 5.0)
+        seen, before, waited = self._wait, time.monotonic(), 0.0
+        while not self._done.wait(pause):
+            wait, now = self._wait, time.monotonic()
+            if wait is not seen:
+                seen, waited = wait, 0.0
+            waited += min(now - before, 2 * pause)  # a longer gap: this thread was suspended too
+            before = now
+            if wait is not None and waited > self._seconds:
                 self._leave(
                     f"stopped: no {wait[0]} for {self._seconds:g} s (fit.stall_after); the stacks above show where it "
                     "waits; run the same command again to continue from the last checkpoint"

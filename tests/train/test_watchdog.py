@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,27 @@ def test_0_never_ends_a_run() -> None:
     with Watchdog(0.0, leave=lines.append) as watch, watch.over("batch"):
         time.sleep(0.1)
     assert lines == []
+
+
+SUSPENDED = """
+import time
+from fm_jax.train.watchdog import Watchdog
+with Watchdog(2.0) as watch, watch.over("batch"):
+    print("waits", flush=True)
+    time.sleep(0.3)
+    time.sleep(0.3)
+print("done")
+"""
+
+
+def test_time_in_which_the_process_was_suspended_does_not_count() -> None:
+    with subprocess.Popen([sys.executable, "-c", SUSPENDED], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "waits\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(3.0)
+        process.send_signal(signal.SIGCONT)
+        assert process.communicate(timeout=60)[0] == "done\n"
+        assert process.returncode == 0
 
 
 HANGS = """
