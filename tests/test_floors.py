@@ -27,7 +27,10 @@ FLOORS = {
 }
 
 # An experiment that runs others as its stages; these must not do the same.
-STAGES = {("experiments.quickstart", "experiments.language.lm_pretrain")}
+STAGES = {
+    ("experiments.quickstart", "experiments.language.lm_pretrain"),
+    ("experiments.quickstart", "experiments.fetch"),
+}
 # composites: (the model's file, the leaf model it is made of)
 COMPOSITES = {
     ("fm_jax.models.language.masked_lm", "fm_jax.models.language.encoder"),
