@@ -20,7 +20,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def there(path: str | Path, error: type[FmError]) -> bool:
-    """Say whether a path leads, through links, to a regular file; False if nothing has this name.
+    """Say whether a path leads, through links, to a regular file; see `status`."""
+    return status(path, error) is not None
+
+
+def status(path: str | Path, error: type[FmError]) -> os.stat_result | None:
+    """Return the status of the regular file to which a path leads, through links; None if nothing has this name.
 
     A link to nothing is not the same as no file, and reading from a pipe might wait for ever.
 
@@ -29,16 +34,17 @@ def there(path: str | Path, error: type[FmError]) -> bool:
     """
     path = Path(path)
     try:
-        mode = path.stat().st_mode
+        found = path.stat()
     except FileNotFoundError:
         if path.is_symlink():
             raise error(f"{path} is a link to {os.readlink(path)}, which does not exist; get it again") from None
-        return False
-    except OSError as problem:
-        raise error(f"{path} cannot be opened: {problem.strerror}") from problem
-    if not stat.S_ISREG(mode):
-        raise error(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'of another kind')}, not a file; remove or replace it")
-    return True
+        return None
+    except (OSError, ValueError) as problem:  # ValueError: a null byte in the name
+        raise error(f"{path} cannot be opened: {getattr(problem, 'strerror', None) or problem}") from problem
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "of another kind")
+        raise error(f"{path} is {kind}, not a file; remove or replace it")
+    return found
 
 
 def check_target(folder: str | Path, error: type[FmError]) -> None:

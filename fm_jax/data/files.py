@@ -6,12 +6,12 @@ A split is a folder of its name, or the files whose names start with it: `train/
 
 import errno
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fm_jax.core.errors import DataError, FmError, ResourceError
+from fm_jax.core.files import status
 
 CALLED = {"train": ("train",), "validation": ("validation", "valid", "val", "dev", "eval"), "test": ("test",)}
 """Split -> the names that people give it."""
@@ -52,18 +52,9 @@ def check(file: Path) -> os.stat_result:
     Raises:
         DataError: missing, a link to nothing, or a folder, pipe, socket or device, which could block for ever.
     """
-    try:
-        status = file.stat()
-    except FileNotFoundError:
-        why = f"is a link to {os.readlink(file)}, which does not exist" if file.is_symlink() else "does not exist"
-        raise DataError(f"{file} {why}") from None
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise DataError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
-    if not stat.S_ISREG(status.st_mode):
-        kinds = {"a folder": stat.S_ISDIR, "a pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
-        kind = next((name for name, holds in kinds.items() if holds(status.st_mode)), "a device")
-        raise DataError(f"{file} is {kind}, not a regular file")
-    return status
+    if (found := status(file, DataError)) is None:
+        raise DataError(f"{file} does not exist")
+    return found
 
 
 def walk(folder: Path, suffixes: tuple[str, ...], above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, int]]:
@@ -75,8 +66,8 @@ def walk(folder: Path, suffixes: tuple[str, ...], above: tuple[tuple[int, int], 
         DataError: a folder cannot be read, or links to one that contains it.
     """
     try:
-        status = os.stat(folder)
-        if (here := (status.st_dev, status.st_ino)) in above:
+        found = os.stat(folder)
+        if (here := (found.st_dev, found.st_ino)) in above:
             raise DataError(f"{folder} links to a folder that contains it; remove the link")
         with os.scandir(folder) as scan:
             entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)

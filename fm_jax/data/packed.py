@@ -62,7 +62,7 @@ def reading(file: Path) -> Iterator[BinaryIO]:
     """Open a file, packed or not, as a stream of its content.
 
     Raises:
-        DataError: not a regular file, unreadable, damaged, truncated, or unpacking to more than `limit`; also while it
+        DataError: not a file, unreadable, damaged, truncated, or unpacking to more than `limit`; also while it
             is read.
         ResourceError: too many open files.
     """

@@ -57,9 +57,9 @@ def test_only_a_regular_file_passes(tmp_path: Path) -> None:
         for name, why in (
             ("gone", "is a link to nowhere, which does not exist"),
             ("none", "does not exist"),
-            ("pipe", "is a pipe, not a regular file"),
-            ("socket", "is a socket, not a regular file"),
-            (".", "is a folder, not a regular file"),
+            ("pipe", "is a pipe, not a file"),
+            ("socket", "is a socket, not a file"),
+            (".", "is a folder, not a file"),
             ("a/b", "cannot read .*: Not a directory"),
             ("x\0y", "cannot read .*: .*null"),
         ):

@@ -49,7 +49,7 @@ def decode(file: bytes | Path, *, max_pixels: int = MAX_PIXELS, name: str = "") 
         name = name or str(file)
         try:
             if not stat.S_ISREG(file.stat().st_mode):  # a pipe would block, a device may never end
-                raise DataError(f"{name}: not a regular file")
+                raise DataError(f"{name}: not a file")
             file = file.read_bytes()
         except OSError as error:
             raise DataError(f"{name}: cannot read the file: {error.strerror or error}") from error

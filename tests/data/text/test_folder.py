@@ -191,9 +191,9 @@ def test_what_is_no_file_is_refused_by_name_and_does_not_hang(kind: str, tmp_pat
     odd = tmp_path / f"train-1.{suffix}"
     cfg = Config(kind=kind, path=tmp_path)  # type: ignore[arg-type]
     for make, why in (
-        (lambda: os.mkfifo(odd), "is a pipe, not a regular file"),
+        (lambda: os.mkfifo(odd), "is a pipe, not a file"),
         (lambda: odd.symlink_to("gone"), "is a link to gone, which does not exist"),
-        (lambda: odd.symlink_to("/dev/zero"), "is a device, not a regular file"),
+        (lambda: odd.symlink_to("/dev/zero"), "is a device, not a file"),
         (lambda: odd.symlink_to(odd.name), "Too many levels of symbolic links"),
     ):
         make()

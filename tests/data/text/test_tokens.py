@@ -194,7 +194,7 @@ def test_a_pipe_and_a_broken_link_are_refused_by_name(name: str, written: Tokens
         tokens.load(written.folder)
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(DataError, match=rf"{name} is a pipe, not a regular file"):
+    with pytest.raises(DataError, match=rf"{name} is a pipe, not a file"):
         tokens.load(written.folder)
 
 
