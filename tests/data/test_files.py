@@ -60,7 +60,7 @@ def test_only_a_regular_file_passes(tmp_path: Path) -> None:
             ("pipe", "is a pipe, not a file"),
             ("socket", "is a socket, not a file"),
             (".", "is a folder, not a file"),
-            ("a/b", "cannot read .*: Not a directory"),
+            ("a/b", "cannot be opened: Not a directory"),
             ("x\0y", "cannot read .*: .*null"),
         ):
             with pytest.raises(DataError, match=why):
