@@ -35,7 +35,7 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
     "resnet-halved-early": ("ResNet", {**_narrow, "downsample_in_first_stage": True}, (48, 66)),
     "resnet-v1-halved-early": (
         "ResNet",
-        {**_narrow, "hidden_sizes": [8, 32], "downsample_in_first_stage": True, "downsample_in_bottleneck": True},
+        {**_narrow, "downsample_in_first_stage": True, "downsample_in_bottleneck": True},
         (67, 48),
     ),
     "resnet-four-stages": (
