@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from fm_jax.data.images.folder import ImageFolder
 from fm_jax.data.packages import cache
 from fm_jax.data.packages.sources import SOURCES
-from fm_jax.data.text import folder, labelled, parallel
+from fm_jax.data.text import documents, labelled, parallel
 from fm_jax.hub.files import safetensors
 
 pytestmark = pytest.mark.real
@@ -94,7 +94,8 @@ def test_boolq_has_the_official_splits_and_majority(fetched, tmp_path):
     assert not set(task.train.second) & set(task.validation.second)
     counts = cache.opened(path, SOURCES["boolq"])["counts"]
     assert counts["passages"] == 12_271 and f"{counts['passage_words'] / 1e6:.2f}" == "1.19"
-    parts = [folder.JsonLines(path / "passages", split, split, "text") for split in ("train", "validation", "test")]
+    passages = documents.Config("jsonl", path=path / "passages")
+    parts = [documents.documents(passages, split, tmp_path) for split in ("train", "validation", "test")]
     assert sum(map(len, parts)) == 12_271
 
 
