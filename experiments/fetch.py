@@ -115,15 +115,15 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     return measured
 
 
-def folder(name: str) -> Path:
-    """Return the folder of a set in the cache; fetch it first if it is not there.
+def folder(name: str, *, allow: bool = False) -> Path:
+    """Return the folder of a set in the cache; fetch it first if it is not there (`allow`: see `Config`).
 
     Raises:
         DataError: it is damaged or cannot be had here, see `fetch.Fetcher.fetch`.
     """
     root = cache.root()
     if cache.opened(root / name, SOURCES[name]) is None:
-        with fetch.open_fetcher(root) as fetcher:
+        with fetch.open_fetcher(root, allow=allow) as fetcher:
             fetcher.fetch(name, SOURCES[name], CONVERTERS[name])
     return root / name
 

