@@ -165,7 +165,8 @@ def fit(
         store.wait()
     if number < cfg.num_steps:
         at = f"at step {number} of {cfg.num_steps}"
-        said = f"saved {at}; run the same command again to continue" if store is not None else f"stopped {at}, unsaved"
+        kept = "saved" if number else "nothing to save"
+        said = f"{kept} {at}; run the same command again to continue" if store is not None else f"stopped {at}, unsaved"
         raise Preempted(f"{reason}: {said}")
     return state
 
