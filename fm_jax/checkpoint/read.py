@@ -15,6 +15,8 @@ from fm_jax.core.errors import CheckpointError
 from fm_jax.core.types import Params
 
 RECORD = "checkpoint.json"
+LATE = "metrics.json"
+"""Metrics of a step that was saved before they were measured."""
 UNSEALED = "unsealed"
 """Folder of the saves and deletions in progress, beside the steps."""
 
@@ -166,7 +168,7 @@ def record(folder: Path) -> dict[str, Any]:
     ]
     if wrong or not all(leaves.is_signature(leaf) for leaf in data["leaves"].values()):
         raise seal.damaged(folder, RECORD, f"it has no valid {(*wrong, 'leaves')[0]}")
-    return data
+    return data if data["metrics"] else {**data, "metrics": seal.added(folder, LATE) or {}}
 
 
 def stored(record: Mapping[str, Any]) -> dict[str, leaves.Signature]:

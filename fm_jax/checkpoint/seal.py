@@ -35,7 +35,7 @@ def publish(folder: Path, final: Path) -> int:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             files[path.relative_to(folder).as_posix()] = {"bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
-    write(folder / SEAL, _text(files).encode())
+    write(folder / SEAL, _text(files, "files").encode())
     for inner, _, _ in os.walk(folder, topdown=False):
         sync_folder(Path(inner))
     os.replace(folder, final)
@@ -94,16 +94,14 @@ def manifest(folder: Path) -> dict[str, dict[str, Any]]:
         CheckpointError: the seal is missing, damaged, or cannot be read.
     """
     try:
-        text = _content(folder / SEAL).decode()
-        files = json_file.parse(text, SEAL, CheckpointError)["files"]
-        whole = _text(files) == text and all(_is_entry(entry) for entry in files.values())
+        files = _digested(_content(folder / SEAL), "files")
     except FileNotFoundError:
         raise missing(folder) from None
     except OSError as error:
         raise unread(folder, SEAL, error) from error
-    except (CheckpointError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
+    except _Damaged:
+        files = {"": None}
+    if not all(_is_entry(entry) for entry in files.values()):
         raise damaged(folder, SEAL, "its sha256 differs")
     return files
 
@@ -130,6 +128,38 @@ def write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def add(folder: Path, name: str, values: dict[str, Any]) -> None:
+    """Write JSON data, with its own digest, into a folder that is sealed already; the seal stays valid.
+
+    Raises:
+        OSError: it could not be written; then there is no such file.
+    """
+    pending = folder / f".{name}.{os.urandom(4).hex()}"
+    try:
+        write(pending, _text(values, "values").encode())
+        os.replace(pending, folder / name)
+    except OSError:
+        pending.unlink(missing_ok=True)
+        raise
+    sync_folder(folder)
+
+
+def added(folder: Path, name: str) -> dict[str, Any] | None:
+    """Return what `add` wrote; None if it wrote nothing.
+
+    Raises:
+        CheckpointError: the file is damaged, or cannot be read.
+    """
+    try:
+        return _digested(_content(folder / name), "values")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unread(folder, name, error) from error
+    except _Damaged:
+        raise damaged(folder, name, "its sha256 differs") from None
 
 
 def sync_folder(folder: Path) -> None:
@@ -212,11 +242,28 @@ def _difference(entry: dict[str, Any], size: int, digest: str) -> str:
     return "" if digest == entry["sha256"] else "its sha256 differs"
 
 
-def _text(files: dict[str, dict[str, Any]]) -> str:
-    """Return the only text that a seal of these files can have, its own digest included."""
-    body = json.dumps(files, sort_keys=True, separators=(",", ":"))
+class _Damaged(Exception):
+    """A text with a digest of its own is not the one that was written."""
+
+
+def _text(values: dict[str, Any], key: str) -> str:
+    """Return the only text with which these values can be stored under `key`, its own digest included."""
+    body = json.dumps(values, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(body.encode()).hexdigest()
-    return f'{{"files":{body},"format":1,"sha256":"{digest}"}}\n'
+    return f'{{"{key}":{body},"format":1,"sha256":"{digest}"}}\n'
+
+
+def _digested(content: bytes, key: str) -> dict[str, Any]:
+    """Return the values of a text that `_text` made; `_Damaged` for any other."""
+    try:
+        text = content.decode()
+        values = json_file.parse(text, SEAL, CheckpointError)[key]
+        whole = isinstance(values, dict) and _text(values, key) == text
+    except (CheckpointError, UnicodeDecodeError, KeyError, TypeError):
+        raise _Damaged from None
+    if not whole:
+        raise _Damaged
+    return dict(values)
 
 
 def _files(folder: Path) -> Iterator[Path]:

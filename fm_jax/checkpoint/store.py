@@ -119,6 +119,18 @@ class Store:
         self._thread = threading.Thread(target=self._finish, args=(step, pending, record), name=f"seal-{step}")
         self._thread.start()
 
+    def judged(self, step: int) -> bool:
+        """Return whether a sealed step has metrics."""
+        return bool(read.record(read.folder(self._directory, step))["metrics"])
+
+    def judge(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the metrics of a sealed step that was saved without any: a signal had ended its evaluation.
+
+        Raises:
+            CheckpointError, ResourceError: on every process, if they cannot be written.
+        """
+        agree(self._add(step, metrics) if self._first else None)
+
     def wait(self) -> None:
         """Wait until the last save is sealed; raise its error, if any, once."""
         if self._thread is not None:
@@ -191,18 +203,25 @@ class Store:
     def _describe(
         self, step: int, arrays: dict[str, Any], data: Mapping[str, Any], metrics: Mapping[str, float]
     ) -> str:
-        values = {name: float(value) for name, value in metrics.items()}
+        values = _values(metrics)
         if values and self._metric is not None and self._metric not in values and not self._warned:
             self._warned = True  # another hook's metrics, or a misspelt name: warn once
             _log.warning("checkpoint %d cannot be best: metric %r is not in %s", step, self._metric, ", ".join(values))
         return _json({
             "step": step,
             "metric": self._metric,
-            "metrics": {name: value if math.isfinite(value) else str(value) for name, value in values.items()},
+            "metrics": values,
             "data": dict(data),
             "meta": self._meta,
             "leaves": {name: leaves.signature(leaf) for name, leaf in arrays.items()},
         })  # fmt: skip
+
+    def _add(self, step: int, metrics: Mapping[str, float]) -> FmError | None:
+        try:
+            seal.add(read.folder(self._directory, step), read.LATE, _values(metrics))
+        except (OSError, FmError) as error:
+            return seal.failure(f"adding metrics to checkpoint {step} in {self._directory}", error)
+        return None
 
     def _prepare(self, step: int, arrays: dict[str, Any]) -> FmError | None:
         """Prepare the directory for a step; return an error if it cannot be saved."""
@@ -300,6 +319,12 @@ def _refused(directory: Path) -> FmError | None:
             made.rmdir()
         return seal.failure(f"opening checkpoint directory {directory}", OSError(error.errno, error.strerror))
     return None
+
+
+def _values(metrics: Mapping[str, float]) -> dict[str, float | str]:
+    """Return metrics as JSON data: numbers, and "nan", "inf" or "-inf"."""
+    numbers = {name: float(value) for name, value in metrics.items()}
+    return {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
 
 
 def _json(value: Any) -> str:

@@ -125,8 +125,8 @@ def fit(
 
     Metrics of a step are fetched while the device runs the next one, so that the device never waits for the host.
 
-    A signal is obeyed after the current step. With one process it also ends a wait for data, and an evaluation that is
-    not the last one; such a step is saved without metrics.
+    A signal is obeyed after the current step. It also ends an evaluation that is not the last one, and with one process
+    a wait for data. A step whose evaluation was ended is saved without metrics; they are measured at the next start.
 
     Raises:
         NumericError: more than `cfg.max_skipped` steps in a row had a non-finite gradient; they changed no parameter.
@@ -141,6 +141,11 @@ def fit(
     reason: str | None = None
     stream = prefetch(batches.iterate(first), sharding.batch_sharding(mesh))
     with jax.set_mesh(mesh), StopSignal() as stop, Watchdog(cfg.stall_after) as watch, closing(stream), trace:
+        if store is not None and store.last_step() == first and not store.judged(first):
+            if owed := _evaluate(hooks, first, state, clock, stop, last=False):
+                writer.write(first, owed)
+                store.judge(first, owed)
+            reason = stop.agreed(first)
         while number < cfg.num_steps and not reason:
             batch, measured = _wait(stream, stop, watch), {}
             if batch is not None:
@@ -183,7 +188,7 @@ def _wait(stream: Iterator[Batch], stop: StopSignal, watch: Watchdog) -> Batch |
 def _evaluate(
     hooks: Sequence[Hook], number: int, state: TrainState, clock: "_Clock", stop: StopSignal, *, last: bool
 ) -> dict[str, float]:
-    """Return the metrics of the hooks that are due; a signal ends them, but not those after the last step."""
+    """Return the metrics of the hooks that are due; {} if a signal ended them, but not after the last step."""
     measured: dict[str, float] = {}
     for hook in hooks:
         if not hook.due(number, last):
@@ -193,7 +198,7 @@ def _evaluate(
             with nullcontext() if last else stop.interrupting():
                 measured |= hook.call(number, state) or {}
         except Interrupted:
-            break
+            return {}
         finally:
             clock.resume()
     return measured

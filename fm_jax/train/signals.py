@@ -1,11 +1,16 @@
-"""Turn SIGTERM and SIGINT into a flag that the loop reads between steps, or into the end of what can be repeated."""
+"""Turn SIGTERM and SIGINT into a flag that the loop reads between steps, or into the end of what can be repeated.
+
+Several processes compute every step, and every batch of an evaluation, together. So all must stop at the same one: they
+ask each other about every two seconds, at a step or a batch that they all know.
+"""
 
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -27,8 +32,8 @@ class StopSignal:
         """Start without a received signal."""
         self.received: str | None = None
         self._before: dict[int, Any] = {}
-        self._interrupts = False
-        self._asked, self._next, self._since = 0, 0, time.monotonic()  # steps, and the time, of the last question
+        self._interrupts, self._stopping = False, False
+        self._steps = _Poll()
 
     def __enter__(self) -> "StopSignal":
         """Install the handlers (possible in the main thread only; elsewhere signals keep their handlers)."""
@@ -55,13 +60,18 @@ class StopSignal:
     def interrupting(self) -> Iterator[None]:
         """Let a signal end the block with `Interrupted`: a wait for data, or an evaluation, which changes no state.
 
-        With several processes a signal only sets `received`: one process must not leave a computation of them all.
+        Several processes end an evaluation together, between two batches of `interruptible`; a wait for data only sets
+        `received`.
 
         Raises:
             Interrupted: a signal came, in the block or before it.
         """
         if jax.process_count() > 1:
-            yield
+            token = _evaluation.set((self, _Poll()))
+            try:
+                yield
+            finally:
+                _evaluation.reset(token)
             return
         self._interrupts = True
         try:
@@ -72,22 +82,63 @@ class StopSignal:
             self._interrupts = False
 
     def agreed(self, step: int) -> str | None:
-        """Return the signal's name if any process has received one; call it after each step, with the step's number.
-
-        Several processes must stop at the same step. They ask each other at steps which they all know: the slowest
-        one's pace since the last question sets the next, about `POLL_SECONDS` later.
-        """
+        """Return the signal's name if any process has received one; call it after each step, with the step's number."""
         if jax.process_count() == 1:
             return self.received
-        if step < self._next:
-            return None
+        self._stopping = self._stopping or self._steps.ask(step, self.received is not None)
+        return (self.received or "a signal to another process") if self._stopping else None
+
+    def between(self, poll: "_Poll", batch: int) -> None:
+        """Raise `Interrupted` on every process before the same batch of an evaluation if any has received a signal."""
+        self._stopping = self._stopping or poll.ask(batch, self.received is not None)
+        if self._stopping:
+            raise Interrupted
+
+
+class _Poll:
+    """Questions to all processes, at numbers which they all know: the slowest one's pace sets the next number."""
+
+    def __init__(self) -> None:
+        self._asked: int | None = None  # number of the last question
+        self._next, self._since = 0, 0.0  # number of the next one, and the time of the last
+
+    def ask(self, number: int, received: bool) -> bool:
+        """Return whether any process has received a signal; False at once where no question is due.
+
+        Args:
+            number: of a step or batch, the same on all processes.
+            received: whether this process has received one.
+        """
+        if number < self._next:
+            return False
         now = time.monotonic()
-        mine = np.array([self.received is not None, now - self._since], np.float32)
+        mine = np.array([received, now - self._since], np.float32)
         signals, seconds = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, 2).T
-        steps = step - self._asked if self._next else 1  # a resumed run begins at any step
-        self._asked, self._since = step, now
-        self._next = step + max(int(POLL_SECONDS * steps / max(float(seconds.max()), 1e-6)), 1)
-        return (self.received or "a signal to another process") if signals.any() else None
+        if self._asked is None:  # how long the numbers before this one took is not known
+            gap = 1
+        else:
+            passed = number - self._asked
+            gap = int(POLL_SECONDS * passed / max(float(seconds.max()), 1e-6))
+            gap = min(max(gap, 1), 4 * passed)  # a few fast numbers say little about the next
+        self._asked, self._since, self._next = number, now, number + gap
+        return bool(signals.any())
+
+
+_evaluation: ContextVar[tuple[StopSignal, _Poll] | None] = ContextVar("evaluation", default=None)
+Item = TypeVar("Item")
+
+
+def interruptible(batches: Iterator[Item]) -> Iterator[Item]:
+    """Yield the batches of an evaluation that all processes compute together.
+
+    Raises:
+        Interrupted: inside `StopSignal.interrupting`, if a process has received a signal.
+    """
+    for number, batch in enumerate(batches):
+        if (asking := _evaluation.get()) is not None:
+            stop, poll = asking
+            stop.between(poll, number)
+        yield batch
 
 
 @contextmanager

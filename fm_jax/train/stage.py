@@ -28,6 +28,7 @@ from fm_jax.optim import optimizer as optimizers
 from fm_jax.optim import schedule
 from fm_jax.train import log, loop, state
 from fm_jax.train.hooks import Hook
+from fm_jax.train.signals import interruptible
 from fm_jax.train.step import Combine, Step, make_train_step
 
 RESUMABLE = ("fit.log_every", "fit.save_every", "fit.profile_*", "fit.stall_after", "mesh.*", "workers")
@@ -97,7 +98,7 @@ def one_pass(cfg: Plan, source: Source, mesh: Mesh, *, rows: int | None = None) 
     if rows is not None:
         ways = sharding.batch_ways(mesh)
         size = max(rows // ways, 1) * ways
-    return prefetch(iter(loader.Epoch(source, size, **_place())), sharding.batch_sharding(mesh))
+    return interruptible(prefetch(iter(loader.Epoch(source, size, **_place())), sharding.batch_sharding(mesh)))
 
 
 def at_most(cfg: Planned, rows: int, mesh: Mesh) -> Planned:

@@ -95,6 +95,47 @@ def test_nothing_is_deleted_before_the_newer_step_is_sealed(tmp_path, monkeypatc
     assert seal.steps(tmp_path) == [3]
 
 
+def test_metrics_measured_after_the_save_count(tmp_path):
+    """A signal ended the evaluation of step 2; its metrics come at the next start."""
+    with Store(tmp_path, keep_last=1, metric="loss", meta={}) as opened:
+        opened.save(1, SMALL, {}, {"loss": 2.0})
+        opened.save(2, SMALL, {})
+        opened.wait()
+        assert (opened.judged(1), opened.judged(2), opened.best_step()) == (True, False, 1)
+        opened.judge(2, {"loss": 1.0, "worst": math.inf})
+        assert (opened.judged(2), opened.best_step()) == (True, 2)
+        opened.save(3, SMALL, {}, {"loss": 3.0})
+    assert seal.steps(tmp_path) == [2, 3]
+    assert read.record(tmp_path / "2")["metrics"] == {"loss": 1.0, "worst": "inf"}
+    seal.verify(tmp_path / "2")
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"format":1}', "", '{"values":{"loss":0.5},"format":1,"sha256":"0"}', "\xff"]
+)
+def test_damaged_metrics_are_refused(tmp_path, content):
+    with Store(tmp_path, metric="loss", meta={}) as opened:
+        opened.save(1, SMALL, {})
+        opened.wait()
+        opened.judge(1, {"loss": 1.0})
+    (tmp_path / "1" / "metrics.json").write_text(content, "latin-1")
+    with pytest.raises(CheckpointError, match=r"checkpoint 1 in .*metrics\.json is damaged"):
+        read.best(tmp_path)
+
+
+def test_metrics_that_cannot_be_written_are_said(tmp_path, monkeypatch):
+    with Store(tmp_path, metric="loss", meta={}) as opened:
+        opened.save(1, SMALL, {})
+        opened.wait()
+        monkeypatch.setattr(
+            seal.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left"))
+        )
+        with pytest.raises(ResourceError, match="adding metrics to checkpoint 1"):
+            opened.judge(1, {"loss": 1.0})
+        assert not opened.judged(1)
+        assert [path.name for path in (tmp_path / "1").iterdir() if "metrics" in path.name] == []
+
+
 def test_a_metric_that_nobody_measures_is_said_once(tmp_path, caplog):
     with Store(tmp_path, metric="val_loss", meta={}) as store:
         for step in (1, 2):

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from fm_jax.checkpoint import read
 from tests.close import close
+from tests.train.trainee import METRIC
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12
@@ -136,9 +138,12 @@ def test_sigterm_ends_a_wait_for_data_and_an_evaluation(
     _, errors = process.communicate(timeout=200)  # the wait and the evaluation take 300 s
     assert process.returncode == 75, errors
     assert f"SIGTERM: {'saved' if step else 'nothing to save'} at step" in errors
-    done = run(tmp_path, "--save-every", "0")
+    done = run(tmp_path, "--save-every", "0", *(("--evaluates", "7", "--batches", "0") if line == "evaluates" else ()))
     assert f"start {step}\n" in done.stdout or line == "waits"  # batches are read a few steps ahead
     assert digest(done.stdout) == digest(whole)
+    if line == "evaluates":  # measured at the next start: step 7 is the best, so it has outlived the others
+        assert read.record(tmp_path / "checkpoints" / "7")["metrics"] == {METRIC: 7.0}
+        assert read.best(tmp_path / "checkpoints") == 7
 
 
 def test_poisoned_batches_change_nothing(tmp_path: Path) -> None:
@@ -152,14 +157,14 @@ def test_poisoned_batches_change_nothing(tmp_path: Path) -> None:
     assert all(float.fromhex(clean[step]) < 6.0 for step in range(8, STEPS + 1))
 
 
-def test_two_processes_equal_one(whole: str, tmp_path: Path) -> None:
-    """Two processes over loopback, each with half of every batch and half of the parameters: the same losses."""
+def pair(workdir: Path, *options: str) -> list[subprocess.Popen[str]]:
+    """Start two processes of one run, over loopback, each with half of every batch and half of the parameters."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    processes = [
+    return [
         subprocess.Popen(
-            command(tmp_path, "--fsdp", "2", "--save-every", "5"),
+            command(workdir, "--fsdp", "2", *options),
             env=environment(FM_COORDINATOR_ADDRESS=address, FM_NUM_PROCESSES="2", FM_PROCESS_ID=str(index)),
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -168,6 +173,27 @@ def test_two_processes_equal_one(whole: str, tmp_path: Path) -> None:
         )
         for index in range(2)
     ]
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_processes_ends_an_evaluation(whole: str, tmp_path: Path) -> None:
+    """Both stop before the same batch of it, save, and say try again; the next start measures what is missing."""
+    processes = pair(tmp_path, "--save-every", "0", "--evaluates", "7")
+    for process in processes:
+        until(process, "evaluates")
+    processes[1].terminate()
+    ends = [process.communicate(timeout=200) for process in processes]  # the evaluation takes 300 s
+    assert [process.returncode for process in processes] == [75, 75], ends
+    assert all("saved at step 7 of" in errors for _, errors in ends)
+    done = run(tmp_path, "--save-every", "0", "--evaluates", "7", "--batches", "0", "--fsdp", "2", devices=2)
+    for step, value in losses(done.stdout).items():
+        close(float.fromhex(value), float.fromhex(losses(whole)[step]))
+    assert read.record(tmp_path / "checkpoints" / "7")["metrics"] == {METRIC: 7.0}
+
+
+def test_two_processes_equal_one(whole: str, tmp_path: Path) -> None:
+    """Two processes, each with half of every batch and half of the parameters: the same losses."""
+    processes = pair(tmp_path, "--save-every", "5")
     deadline = time.monotonic() + 300  # some 20 s on an idle machine
     outputs = [process.communicate(timeout=max(1.0, deadline - time.monotonic())) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def test_several_processes_are_not_interrupted_one_by_one(monkeypatch: pytest.Mo
     assert stop.received == "SIGTERM"
 
 
-@pytest.mark.parametrize(("pace", "asked"), [(0.5, [1, 2, 6, 10]), (30.0, list(range(1, 11))), (1e-3, [1, 2])])
+@pytest.mark.parametrize(("pace", "asked"), [(0.5, [1, 2, 6, 10]), (30.0, list(range(1, 11))), (1e-3, [1, 2, 6])])
 def test_several_processes_ask_by_the_clock(monkeypatch: pytest.MonkeyPatch, pace: float, asked: list[int]) -> None:
     """They ask every two seconds at the slowest one's pace; the first step, which compiles, takes long."""
     now, questions = 0.0, []
@@ -64,6 +65,33 @@ def test_several_processes_ask_by_the_clock(monkeypatch: pytest.MonkeyPatch, pac
         answer = stop.agreed(step)
     assert questions == asked
     assert answer == ("a signal to another process" if asked[-1] == 10 else None)
+
+
+def test_several_processes_end_an_evaluation_before_the_same_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process receives the signal while batch 5 runs; both learn of it at their next question."""
+    now, questions = 0.0, list[int]()
+
+    def gather(mine: np.ndarray) -> np.ndarray:
+        questions.append(len(seen))
+        return np.stack([mine, [float(len(seen) > 5), 0.0]])
+
+    def batches() -> Iterator[int]:
+        nonlocal now
+        for number in range(20):
+            now += 0.5
+            yield number
+
+    monkeypatch.setattr(signals.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(signals.multihost_utils, "process_allgather", gather)
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now)
+    stop, seen = StopSignal(), list[int]()
+    with pytest.raises(Interrupted), stop.interrupting():
+        seen.extend(signals.interruptible(batches()))
+    assert questions == [0, 1, 5, 9]
+    assert seen == list(range(9))
+    assert stop.agreed(1) == "a signal to another process"  # without another question
+    assert list(signals.interruptible(batches())) == list(range(20))  # outside of an evaluation
+    assert len(questions) == 4
 
 
 def test_outside_of_training_a_signal_ends_the_run_as_preempted() -> None:

@@ -1,7 +1,7 @@
 """A small training run of the house's own parts, to be killed, stopped, poisoned and resumed by tests.
 
 `python -m tests.train.trainee WORKDIR NUM_STEPS [--mesh.KEY N] [--poison STEP,STEP] [--crawl SECONDS] [--save-every N]
-[--stalls STEP] [--evaluates STEPS]`
+[--stalls STEP] [--evaluates STEPS] [--batches N]`
 prints "loss STEP HEX" a step, "digest HEX" of the final state, and exits with the error's code otherwise.
 """
 
@@ -9,7 +9,7 @@ import argparse
 import hashlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +25,12 @@ from fm_jax.objectives.language import next_token
 from fm_jax.optim import optimizer, schedule
 from fm_jax.train import loop, state
 from fm_jax.train.hooks import Hook
+from fm_jax.train.signals import interruptible
 from fm_jax.train.state import TrainState
 from fm_jax.train.step import make_train_step
 
 ROWS, TIME = 8, 16
+METRIC = "validation/nll"
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,16 @@ class Print:
         """Do nothing."""
 
 
-def evaluate(step: int, state: TrainState) -> dict[str, float]:
-    """Take long."""
-    print("evaluates", flush=True)
-    time.sleep(300)
-    return {}
+def evaluation(batches: int) -> Callable[[int, TrainState], dict[str, float]]:
+    """Return an evaluation of half a second a batch."""
+
+    def evaluate(step: int, state: TrainState) -> dict[str, float]:
+        print("evaluates", flush=True)
+        for _ in interruptible(iter(range(batches))):
+            time.sleep(0.5)
+        return {METRIC: float(step)}
+
+    return evaluate
 
 
 def train(workdir: Path, cfg: loop.FitConfig, mesh_cfg: MeshConfig, batches: Made, hooks: Sequence[Hook] = ()) -> str:
@@ -97,7 +104,7 @@ def train(workdir: Path, cfg: loop.FitConfig, mesh_cfg: MeshConfig, batches: Mad
         return state.init_params(model, inputs, key, mesh), {}
 
     tx = optimizer.make(optimizer.Config(), plan, jax.eval_shape(make_params)[0])
-    store = Store(workdir / "checkpoints", keep_last=2, meta={"config": {}})
+    store = Store(workdir / "checkpoints", keep_last=2, metric=METRIC, meta={"config": {}})
 
     def create(params: dict, frozen: dict) -> state.TrainState:
         return state.create(params, tx, frozen=frozen, ema=True)
@@ -125,6 +132,7 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=1)
     parser.add_argument("--stalls", type=int, default=-1)
     parser.add_argument("--evaluates", type=int, default=0)
+    parser.add_argument("--batches", type=int, default=600)
     parser.add_argument("--fsdp", type=int, default=1)
     parser.add_argument("--max-skipped", type=int, default=3)
     args = parser.parse_args()
@@ -132,7 +140,7 @@ def main() -> None:
     poison = tuple(int(step) for step in args.poison.split(",") if step)
     cfg = loop.FitConfig(args.steps, log_every=1, save_every=args.save_every, max_skipped=args.max_skipped)
     batches = Made(poison, args.crawl, args.stalls)
-    hooks = [Hook(evaluate, args.evaluates)] if args.evaluates else []
+    hooks = [Hook(evaluation(args.batches), args.evaluates)] if args.evaluates else []
     try:
         print("digest", train(args.workdir, cfg, MeshConfig(fsdp=args.fsdp), batches, hooks), flush=True)
     except FmError as error:
