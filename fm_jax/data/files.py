@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fm_jax.core.errors import DataError, FmError, ResourceError
 from fm_jax.core.files import status
+from fm_jax.data.packages import cache
 
 CALLED = {"train": ("train",), "validation": ("validation", "valid", "val", "dev", "eval"), "test": ("test",)}
 """Split -> the names that people give it."""
@@ -53,7 +54,7 @@ def check(file: Path) -> os.stat_result:
         DataError: missing, a link to nothing, or a folder, pipe, socket or device, which could block for ever.
     """
     if (found := status(file, DataError)) is None:
-        raise DataError(f"{file} does not exist")
+        raise DataError(f"{file} does not exist{cache.remedy(file)}")
     return found
 
 

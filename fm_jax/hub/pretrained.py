@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from fm_jax.core import files, tree
 from fm_jax.core.errors import CheckpointError, DataError
 from fm_jax.core.types import Featured, Headed, Params, backbone
+from fm_jax.data.packages import cache
 from fm_jax.data.text import tokenizer as tokenizers
 from fm_jax.data.text.tokenizer import Tokenizer
 from fm_jax.hub import download, families, gguf_model, table
@@ -195,7 +196,8 @@ def find(source: str | Path, revision: str | None = None) -> Path:
     text = str(source)
     if text.count("/") > 1 or text.startswith((".", "/", "~")) or folder.is_file() or folder.suffix == gguf.SUFFIX:
         what = "is a file, not a folder" if folder.is_file() else "does not exist"
-        raise CheckpointError(f"{folder} {what}; give the folder that holds config.json, or OWNER/NAME")
+        remedy = cache.remedy(folder) or "; give the folder that holds config.json, or OWNER/NAME"
+        raise CheckpointError(f"{folder} {what}{remedy}")
     return download.fetch(text, revision)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from fm_jax.core import json_file
 from fm_jax.core.errors import DataError
-from fm_jax.data.packages.sources import Source
+from fm_jax.data.packages.sources import SOURCES, Source
 
 RECORD, LICENCE = "SOURCE.json", "LICENSE.txt"
 _WORK = ".fetch-"  # prefix of what is being written; under the lock, any such folder is left over from a killed run
@@ -30,6 +30,19 @@ def root() -> Path:
     if shared := os.environ.get("FM_CACHE"):
         return Path(shared) / "data"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fm_jax" / "data"
+
+
+def place(name: str) -> Path:
+    """Return the folder of a set, whether it exists or not."""
+    return root() / name
+
+
+def remedy(path: Path) -> str:
+    """Return what brings a missing file or folder: "; ./launch.sh local … brings it" for a set's, else nothing."""
+    with contextlib.suppress(ValueError):
+        if (name := path.relative_to(root()).parts[:1]) and name[0] in SOURCES:
+            return f"; ./launch.sh local experiments.fetch --name {name[0]} brings it"
+    return ""
 
 
 @contextlib.contextmanager
@@ -127,21 +140,21 @@ def opened(folder: Path, source: Source) -> dict[str, Any] | None:
     """
     if not folder.exists():
         return None
-    remedy = "move it away, and fetch it again"
+    again = "move it away, and fetch it again"
     if not (folder / RECORD).exists():
-        raise DataError(f"{folder} exists and has no {RECORD}: this command did not write it; {remedy}")
+        raise DataError(f"{folder} exists and has no {RECORD}: this command did not write it; {again}")
     try:
         record = json_file.read(folder / RECORD, DataError)
         layout, files, packages = record["layout"], dict(record["files"]), record["packages"]
         sums = [package["sha256"] for package in packages]
         _ = record["counts"], [(entry["bytes"], entry["sha256"]) for entry in files.values()]
     except (DataError, ValueError, KeyError, TypeError):
-        raise DataError(f"{folder / RECORD} is damaged; {remedy}") from None
+        raise DataError(f"{folder / RECORD} is damaged; {again}") from None
     if layout != source.layout or sums != [package.sha256 for package in source.packages]:
-        raise DataError(f"{folder} was written by another version of this command; {remedy}")
+        raise DataError(f"{folder} was written by another version of this command; {again}")
     for name, entry in files.items():
         if problem := _problem(folder / name, entry):
-            raise DataError(f"{folder}: {name} is damaged ({problem}); {remedy}")
+            raise DataError(f"{folder}: {name} is damaged ({problem}); {again}")
     return record
 
 

@@ -4,13 +4,17 @@ import errno
 import fcntl
 import json
 import os
+import re
 import threading
 from pathlib import Path
 
 import pytest
 
-from fm_jax.core.errors import DataError
+from fm_jax.core.errors import CheckpointError, DataError
+from fm_jax.data import files
 from fm_jax.data.packages import cache
+from fm_jax.data.text import parallel
+from fm_jax.hub import pretrained
 from tests.data.packages import made
 
 
@@ -26,6 +30,20 @@ def toy(tmp_path):
         (part / "b.txt").write_text("second")
         cache.seal(part, "toy", source, {"toy": "1.0"}, {"rows": 2})
     return source, folder
+
+
+def test_a_set_that_is_missing_is_named_with_the_command_that_brings_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("FM_DATA", str(tmp_path))
+    brings = "does not exist; ./launch.sh local experiments.fetch --name {} brings it"
+    with pytest.raises(CheckpointError, match=re.escape(f"{tmp_path}/minilm {brings.format('minilm')}")):
+        pretrained.find(cache.place("minilm"))
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path}/help_en_de {brings.format('help_en_de')}")):
+        parallel.load(cache.place("help_en_de"), "train")
+    with pytest.raises(DataError, match=r"passages does not exist; .*--name boolq brings it"):
+        files.find(cache.place("boolq") / "passages", "train", (".jsonl",))
+    for other in (tmp_path / "mine", tmp_path.parent / "minilm"):
+        with pytest.raises(DataError, match=r"does not exist$"):
+            files.find(other, "train", (".jsonl",))
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch):
