@@ -33,6 +33,7 @@ from fm_jax.checkpoint import surgery
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Batch, Params, backbone
+from fm_jax.data.packages import cache
 from fm_jax.data.stream import loader
 from fm_jax.data.stream.phases import Phases
 from fm_jax.data.text import corpus, documents
@@ -57,6 +58,7 @@ class Config(stage.Plan):
 
     model: encoder.Config  # with init.from, only max_length, dropout, dtype and remat are used
     init: Init = Init()
+    scratch: bool = False  # of the model in init.from, use only form and tokenizer: what are its weights worth?
     data: documents.Config = documents.Config()
     next_sentence: bool = True  # train on pairs and predict whether the second follows; false: full sentences
     whole_word: bool = False  # mask all pieces of a word together
@@ -74,6 +76,10 @@ class Config(stage.Plan):
             raise ConfigError(f"short_share must be at least 0 and below 1, not {self.short_share}")
         if self.short_share and not 5 <= self.short_length <= self.model.max_length:
             raise ConfigError(f"short_length {self.short_length} must be within 5 and {self.model.max_length}")
+        if self.scratch and self.init.from_ is None:
+            raise ConfigError(
+                "scratch needs a model whose form and tokenizer are used; set init.from, or scratch false"
+            )
         if self.next_sentence and self.model.num_types < 2:
             raise ConfigError(
                 "next_sentence needs a model with 2 token types; set model.num_types 2 or next_sentence false"
@@ -117,6 +123,21 @@ def demo() -> Config:
     )
 
 
+def passages() -> Config:
+    """Return a hundred steps of MiniLM on Wikipedia: the fetched sets minilm and boolq."""
+    return Config(
+        model=replace(encoder.bert(6, 384, 12, dropout=0.0), max_length=128),
+        init=Init(cache.place("minilm")),
+        data=documents.Config("jsonl", path=cache.place("boolq") / "passages"),
+        fit=loop.FitConfig(100, log_every=10, eval_every=50),
+        learning_rate=1e-3,
+        next_sentence=False,
+        short_share=0.0,
+        warmup=0.1,
+        batch_size=16,
+    )
+
+
 def debug() -> Config:
     """Return two steps of a tiny model, one with each row length, on the documentation of three packages."""
     model = replace(encoder.tiny(), vocab_size=400)
@@ -131,6 +152,7 @@ CONFIGS: dict[str, Callable[[], Config]] = {
     "bert_large": bert_large,
     "roberta": roberta,
     "demo": demo,
+    "passages": passages,
     "debug": debug,
 }
 
@@ -172,7 +194,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, float]:
 
     def make_params() -> tuple[Params, Params]:
         params = state.init_params(model, inputs, key, mesh)
-        return (params if earlier is None or resumed else loaded(params, earlier)), {}
+        return (params if earlier is None or resumed or cfg.scratch else loaded(params, earlier)), {}
 
     def validate(step: int, now: state.TrainState) -> dict[str, float]:
         sums = runner.totals(evaluate, now.params, stage.one_pass(cfg, validation, mesh))
