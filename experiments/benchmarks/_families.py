@@ -161,7 +161,7 @@ def _resnet(block: Any, depths: tuple[int, ...]) -> Callable[[bool], nn.Module]:
 def _efficientnet(small: bool) -> nn.Module:
     cfg = efficientnet.Config(drop_path=0.0, image_size=96)  # their padding is made for one size
     if small:
-        cfg = replace(cfg, width=0.25, depth=0.1, image_size=32)
+        cfg = replace(cfg, width=0.25, depth=0.1, image_size=64)
     return ImageClassifier(efficientnet.EfficientNet(cfg), CLASSES)
 
 
@@ -188,7 +188,7 @@ FAMILIES: dict[str, Family] = {
         _labelled,
     ),
     "efficientnet_b0": Family(
-        _efficientnet, (16, 96), (2, 32), _images, _image_loss, "EfficientNetForImageClassification", _labelled,
+        _efficientnet, (16, 96), (8, 64), _images, _image_loss, "EfficientNetForImageClassification", _labelled,
         "torch 2.13 needed minutes to compile it, and its gradient norm was wrong: 0.2456 instead of 0.2605",
     ),
     "vit": Family(_vit, (8, 224), (2, 16), _images, _image_loss, "ViTForImageClassification", _labelled),

@@ -64,8 +64,8 @@ class Others:
 
     @property
     def share(self) -> float:
-        """Return the share, at least 0; 0 before the first span."""
-        return max(0.0, self.seconds / self.possible) if self.possible else 0.0
+        """Return the share; 0 before the first span."""
+        return min(1.0, max(0.0, self.seconds / self.possible)) if self.possible else 0.0
 
 
 def watch(cpus: tuple[int, ...], seconds: float) -> float:

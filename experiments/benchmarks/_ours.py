@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,13 @@ def first_step(
     folder: str, family: str, batch: str, *, learning_rate: float, cache: str, import_s: float
 ) -> dict[str, float]:
     """Take the first training step of a new process; return the seconds of its parts, `import_s` among them."""
-    phases = dict.fromkeys(_PHASES.values(), 0.0)
+    spans: dict[str, list[tuple[float, float]]] = {name: [] for name in _PHASES.values()}
 
     def hear(event: str, duration_secs: float, **_: str | int) -> None:
         for end, name in _PHASES.items():
             if event.endswith(end):
-                phases[name] += duration_secs
+                now = time.perf_counter()
+                spans[name].append((now - duration_secs, now))
 
     jax.monitoring.register_event_duration_secs_listener(hear)
     _use_cache(cache)
@@ -77,7 +78,18 @@ def first_step(
     loss, _ = step()
     end = time.perf_counter()
     # the phases are those of both parts: the optimiser's state is made by a program too
-    return {"import_s": import_s, "model_s": ready - started, "step_s": end - ready, "loss": loss, **phases}
+    return {"import_s": import_s, "model_s": ready - started, "step_s": end - ready, "loss": loss} | {
+        name: union(found) for name, found in spans.items()
+    }
+
+
+def union(spans: Iterable[tuple[float, float]]) -> float:
+    """Return the seconds that some spans cover; a function that is traced inside another counts once."""
+    covered, last = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        covered += max(0.0, end - max(start, last))
+        last = max(last, end)
+    return covered
 
 
 def _step(

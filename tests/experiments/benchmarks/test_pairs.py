@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from experiments.benchmarks import _families, _pairs, decode
+from experiments.benchmarks import _families, _ours, _pairs, decode
 from experiments.benchmarks._pairs import Measured, Plan
 from experiments.benchmarks._sides import Side, Start, Turn
 from fm_jax.core.errors import ConfigError, NumericError, ResourceError
@@ -43,9 +43,9 @@ def test_a_row_has_the_medians_and_the_ratios_of_neighbours():
     row = _pairs.row(Plan(), "gpt2", "eager", measured(0.01), ("ours", "eager"), bound=1.5)
     assert not row["busy"]
     close([row["ours"], row["peer"], row["ratio"], row["bound_fraction"]], [3.0, 6.0, 2.0, 0.5])
-    close(row["ours_quartiles"], [2.0, 4.0])
+    close(row["ours_quartiles"], (2.0, 4.0))
     close([row["ours_cpu"], row["peer_cpu"]], [3.5, 9.0])
-    close(row["cpu_ratio"], 9.0 / 3.5)
+    close(row["cpu_ratio"], 9.0 / 3.5, 1e-4)
     assert (row["ours_faults"], row["peer_faults"]) == (7, 9)
     alone = _pairs.row(Plan(), "start", "nothing", measured(0.01), ("ours", None))
     assert alone["ours"] == 3.0 and alone["ratio"] is None and "peer_cpu" not in alone
@@ -101,9 +101,24 @@ def test_other_losses_are_refused():
             _families.check_losses("gpt2", {"ours": 9.0, "eager": other})
 
 
-def test_other_tokens_are_refused(tmp_path):
+PROMPTS, TOKENS = np.array([[1, 2, 3, 4]]), [[5, 6, 7]]
+
+
+def test_the_same_tokens_open_no_model(tmp_path):
+    decode.agree(tmp_path / "nothing", PROMPTS, TOKENS, TOKENS, "dynamic")
+    with pytest.raises(NumericError, match=r"dynamic gave tokens \[1, 2\] where ours gave \[1, 3\]"):
+        decode.agree(tmp_path / "nothing", PROMPTS, TOKENS, [[5, 6]], "dynamic")
+
+
+@pytest.mark.slow
+def test_other_tokens_are_refused_unless_they_tie(tmp_path, monkeypatch):
     decode.write(decode.debug(), tmp_path / "model")
-    prompts, tokens = np.array([[1, 2, 3, 4]]), [[5, 6, 7]]
-    decode.agree(tmp_path / "no model is opened", prompts, tokens, tokens, "dynamic")
     with pytest.raises(NumericError, match=r"row 0 differs from ours at new token 1: 9 instead of 6"):
-        decode.agree(tmp_path / "model", prompts, tokens, [[5, 9, 7]], "dynamic")
+        decode.agree(tmp_path / "model", PROMPTS, TOKENS, [[5, 9, 7]], "dynamic")
+    monkeypatch.setattr(decode, "_TIE", 100.0)
+    decode.agree(tmp_path / "model", PROMPTS, TOKENS, [[5, 9, 7]], "dynamic")
+
+
+def test_a_span_inside_another_counts_once():
+    close(_ours.union([(0.0, 2.0), (0.5, 1.0), (1.5, 3.0), (5.0, 6.0)]), 4.0)
+    assert _ours.union([]) == 0
