@@ -4,6 +4,7 @@ To add one, add an entry to FAMILIES. All models are small enough for two cores 
 compute the same.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -209,8 +210,8 @@ def write(name: str, folder: Path, *, small: bool) -> dict[str, str]:
     module = family.module(small)
     batch = family.batch(module, np.random.default_rng(0), family.small if small else family.size)
     paths = {"folder": folder / "model", "batch": folder / "batch.npz", "inputs": folder / "inputs.npz"}
-    if not paths["folder"].exists():
-        pretrained.save(paths["folder"], module, _initialised(module))
+    shutil.rmtree(paths["folder"], ignore_errors=True)  # of an earlier run, perhaps of another size
+    pretrained.save(paths["folder"], module, _initialised(module))
     np.savez(paths["batch"], allow_pickle=False, **batch)
     np.savez(paths["inputs"], allow_pickle=False, **family.inputs(batch))
     return {kind: str(path.absolute()) for kind, path in paths.items()}

@@ -159,6 +159,12 @@ def row(
     return found | measured.facts()
 
 
+def keep(workdir: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Print the last row, and write all so far: a later comparison may fail."""
+    print(rows[-1], flush=True)
+    results.write(workdir / "results.json", {"rows": list(rows)})
+
+
 def finish(plan: Plan, workdir: Path, benchmark: str, rows: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
     """Print the table, write results.json and, if no row is busy or that is allowed, append a line to the history."""
     heads = {

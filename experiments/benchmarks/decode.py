@@ -18,6 +18,7 @@ Needs torch and transformers (`.[benchmarks]`), except for `--peers again`. Noth
 yet; the results go to `history.jsonl` (`--history PATH`: to another file; `--history none`: to none).
 """
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +79,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Measure every batch size, print the table; return the rows, also written to results.json."""
     _pairs.check(cfg)
     folder = workdir / "model"
-    if not folder.exists():
-        write(cfg, folder)
+    write(cfg, folder)
     rows: list[dict[str, Any]] = []
     turns: dict[str, Any] = {}
     for batch in cfg.batches:
@@ -104,13 +104,14 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
                 if row[side] is not None:
                     row |= {f"{side}_ms_a_token": round(1e3 * row[side] / cfg.new_tokens, 3)}
             rows.append(row)
-            print(row, flush=True)
+            _pairs.keep(workdir, rows)
         turns[name] = _pairs.as_data(measured)
     return _pairs.finish(cfg, workdir, "benchmarks.decode", rows, turns=turns)
 
 
 def write(cfg: Config, folder: Path) -> None:
     """Write a model with random weights."""
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run, perhaps of another size
     longest = max(1024, cfg.prompt + cfg.new_tokens)
     module = decoder.Decoder(decoder.gpt(cfg.layers, cfg.width, cfg.heads, cfg.vocabulary, longest))
     boxed = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]

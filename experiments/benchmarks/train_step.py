@@ -86,7 +86,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         bound = None if measured is None else facts["ours"]["flops"] / rate(measured)
         for peer in peers:
             rows.append(_pairs.row(cfg, name, peer, measured, ("ours", peer), bound=bound) | told(facts, peer))
-            print(rows[-1], flush=True)
+            _pairs.keep(workdir, rows)
         turns[name] = _pairs.as_data(measured)
     return _pairs.finish(cfg, workdir, "benchmarks.train_step", rows, skipped=skipped, turns=turns)
 

@@ -49,3 +49,11 @@ def test_more_threads_than_cores_are_refused():
     assert len(_machine.cores(1)) == 1
     with pytest.raises(ConfigError, match="threads 100000"):
         _machine.cores(100_000)
+
+
+@pytest.mark.parametrize(("shares", "quiet"), [([0.01], True), ([0.5, 0.5, 0.02], True), ([0.5] * 9, False)])
+def test_a_busy_machine_is_waited_for_but_not_forever(shares, quiet, monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(_machine.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(_machine, "watch", lambda cpus, seconds: shares.pop(0))
+    assert _machine.wait_until_quiet((0,), 0.05, 5.0) == quiet
