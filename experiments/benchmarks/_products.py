@@ -2,8 +2,9 @@
 
 The count is of the matrix products and convolutions of the function's jaxpr, forward and backward, times the length of
 the scans round them (XLA's `cost_analysis` counts a loop's body once). A multiply-add is two FLOPs. Products with the
-zeros of a convolution's padding and dilation are left out. Element-wise work and what only moves data count nothing, so
-the time of these products at the rate of a large product is a lower bound, not an estimate.
+zeros of a convolution's padding and dilation are left out; the scores of causal attention count whole, as XLA computes
+them (6 N + 12 L H K T a token, `train/profile.py`). Element-wise work and what only moves data count nothing, so the
+time of these products at the rate of a large product is a lower bound, not an estimate.
 """
 
 import math

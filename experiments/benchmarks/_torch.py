@@ -39,11 +39,9 @@ def first_step(folder: str, kind: str, inputs: str, *, learning_rate: float, imp
     `import_s` is what the imports before this call took; those of torch and transformers are added to it.
     """
     started = time.perf_counter()
-    import torch
     import transformers
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    getattr(transformers, kind)  # transformers imports a class when it is named
+    getattr(transformers, kind)  # transformers imports a class, and torch for it, when it is named
     imported = time.perf_counter()
     step = _step(folder, kind, inputs, learning_rate=learning_rate, compiled=False)
     ready = time.perf_counter()
@@ -64,6 +62,7 @@ def _step(
     import torch
     import transformers
 
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     options = {} if kind.startswith(_NO_ATTENTION) else {"attn_implementation": "sdpa"}
     model = getattr(transformers, kind).from_pretrained(folder, dtype=torch.float32, **options).train()
@@ -95,6 +94,7 @@ def decode(folder: str, prompts: str, *, new_tokens: int, static: bool) -> Prepa
     import torch
     from transformers import AutoModelForCausalLM
 
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
     given = torch.from_numpy(np.load(prompts)).long()
     options: dict[str, Any] = {"cache_implementation": "static"} if static else {}
