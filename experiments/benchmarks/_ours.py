@@ -1,6 +1,5 @@
-"""What this project does in a turn, as its own loop and commands do it, and the two rates that bound it."""
+"""What this project does in a turn, as its own loop and commands do it, and the rate that bounds a training step."""
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -207,19 +206,6 @@ def product(size: int) -> Prepared:
         return {"flops": 2 * size**3}
 
     return {"flops": 2 * size**3}, turn
-
-
-def bandwidth(megabytes: int) -> Prepared:
-    """Prepare reading an array of this size once, a part in every core: the rate bounds decoding."""
-    cores = len(os.sched_getaffinity(0))
-    parts = np.array_split(np.full(megabytes * 250_000, 1.0, np.float32), cores)
-    pool = ThreadPoolExecutor(cores)
-
-    def turn() -> dict[str, Any]:
-        largest = max(pool.map(np.max, parts))  # NumPy lets other threads run meanwhile
-        return {"bytes": sum(part.nbytes for part in parts), "largest": float(largest)}
-
-    return turn(), turn
 
 
 def _use_cache(cache: str | None) -> None:

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.benchmarks import _machine
-from experiments.benchmarks._sides import Side, Start, Turn
+from experiments.benchmarks._sides import WANTED, Side, Start, Turn
 from fm_jax.core.config import check_least
 from fm_jax.core.errors import ConfigError
 from fm_jax.evals.report import history, report, results
@@ -58,15 +59,23 @@ class Measured:
         return {"others": self.others, "load_before": self.load_before, "load_most": self.load_most}
 
 
-def check(plan: Plan) -> None:
+def check(plan: Plan, peers: Sequence[str], *, needs: Sequence[str] = ("torch", "transformers")) -> None:
     """Refuse what could not be measured or recorded, before anything is prepared.
 
+    Args:
+        plan: how often and where.
+        peers: names of the peers; `again` is ours.
+        needs: libraries of the other peers.
+
     Raises:
-        ConfigError: too few cores, or a system that does not tell its load.
+        ConfigError: a peer's library is missing, there are too few cores, or the system does not tell its load.
         DataError: the history cannot be appended to.
     """
     history.check(plan.history)
     _machine.taken(_machine.cores(plan.threads))
+    other = [peer for peer in peers if peer != "again"]
+    if other and (missing := [name for name in needs if find_spec(name) is None]):
+        raise ConfigError(f"{other[0]} cannot be measured without {' and '.join(missing)}; {WANTED}")
 
 
 def compare(

@@ -71,7 +71,7 @@ def debug() -> Config:
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Measure, print the table; return the rows, also written to results.json."""
-    _pairs.check(cfg)
+    _pairs.check(cfg, cfg.peers, needs=("torch",))
     given = {"shapes": shapes(cfg), "seed": cfg.seed}
     starts = {
         side: Start(

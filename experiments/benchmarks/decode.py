@@ -77,7 +77,7 @@ def debug() -> Config:
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Measure every batch size, print the table; return the rows, also written to results.json."""
-    _pairs.check(cfg)
+    _pairs.check(cfg, cfg.peers)
     folder = workdir / "model"
     write(cfg, folder)
     rows: list[dict[str, Any]] = []
@@ -87,7 +87,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         shape = (batch, cfg.prompt)
         np.save(prompts, np.random.default_rng(batch).integers(0, cfg.vocabulary, shape).astype(np.int32))
         starts = {side: start(side, cfg, folder, prompts) for side in ("ours", *cfg.peers)}
-        starts[_READ] = Start("_ours", "bandwidth", {"megabytes": cfg.read})
+        starts[_READ] = Start("_memory", "bandwidth", {"megabytes": cfg.read})
 
         def check(facts: Mapping[str, Mapping[str, Any]], prompts: Path = prompts) -> None:
             for peer in cfg.peers:

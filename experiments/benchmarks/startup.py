@@ -70,7 +70,7 @@ def debug() -> Config:
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Measure, print the tables; return the rows, also written to results.json."""
-    _pairs.check(cfg)
+    _pairs.check(cfg, cfg.peers)
     cpus = _machine.cores(cfg.threads)
     given, logs = _families.write("gpt2", workdir, small=cfg.small), workdir / "logs"
     turns: dict[str, Callable[[], Turn]] = {}

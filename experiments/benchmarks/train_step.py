@@ -69,7 +69,7 @@ def debug() -> Config:
 
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Measure every family, print the table; return the rows, also written to results.json."""
-    _pairs.check(cfg)
+    _pairs.check(cfg, cfg.peers)
     rows: list[dict[str, Any]] = []
     skipped: list[str] = []
     turns: dict[str, Any] = {}

@@ -75,7 +75,7 @@ def test_the_history_gets_no_busy_line_unless_it_is_marked(others, allowed, line
 
 
 def test_a_side_prepares_once_and_takes_turns(tmp_path):
-    with Side("read", Start("_ours", "bandwidth", {"megabytes": 4}), (0,), tmp_path / "log") as side:
+    with Side("read", Start("_memory", "bandwidth", {"megabytes": 4}), (0,), tmp_path / "log") as side:
         assert side.facts == {"bytes": 4_000_000, "largest": 1.0}
         turns = [side.turn() for _ in range(2)]
     assert all(turn.found == side.facts and 0 < turn.wall < 60 and turn.cpu >= 0 for turn in turns)
@@ -92,6 +92,16 @@ def test_without_torch_one_line_names_what_brings_it(tmp_path):
         ConfigError, match=r"torch cannot be measured: No module named 'torch'; install .*\.\[benchmarks"
     ):
         Side("torch", Start("_torch", "save", {"folder": "x", "shapes": [], "seed": 0}), (0,), tmp_path / "log")
+
+
+def test_a_missing_library_is_named_before_anything_is_prepared(monkeypatch):
+    monkeypatch.setattr(_pairs, "find_spec", lambda name: None)
+    plan = Plan(threads=1, history=None)
+    _pairs.check(plan, ["again"])
+    with pytest.raises(
+        ConfigError, match=r"^eager cannot be measured without torch and transformers; install .*\.\[bench"
+    ):
+        _pairs.check(plan, ["again", "eager"])
 
 
 def test_other_losses_are_refused():
