@@ -10,13 +10,13 @@ from experiments.benchmarks._sides import Prepared
 
 
 def bandwidth(megabytes: int) -> Prepared:
-    """Prepare reading an array of this size once, a part in every core."""
+    """Prepare reading two arrays, together of this size, once: a dot product of a part in every core."""
     cores = len(os.sched_getaffinity(0))
-    parts = np.array_split(np.full(megabytes * 250_000, 1.0, np.float32), cores)
+    left, right = (np.array_split(np.full(megabytes * 125_000, value, np.float32), cores) for value in (1.0, 0.5))
     pool = ThreadPoolExecutor(cores)
 
     def turn() -> dict[str, Any]:
-        largest = max(pool.map(np.max, parts))  # NumPy lets other threads run meanwhile
-        return {"bytes": sum(part.nbytes for part in parts), "largest": float(largest)}
+        sums = pool.map(np.dot, left, right)  # NumPy lets other threads run meanwhile
+        return {"bytes": sum(part.nbytes for part in (*left, *right)), "sum": float(sum(sums))}
 
     return turn(), turn

@@ -7,7 +7,7 @@ and the rest of that row is not compared. `again` is our own decoding in a secon
 and it needs no torch.
 
 The bound is the time to read, for every new token, all weights (of the position table nothing, of the token table all,
-because it is the head) and the filled part of the cache, at the bandwidth with which all cores read one large array,
+because it is the head) and the filled part of the cache, at the bandwidth with which all cores read large arrays,
 measured in turn with the sides. Sides are processes that take turns, A B C, C B A, … (`_sides.py` says why);
 `_pairs.py` says what a busy machine is.
 
@@ -54,7 +54,7 @@ class Config(_pairs.Plan):
     prompt: int = 128  # tokens of every prompt
     new_tokens: int = 256
     peers: tuple[Peer, ...] = ("dynamic", "static")
-    read: int = 1024  # megabytes of the array whose reading gives the bandwidth; more than the last cache holds
+    read: int = 1024  # megabytes whose reading gives the bandwidth; more than the last cache holds
 
     def __post_init__(self) -> None:
         """Refuse an empty model or comparison."""

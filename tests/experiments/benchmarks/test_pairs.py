@@ -76,7 +76,7 @@ def test_the_history_gets_no_busy_line_unless_it_is_marked(others, allowed, line
 
 def test_a_side_prepares_once_and_takes_turns(tmp_path):
     with Side("read", Start("_memory", "bandwidth", {"megabytes": 4}), (0,), tmp_path / "log") as side:
-        assert side.facts == {"bytes": 4_000_000, "largest": 1.0}
+        assert side.facts == {"bytes": 4_000_000, "sum": 250_000.0}
         turns = [side.turn() for _ in range(2)]
     assert all(turn.found == side.facts and 0 < turn.wall < 60 and turn.cpu >= 0 for turn in turns)
 
