@@ -82,8 +82,8 @@ setup() {
   vars+=("XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-.9}")
 }
 
-experiments() {  # experiments [NAME]: the files of all experiments, or of those so named, the nearest to the top first
-  find experiments -name "${1:-*}.py" ! -name __init__.py | LC_ALL=C sort | awk -F/ '
+experiments() {  # experiments [NAME]: the files of all experiments, or of those so named, the nearest to the top first; _NAME.py is a part of some
+  find experiments -name "${1:-*}.py" ! -name '_*' | LC_ALL=C sort | awk -F/ '
     { lines[NR] = $0; depth[NR] = NF; if (NF > most) most = NF }
     END { for (d = 1; d <= most; d++) for (i = 1; i <= NR; i++) if (depth[i] == d) print lines[i] }'
 }

@@ -24,7 +24,7 @@ def main() -> None:
 def index() -> str:
     """Return a table for each folder of experiments, starting with the top folder."""
     experiments = README.parent
-    modules = [path for path in sorted(experiments.rglob("*.py")) if path.stem != "__init__"]
+    modules = [path for path in sorted(experiments.rglob("*.py")) if not path.stem.startswith("_")]
     folders = sorted({path.parent for path in modules})
     return "".join(
         f"\n{title(folder)}| experiment | what it does | first command |\n|---|---|---|\n"

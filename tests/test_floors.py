@@ -46,7 +46,9 @@ JSON_READERS = {
     "fm_jax/data/text/chat_process.py",  # what its own parent process sent
     "fm_jax/data/text/tokenizer.py",  # what the tokenizers library has just written
     "experiments/benchmarks/hub_load.py",  # the last line that its own child process printed
+    "experiments/benchmarks/_sides.py",  # what it and its own child processes told each other
 }
+PEERS = {"experiments/benchmarks/_torch.py"}  # what is measured beside ours: torch is imported in its functions
 NEVER = {"torch", "tensorflow", "pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 VAGUE = {"utils", "util", "common", "lib", "helpers", "helper", "manager", "base", "factory", "registry", "misc"}
 
@@ -112,6 +114,12 @@ def target(name: str, modules: set[str]) -> str | None:
     return None
 
 
+def is_part(path: str, name: str, modules: set[str]) -> bool:
+    """Say whether a file imports a part that the experiments of its own folder share: `_NAME.py`."""
+    folder, _, stem = (target(name, modules) or name).rpartition(".")
+    return stem.startswith("_") and folder == module(path).rpartition(".")[0]
+
+
 def floors(sources: Sources) -> Iterator[str]:
     modules = {module(path) for path in sources}
     for path, text in sources.items():
@@ -130,7 +138,7 @@ def floors(sources: Sources) -> Iterator[str]:
             if there is None or there == "fm_jax":
                 continue
             if there == "experiments":
-                if (module(path), target(name, modules) or name) not in STAGES:
+                if (module(path), target(name, modules) or name) not in STAGES and not is_part(path, name, modules):
                     yield f"{path}:{line}: nobody imports an experiment"
             elif there not in FLOORS:
                 yield f"{path}:{line}: {name} is in no room"
@@ -172,10 +180,12 @@ def by_string(sources: Sources) -> Iterator[str]:
 def third_parties(sources: Sources) -> Iterator[str]:
     for path, text in sources.items():
         for line, name in imported(text):
-            if name.split(".")[0] in NEVER:
+            if name.split(".")[0] in NEVER - ({"torch"} if path in PEERS else set()):
                 yield f"{path}:{line}: imports {name}"
         for line, name in imported(text, top_only=True):
             first = name.split(".")[0]
+            if first == "torch" and path in PEERS:
+                yield f"{path}:{line}: torch must be imported where it is used"
             if path.startswith("fm_jax/") and first not in CORE | BUILDERS.get(path, set()) | set(
                 sys.stdlib_module_names
             ):
@@ -302,11 +312,15 @@ BREACHES = [
     (floors, {"fm_jax/core/a.py": "from . import b"}),
     (floors, {"fm_jax/deploy/a.py": "from experiments import quickstart"}),
     (floors, {"fm_jax/deploy/a.py": "from tests import toy"}),
+    (floors, {"experiments/hub/a.py": "from experiments.benchmarks import _b", "experiments/benchmarks/_b.py": ""}),
+    (floors, {"experiments/hub/a.py": "from experiments.hub import b", "experiments/hub/b.py": ""}),
     (cycles, {"fm_jax/core/a.py": "from fm_jax.core import b", "fm_jax/core/b.py": "import fm_jax.core.a"}),
     (by_string, {"fm_jax/core/a.py": "import importlib\nimportlib.import_module('x')"}),
     (by_string, {"fm_jax/core/a.py": "__import__('x')"}),
     (third_parties, {"fm_jax/hub/a.py": "def f():\n    import torch.nn"}),
     (third_parties, {"experiments/a.py": "from pickle import loads"}),
+    (third_parties, {"experiments/hub/a.py": "def f():\n    import torch"}),
+    (third_parties, {"experiments/benchmarks/_torch.py": "import torch"}),
     (third_parties, {"fm_jax/data/a.py": "import grain"}),
     (third_parties, {"fm_jax/data/a.py": "import numpy as np\nnp.load('x', allow_pickle=True)"}),
     (third_parties, {"fm_jax/data/a.py": "from fm_jax.data.python_docs import dataset"}),
@@ -345,6 +359,9 @@ def test_what_is_allowed_passes():
         "fm_jax/data/python_docs/dataset.py": "import tensorflow_datasets",
         "experiments/quickstart.py": "import matplotlib\nfrom fm_jax.data import a",
         "experiments/__init__.py": '"""One paper or stage a module."""',
+        "experiments/hub/a.py": "from experiments.hub._b import c",
+        "experiments/hub/_b.py": "c = 1",
+        "experiments/benchmarks/_torch.py": "def f() -> None:\n    import torch",
     }
     assert not [breach for rule in RULES for breach in rule(sources)]
     sources = {

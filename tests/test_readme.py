@@ -85,7 +85,7 @@ def test_the_index_of_experiments_is_up_to_date() -> None:
     text = (ROOT / "experiments" / "README.md").read_text()
     between = text.split(script["BEGIN"] + "\n")[1].split(script["END"])[0]
     assert between == script["index"](), "run: python .ci/index.py"
-    modules = [path for path in (ROOT / "experiments").rglob("*.py") if path.stem != "__init__"]
+    modules = [path for path in (ROOT / "experiments").rglob("*.py") if not path.stem.startswith("_")]
     assert all(f"({path.relative_to(ROOT / 'experiments').as_posix()})" in between for path in modules)
 
 

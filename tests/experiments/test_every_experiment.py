@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from experiments import fetch, quickstart
-from experiments.benchmarks import hub_load, image_pipeline
+from experiments.benchmarks import checkpoint, decode, hub_load, image_pipeline, startup, train_step
 from experiments.hub import hub_convert, hub_verify
 from experiments.language import (
     bert_pretrain,
@@ -113,7 +113,8 @@ NAMES = (
 
 
 # these keep no checkpoints: they convert, fetch or measure time
-ONCE = ("fetch", "hub_convert", "hub_verify", "hub_load", "image_pipeline")
+PAIRS = {"train_step": train_step, "decode": decode, "startup": startup, "checkpoint": checkpoint}
+ONCE = ("fetch", "hub_convert", "hub_verify", "hub_load", "image_pipeline", *PAIRS)
 
 
 def numbers(found: Any) -> Iterator[float]:
@@ -128,7 +129,7 @@ def numbers(found: Any) -> Iterator[float]:
 
 
 def test_the_list_is_complete() -> None:
-    files = [path for path in (ROOT / "experiments").rglob("*.py") if path.stem != "__init__"]
+    files = [path for path in (ROOT / "experiments").rglob("*.py") if not path.stem.startswith("_")]
     # a name is used once, in whichever folder: it is that of runs/NAME, and launch.sh finds what moved by it
     assert sorted(path.stem for path in files) == sorted([*NAMES, *ONCE])
     for path in files:
@@ -182,6 +183,12 @@ def test_what_trains_nothing_runs_at_its_debug_size(name: str, pretrained: Path,
         hub_convert.run(convert, tmp_path)
         measured = dict(hub_verify.run(replace(hub_verify.debug(), folder=str(public)), tmp_path))
         assert measured["first_wrong"] == ""
+    elif name in PAIRS:
+        file = tmp_path / "history.jsonl"
+        measured = PAIRS[name].run(replace(PAIRS[name].debug(), history=file), tmp_path)
+        row = measured["rows"][0]
+        assert row["ratio"] > 0 and row["ours"] > 0 and row["against"] == "again"
+        assert json.loads(file.read_text())["numbers"][f"{row['family']}/again/ratio"] == row["ratio"]
     elif name == "image_pipeline":
         file = tmp_path / "history.jsonl"
         measured = image_pipeline.run(replace(image_pipeline.debug(), history=file), tmp_path)

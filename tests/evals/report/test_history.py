@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.benchmarks import hub_load, image_pipeline
+from experiments.benchmarks import checkpoint, decode, hub_load, image_pipeline, startup, train_step
 from fm_jax.core.errors import DataError
 from fm_jax.evals.report import history
 
@@ -65,7 +65,10 @@ def test_no_measurement_is_no_table() -> None:
         history.table([])
 
 
-@pytest.mark.parametrize("benchmark", [hub_load, image_pipeline], ids=lambda module: module.__name__)
+BENCHMARKS = [checkpoint, decode, hub_load, image_pipeline, startup, train_step]
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda module: module.__name__)
 def test_a_benchmark_writes_to_the_tracked_file_only_when_it_measures_in_earnest(benchmark) -> None:
     assert benchmark.config().history == TRACKED.relative_to(ROOT)
     assert benchmark.debug().history is None
