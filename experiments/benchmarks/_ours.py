@@ -146,6 +146,22 @@ def decode(folder: str, prompts: str, *, new_tokens: int, cache: str | None = No
     }, lambda: {"tokens": run().shape[1]}
 
 
+def forward(folder: str, *, length: int, precision: str) -> Prepared:
+    """Prepare a decoder's forward pass over one text of random tokens, at a precision of products."""
+    loaded = pretrained.load(folder)
+    cfg: Any = loaded.module.cfg
+    tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, (1, length)).astype(np.int32)
+    with jax.default_matmul_precision(precision):
+        run = jax.jit(loaded.module.apply).lower({"params": loaded.params}, tokens).compile()
+
+    def turn() -> dict[str, Any]:
+        jax.block_until_ready(run({"params": loaded.params}, tokens))
+        return {}
+
+    logits: Any = run({"params": loaded.params}, tokens)
+    return {"logits": np.asarray(logits)[0, -1].tolist(), "resident_gb": resident_gb()}, turn
+
+
 def save(folder: str, shapes: list[list[int]], seed: int) -> Prepared:
     """Prepare saves of float32 arrays of these shapes, while products run that stand for the training."""
     keys = jax.random.split(jax.random.key(seed), len(shapes))

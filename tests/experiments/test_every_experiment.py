@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from experiments import fetch, quickstart
-from experiments.benchmarks import checkpoint, decode, hub_load, image_pipeline, startup, train_step
+from experiments.benchmarks import checkpoint, decode, hub_load, image_pipeline, precision, startup, train_step
 from experiments.hub import hub_convert, hub_verify
 from experiments.language import (
     bert_pretrain,
@@ -113,7 +113,13 @@ NAMES = (
 
 
 # these keep no checkpoints: they convert, fetch or measure time
-PAIRS = {"train_step": train_step, "decode": decode, "startup": startup, "checkpoint": checkpoint}
+PAIRS = {
+    "train_step": train_step,
+    "decode": decode,
+    "startup": startup,
+    "checkpoint": checkpoint,
+    "precision": precision,
+}
 ONCE = ("fetch", "hub_convert", "hub_verify", "hub_load", "image_pipeline", *PAIRS)
 
 
@@ -187,8 +193,9 @@ def test_what_trains_nothing_runs_at_its_debug_size(name: str, pretrained: Path,
         file = tmp_path / "history.jsonl"
         measured = PAIRS[name].run(replace(PAIRS[name].debug(), history=file), tmp_path)
         row = measured["rows"][0]
-        assert row["ratio"] > 0 and row["ours"] > 0 and row["against"] == "again"
-        assert json.loads(file.read_text())["numbers"][f"{row['family']}/again/ratio"] == row["ratio"]
+        assert row["ratio"] > 0 and row["ours"] > 0
+        assert row["against"] == ("default" if name == "precision" else "again")
+        assert json.loads(file.read_text())["numbers"][f"{row['family']}/{row['against']}/ratio"] == row["ratio"]
     elif name == "image_pipeline":
         file = tmp_path / "history.jsonl"
         measured = image_pipeline.run(replace(image_pipeline.debug(), history=file), tmp_path)
