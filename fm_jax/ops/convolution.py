@@ -63,14 +63,16 @@ def direct(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Padding
 
 def product(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Padding) -> jax.Array:
     """Compute `convolve` as a matrix product of patches [B · H' · W', T · C] with the kernel [T · C, F]."""
-    shifted, seen = shifts(x, kernel, stride=stride, padding=padding)
+    # At least float32, for the input's gradient adds up what T taps give: in bfloat16 each sum would be rounded.
+    wide = jnp.promote_types(x.dtype, jnp.float32) if math.prod(kernel.shape[:2]) > 1 else x.dtype
+    shifted, seen = shifts(x.astype(wide), kernel.astype(wide), stride=stride, padding=padding)
     if len(shifted) == 1:
-        return flat_dot_general(shifted[0], seen[0, 0], (((3,), (0,)), ((), ())))
+        return flat_dot_general(shifted[0], seen[0, 0], (((3,), (0,)), ((), ()))).astype(x.dtype)
     # T and C stay two axes, for a mesh may split C: merged, the partitioner would have to gather it.
     patches = jnp.stack(shifted, axis=3).reshape(-1, len(shifted), x.shape[-1])
     taps = seen.reshape(len(shifted), *seen.shape[2:])
     out = jax.lax.dot_general(patches, taps, (((1, 2), (0, 1)), ((), ())))
-    return out.reshape(*shifted[0].shape[:3], kernel.shape[-1])
+    return out.reshape(*shifted[0].shape[:3], kernel.shape[-1]).astype(x.dtype)
 
 
 def shifts(

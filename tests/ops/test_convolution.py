@@ -59,7 +59,7 @@ def test_products_of_patches_are_the_convolution_and_its_gradients(stride, paddi
         if math.prod(shape):
             cases.append((x, kernel, *drawn(shape)))
     for case, got in zip(cases, jax.jit(lambda: [all_three(product, stride, padding)(*case) for case in cases])()):
-        close(got, oracle(*case, stride, padding), 2e-6)
+        close(got, oracle(*case, stride, padding))
 
 
 def test_a_window_larger_than_the_padded_image_gives_an_empty_map():
@@ -135,13 +135,13 @@ def test_the_product_holds_under_every_transformation():
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_bfloat16_is_summed_in_float32(size):
+def test_bfloat16_is_rounded_once(size):
     x, kernel, g = drawn((8, 2, 2, 64), (size, size, 64, 64), (8, 2, 2, 64))
     narrow = [array.astype(jnp.bfloat16) for array in (x, kernel, g)]
     got = all_three(convolve, 1, "SAME")(*narrow)
     assert all(array.dtype == jnp.bfloat16 for array in got)
     exact = oracle(*(np.asarray(array, np.float32) for array in narrow), 1, "SAME")
-    close([np.asarray(array, np.float32) for array in got], list(exact), 2**-7)
+    close([np.asarray(array, np.float32) for array in got], list(exact), 0.02)
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -154,5 +154,5 @@ def test_a_mesh_changes_nothing_and_gathers_nothing(size, split):
     specs = P(rows, None, None, split[0]), P(None, None, *split), P(rows, None, None, split[1])
     placed = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip((x, kernel, g), specs, strict=True)]
     program = jax.jit(all_three(convolve, 1, "SAME")).lower(*placed).compile()
-    close(program(*placed), oracle(x, kernel, g, 1, "SAME"), 2e-6)
+    close(program(*placed), oracle(x, kernel, g, 1, "SAME"))
     assert "all-gather" not in program.as_text()
