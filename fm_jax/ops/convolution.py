@@ -75,9 +75,7 @@ def product(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Paddin
     return out.reshape(*shifted[0].shape[:3], kernel.shape[-1]).astype(x.dtype)
 
 
-def shifts(
-    x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding
-) -> tuple[list[jax.Array], jax.Array]:
+def shifts(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding) -> tuple[list[jax.Array], jax.Array]:
     """Return what each tap of a kernel [h, w, …] sees, T times [B, H', W', C], and the kernel [h', w', …], h' · w' = T.
 
     Taps at the kernel's edges that see nothing but padding are left out: on a map of 1×1 one of 3×3 remains.
@@ -105,7 +103,7 @@ def _axis(extent: int, side: int, pad: tuple[int, int], stride: int) -> Axis:
     out = max(0, (extent + sum(pad) - side) // stride + 1)
     # the place in the image that a tap sees at output 0 is tap - pad[0]
     seeing = [tap for tap in range(side) if any(0 <= tap - pad[0] + stride * at < extent for at in range(out))]
-    return Axis(tuple(pad), out, range(seeing[0], seeing[-1] + 1) if seeing else range(side))
+    return Axis(pad, out, range(seeing[0], seeing[-1] + 1) if seeing else range(side))
 
 
 def _is_swapped(image: tuple[int, ...], kernel: tuple[int, ...], axes: tuple[Axis, Axis]) -> bool:
