@@ -1,7 +1,6 @@
-"""Convolutions whose kernels carry logical axis names, in the form that each backend runs fastest."""
+"""Convolutions whose kernels carry logical axis names."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,9 +9,8 @@ import jax.numpy as jnp
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.sharding import constrain
 from fm_jax.layers.dense import Initializer
+from fm_jax.ops.convolution import Padding, convolve
 from fm_jax.ops.depthwise import depthwise
-
-Padding = Literal["SAME", "VALID"] | Sequence[tuple[int, int]]
 
 
 def check_images(image: jax.Array, channels: int) -> None:
@@ -82,10 +80,7 @@ class Conv(nn.Module):
         # XLA's partitioner (jax 0.10.2, mesh data 2 · fsdp 2 · tensor 2) otherwise mixed up the rows of two devices.
         kept = [None if name == "embed" else name for name in self.axes]
         kernel = constrain(kernel.astype(self.dtype), None, None, *kept)
-        strides, layout = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
-        out = jax.lax.conv_general_dilated(
-            x.astype(self.dtype), kernel, strides, self.padding, dimension_numbers=layout
-        )
+        out = convolve(x.astype(self.dtype), kernel, stride=self.stride, padding=self.padding)
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[1:])
             out = out + self.param("bias", zeros, (self.features,), jnp.float32).astype(self.dtype).reshape(1, 1, 1, -1)

@@ -1,28 +1,27 @@
 """Depthwise convolution, dispatched in this one place."""
 
-from collections.abc import Sequence
-from typing import Literal
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
+from fm_jax.ops.convolution import Padding, shifts
 
-def depthwise(
-    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Literal["SAME", "VALID"] | Sequence[tuple[int, int]]
-) -> jax.Array:
+
+def depthwise(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Padding) -> jax.Array:
     """Convolve each channel with its own filter: [B, H, W, C], [k, k, 1, C] -> [B, H', W', C].
 
     XLA's grouped convolution is slow on a CPU, where this is a sum of k² shifted products instead: the gradient of a
-    3×3 on [32, 32, 32, 48] took 89 ms against 552. Other backends use `lax.conv_general_dilated`.
+    3×3 on [32, 32, 32, 48] took 89 ms against 552. Other platforms use `lax.conv_general_dilated`. The form is chosen
+    when the program is lowered, as in `ops/convolution.py`.
     """
-    if jax.default_backend() == "cpu":
-        return shifted(x, kernel, stride=stride, padding=padding)
-    return grouped(x, kernel, stride=stride, padding=padding)
+    cpu, other = (partial(form, stride=stride, padding=padding) for form in (shifted, grouped))
+    again = jax.checkpoint(cpu, prevent_cse=False)  # the k² shifted images are not saved for the gradient
+    out: jax.Array = jax.lax.platform_dependent(x, kernel, cpu=again, default=other)
+    return out
 
 
-def grouped(
-    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Literal["SAME", "VALID"] | Sequence[tuple[int, int]]
-) -> jax.Array:
+def grouped(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Padding) -> jax.Array:
     """Compute `depthwise` as a grouped convolution, one group per channel: [B, H, W, C] -> [B, H', W', C]."""
     return jax.lax.conv_general_dilated(
         x,
@@ -34,20 +33,10 @@ def grouped(
     )
 
 
-def shifted(
-    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Literal["SAME", "VALID"] | Sequence[tuple[int, int]]
-) -> jax.Array:
-    """Compute `depthwise` as a sum of k² shifted products: [B, H, W, C] -> [B, H', W', C]."""
-    size = kernel.shape[:2]
-    pads = (
-        jax.lax.padtype_to_pads(x.shape[1:3], size, (stride, stride), padding) if isinstance(padding, str) else padding
-    )
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    out = [(extent - side) // stride + 1 for extent, side in zip(x.shape[1:3], size, strict=True)]
-    total = jnp.zeros((x.shape[0], *out, x.shape[-1]), x.dtype)
-    for row in range(size[0]):
-        for column in range(size[1]):
-            rows = slice(row, row + stride * (out[0] - 1) + 1, stride)
-            columns = slice(column, column + stride * (out[1] - 1) + 1, stride)
-            total = total + x[:, rows, columns] * kernel[row, column].reshape(1, 1, 1, -1)
+def shifted(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Padding) -> jax.Array:
+    """Compute `depthwise` as a sum of shifted products, one for each of the k² taps: [B, H, W, C] -> [B, H', W', C]."""
+    images, taps = shifts(x, kernel, stride=stride, padding=padding)
+    total = jnp.zeros_like(images[0])
+    for image, tap in zip(images, taps.reshape(-1, x.shape[-1]), strict=True):
+        total = total + image * tap.reshape(1, 1, 1, -1)
     return total

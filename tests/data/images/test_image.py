@@ -200,3 +200,18 @@ def test_normalising_is_undone_by_its_inverse() -> None:
     close(values, (RGB / 255 - np.array(mean)) / np.array(std))
     assert np.array_equal(denormalise(values, mean, std), RGB)
     assert denormalise(np.full((1, 1, 3), 100.0), mean, std).tolist() == [[[255] * 3]]
+
+
+@pytest.mark.parametrize(
+    "image", [RGB, RGB[:, ::-1], RGB[None], RGB[0, 0], RGB[:0]], ids=lambda image: str(image.shape)
+)
+def test_normalising_rows_gives_the_bits_of_normalising_pixels(image: np.ndarray) -> None:
+    mean, std = np.array([(0.485, 0.456, 0.406), (0.229, 0.224, 0.225)], np.float32)
+    values = normalise(image, tuple(mean.tolist()), tuple(std.tolist()))
+    assert values.dtype == np.float32 and values.shape == image.shape
+    assert np.array_equal(values, image * (1 / (255 * std)) - mean / std)
+
+
+def test_normalising_refuses_another_number_of_channels() -> None:
+    with pytest.raises(ValueError):
+        normalise(np.zeros((3, 3, 4), np.uint8), (0.5,) * 3, (0.5,) * 3)
