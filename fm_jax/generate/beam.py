@@ -22,7 +22,8 @@ from jax.typing import ArrayLike
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
 from fm_jax.generate.decode import Ids, InitCache, advance, check, prefill
-from fm_jax.layers.cache import Context, init_cache
+from fm_jax.layers.cache import Context, init_cache, map_rows
+from fm_jax.layers.stack import unstacked
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def search(
             another batch.
     """
     eos = check(model, prompts, lengths, max_new_tokens, eos_id, context)
-    arrays = params, jnp.asarray(prompts, jnp.int32), jnp.asarray(lengths, jnp.int32), dict(context or {})
+    arrays = unstacked(params), jnp.asarray(prompts, jnp.int32), jnp.asarray(lengths, jnp.int32), dict(context or {})
     return _search(model, max_new_tokens, cfg, eos, pad_id, init_cache, *arrays)
 
 
@@ -124,10 +125,10 @@ def _search(
     context: Mapping[str, jax.Array],
 ) -> Output:
     (batch, time), width = prompts.shape, cfg.num_beams
-    cache = init_cache(model, params, batch, time + count, context)
+    cache = unstacked(init_cache(model, params, batch, time + count, context))
     logits, cache = prefill(model, params, cache, prompts, lengths, context)
     logits = jnp.repeat(logits, width, axis=0)  # [B·K, V], a row's beams side by side
-    cache = jax.tree.map(lambda leaf: jnp.repeat(leaf, width, axis=1), cache)
+    cache = map_rows(lambda leaf, axis: jnp.repeat(leaf, width, axis=axis), cache)
     starts = jnp.repeat(lengths, width)
 
     def unfinished(state: _State) -> jax.Array:
@@ -176,7 +177,7 @@ def _extend(state: _State, logits: jax.Array, cfg: Config, eos: tuple[int, ...],
     beams, kept = _best(candidates, jnp.where(candidates.finished, -jnp.inf, candidates.scores), cfg.num_beams)
     parents = jnp.take_along_axis(parents, kept, axis=1)
     rows = (jnp.arange(parents.shape[0])[:, None] * cfg.num_beams + parents).reshape(-1)
-    cache = jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=1), state.cache)
+    cache = map_rows(lambda leaf, axis: jnp.take(leaf, rows, axis=axis), state.cache)
     searching = state.searching & _improvable(beams, pool, length, cfg, count)
     return _State(length, state.steps, beams, pool, searching, cache)
 

@@ -3,6 +3,9 @@
 Prompts of different lengths are padded on the RIGHT. A row's new tokens start at its own length, so each row is
 generated as if it were alone; cache entries of padding are overwritten before any query of the row attends to them.
 
+Layers are applied one by one, each with arrays of its own (`layers/stack.py`, `unstacked`): a scan over a stack copies
+all layers' weights and cache for every token. GPT-2 124M in float32, batch 1, 64 + 32 tokens: 30 against 60 CPU-ms.
+
 Dims: B batch, T padded prompt, N max_new_tokens, V vocabulary, D d_model.
 """
 
@@ -21,6 +24,7 @@ from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
 from fm_jax.generate.sample import GREEDY, Config, row_keys, sample, seen_tokens
 from fm_jax.layers.cache import Context, init_cache
+from fm_jax.layers.stack import unstacked
 
 InitCache = Callable[[nn.Module, Params, int, int, Context], Any]
 Ids = int | tuple[int, ...] | None
@@ -63,13 +67,15 @@ def generate(
 ) -> Output:
     """Continue every prompt by up to `max_new_tokens` tokens.
 
-    Compiled once per model, prompt shape and set of options; it may also be called inside `jit`.
+    Compiled once per model, prompt shape and set of options; it may also be called inside `jit`. Each call unstacks the
+    parameters: one copy of the layers' weights, freed with the call. To make it once for many calls, give the
+    parameters as `layers.stack.unstacked(params)`.
 
     Args:
         model: a Linen module with `cfg.max_length` and `cfg.vocab_size`, the methods `hidden` and `logits`, and a
-            collection "cache" whose leaves have the batch on axis 1 (`layers/cache.py`). Equal modules share one
-            compilation.
-        params: its parameters.
+            collection "cache" whose leaves have the batch on axis 1 (`layers/cache.py`). Parameters under "blocks" are
+            those of a `layers.stack.stack`. Equal modules share one compilation.
+        params: its parameters, stacked or unstacked.
         prompts: int32 [B, T], padded on the right with any ids.
         lengths: int32 [B], the number of tokens of each prompt, 1 to T.
         max_new_tokens: N.
@@ -81,7 +87,8 @@ def generate(
         eos_id: token or tokens that end a row.
         pad_id: fills `tokens` after a row's end.
         stop: token sequences that end a row when generated; the prompt's tokens do not count.
-        init_cache: (model, params, batch, length, context) -> cache, for models with a cache of their own.
+        init_cache: (model, unstacked params, batch, length, context) -> cache, stacked or not, for models with a cache
+            of their own.
 
     Raises:
         ConfigError: T + N exceeds the model's max_length, a length or a token id is out of range, a context has another
@@ -93,7 +100,7 @@ def generate(
     prompts = jnp.asarray(prompts, jnp.int32)
     seeds = jnp.arange(prompts.shape[0]) if seeds is None else jnp.asarray(seeds)
     run = partial(_generate, model, max_new_tokens, cfg, eos, pad_id, stop, init_cache)
-    return run(params, prompts, jnp.asarray(lengths, jnp.int32), dict(context or {}), key, seeds)
+    return run(unstacked(params), prompts, jnp.asarray(lengths, jnp.int32), dict(context or {}), key, seeds)
 
 
 class _State(NamedTuple):
@@ -124,7 +131,7 @@ def _generate(
     seeds: jax.Array,
 ) -> Output:
     batch, time = prompts.shape
-    cache = init_cache(model, params, batch, time + count, context)
+    cache = unstacked(init_cache(model, params, batch, time + count, context))
     logits, cache = prefill(model, params, cache, prompts, lengths, context)
     keys = None if key is None else row_keys(key, seeds)
 

@@ -13,6 +13,7 @@ from fm_jax.generate.decode import Ids, Output, generate
 from fm_jax.generate.sample import GREEDY, Config
 from fm_jax.hub.generation import Generation
 from fm_jax.layers.cache import Context
+from fm_jax.layers.stack import unstacked
 
 SMALLEST_BUCKET = 16
 Prompt = str | Sequence[int] | np.ndarray
@@ -85,6 +86,7 @@ def text(
     options["stop"] = tuple(tuple(map(int, tokenizer.encode(string))) for string in stop)
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     texts = [""] * len(ids)
+    params = unstacked(params)  # once for all batches
     for chosen in (order[first : first + batch_size] for first in range(0, len(order), batch_size)):
         rows = chosen + [chosen[-1]] * (_power(len(chosen), batch_size) - len(chosen))
         padded, lengths = _pad([ids[row] for row in rows], model.cfg.max_length - max_new_tokens)

@@ -12,6 +12,7 @@ from fm_jax.core.types import Params
 from fm_jax.data.text import parallel
 from fm_jax.data.text.tokenizer import Tokenizer
 from fm_jax.generate import beam, decode
+from fm_jax.layers.stack import unstacked
 
 
 def translate(
@@ -56,6 +57,7 @@ def translate(
     starts, ones = np.full((batch_size, 1), pad, np.int32), np.ones(batch_size, np.int32)
     order = np.argsort(read["source_length"], kind="stable")
     answers = [""] * len(texts)
+    params = unstacked(params)  # once for all batches
     for first in range(0, len(texts), batch_size):
         rows = order[first : first + batch_size]
         filled = np.resize(rows, batch_size)  # the last batch repeats its rows

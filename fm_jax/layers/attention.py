@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from fm_jax.core.config import check_least, training
 from fm_jax.core.errors import ConfigError
-from fm_jax.layers.cache import write
+from fm_jax.layers.cache import lay, lift, write
 from fm_jax.layers.dense import Initializer, dense
 from fm_jax.layers.norm import Norm, NormConfig
 from fm_jax.layers.tap import Tap, touches, visit
@@ -132,13 +132,14 @@ class Attention(nn.Module):
     def _cached(
         self, key: jax.Array, value: jax.Array, positions: jax.Array, window: jax.Array | int
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        key, value = lay(key, value)
         stored_key = self.variable("cache", "key", jnp.zeros, key.shape, key.dtype)
         stored_value = self.variable("cache", "value", jnp.zeros, value.shape, value.dtype)
-        stored_key.value = write(stored_key.value, key, positions)
-        stored_value.value = write(stored_value.value, value, positions)
-        slots = jnp.arange(stored_key.value.shape[1])[None]
+        stored_key.value = write(stored_key.value, key, positions, axis=3)
+        stored_value.value = write(stored_value.value, value, positions, axis=2)
+        slots = jnp.arange(stored_key.value.shape[3])[None]
         mask = masking.causal(positions, slots) & masking.window(positions, slots, window)
-        return stored_key.value, stored_value.value, mask
+        return *lift(stored_key.value, stored_value.value), mask
 
 
 class CrossAttention(nn.Module):
@@ -169,11 +170,12 @@ class CrossAttention(nn.Module):
         query = visit(self, tap, "cross.q", self._heads("q", cfg.num_heads, x))
         if memory is None or length is None:
             key, value, length = (self.get_variable("cache", name) for name in ("key", "value", "length"))
+            key, value = lift(key, value)
         else:
             key = visit(self, tap, "cross.k", self._heads("k", cfg.num_kv_heads, memory))
             value = visit(self, tap, "cross.v", self._heads("v", cfg.num_kv_heads, memory))
             if self.is_mutable_collection("cache") and not self.is_initializing():
-                for name, kept in {"key": key, "value": value, "length": length}.items():
+                for name, kept in zip(("key", "value", "length"), (*lay(key, value), length), strict=True):
                     self.put_variable("cache", name, kept)
         inside = jnp.arange(key.shape[1])[None] < length[:, None]
         mask = jnp.broadcast_to(inside[:, None], (batch, time, key.shape[1]))

@@ -1,10 +1,12 @@
 """Repeated blocks: one traced body with parameters stacked [L, ...]; rematerialisation happens only here.
 
 At 24 layers stacking takes 18 times less host time per step than a Python loop (59 against 1,041 µs measured on CPU),
-and compiles seconds faster.
+and compiles seconds faster. Reading one token is different: a scan copies every layer's weights out of the stack, which
+takes as long as using them. So generation gives each layer its own arrays (`unstacked`).
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Literal
 
@@ -13,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 
+from fm_jax.core.errors import ConfigError
+
 Remat = Literal["none", "full", "dots"]
 
 POLICIES = {
@@ -20,6 +24,9 @@ POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep products with weights, recompute the rest
 }
 
+
+STACKED = "blocks"  # the name under which a model keeps its stack
+FIRST = "0"  # the first layer's name in the form that `unstacked` returns
 
 _LAYERS = {nn.PARTITION_NAME: "layers"}
 
@@ -60,7 +67,52 @@ def stack(
         length=length,
         metadata_params=_LAYERS,
     )
-    return _repeated(scanned, tuple(copies), init) if copies else scanned
+    if copies:
+        return _repeated(scanned, tuple(copies), init)
+    return scanned if shared else _either(scanned, block, length)
+
+
+def unstacked(tree: Any) -> Any:
+    """Return parameters, or a cache, with arrays of its own for every layer: "blocks/…" [L, …] -> "blocks/0/…", ….
+
+    The same module then applies its layers one by one: no scan, and so no copies out of a stack. All other leaves, and
+    a stack in this form already, are returned themselves. Costs one copy of the layers' arrays. For inference: dropout
+    draws other noise in this form, nothing is rematerialised, and activations cannot be read.
+    """
+    if not isinstance(tree, Mapping):
+        return tree
+    return {
+        name: _layers(part) if name == STACKED and isinstance(part, Mapping) and FIRST not in part else unstacked(part)
+        for name, part in tree.items()
+    }
+
+
+@jax.jit
+def _layers(tree: Any) -> dict[str, Any]:
+    length = jax.tree.leaves(tree)[0].shape[0]
+    named = meta.remove_axis(tree, 0, _LAYERS)
+    return {str(layer): jax.tree.map(itemgetter(layer), named) for layer in range(length)}
+
+
+def _either(scanned: Any, block: type[nn.Module], length: int) -> Any:
+    """Return `scanned`, which loops over its layers instead if each has its own parameters (`unstacked`)."""
+
+    def call(self: Any, x: Any, layered: Any, shared: Any) -> tuple[Any, None]:
+        if self.scope is not None and self.has_variable("params", FIRST):
+            return self.one_by_one(x, layered, shared)
+        return scanned.__call__(self, x, layered, shared)
+
+    def one_by_one(self: Any, x: Any, layered: Any, shared: Any) -> tuple[Any, None]:
+        if self.is_mutable_collection("taps"):
+            raise ConfigError("activations are read from a stack, but the parameters are unstacked; pass stacked ones")
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
+        fields = {name: value for name, value in fields.items() if name not in ("parent", "name")}
+        for layer in range(length):
+            x, _ = block(**fields, name=str(layer))(x, jax.tree.map(itemgetter(layer), layered), shared)
+        return x, None
+
+    # `call` only chooses, so Flax must not wrap it: the scanned form then traces exactly as `scanned` does.
+    return type(scanned.__name__, (scanned,), {"__call__": nn.nowrap(call), "one_by_one": nn.compact(one_by_one)})
 
 
 def _repeated(scanned: Any, copies: tuple[int, ...], init: bool) -> Any:

@@ -4,8 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import meta
+from jax.sharding import AxisType
 
-from fm_jax.layers.stack import POLICIES, stack
+from fm_jax.core.errors import ConfigError
+from fm_jax.layers.stack import POLICIES, stack, unstacked
+from fm_jax.layers.tap import Tap, visit
 from tests.close import close
 
 
@@ -45,6 +48,65 @@ def test_a_stack_is_a_loop_over_its_layers(remat):
         x, _ = Block().apply({"params": one}, x, scale, SHARED)
     got, _ = model.apply({"params": params}, X, SCALES, SHARED)
     close(got, x)
+
+
+class Named(nn.Module):
+    """A model that keeps its stack where `unstacked` looks for it."""
+
+    @nn.compact
+    def __call__(self, x, layered, shared):
+        return stack(Block, 3)(name="blocks")(x, layered, shared)[0]
+
+
+@pytest.fixture(scope="module")
+def named():
+    model = Named()
+    return model, model.init(jax.random.key(0), X, SCALES, SHARED)["params"]
+
+
+def test_layers_of_their_own_give_what_the_stack_gives(named):
+    model, boxed = named
+    apart = unstacked(boxed)
+    kernel = apart["blocks"]["1"]["Dense_0"]["kernel"]
+    assert sorted(apart["blocks"]) == ["0", "1", "2"] and kernel.names == ("embed", "mlp")
+    np.testing.assert_array_equal(kernel.value, boxed["blocks"]["Dense_0"]["kernel"].value[1])
+    runs = [jax.jit(lambda p: model.apply({"params": p}, X, SCALES, SHARED)) for _ in range(2)]
+    close(runs[1](apart), runs[0](boxed), 1e-6)
+    programs = [str(jax.make_jaxpr(run)(params)) for run, params in zip(runs, (boxed, apart), strict=True)]
+    assert ["scan[" in program for program in programs] == [True, False]
+
+
+def test_what_is_not_stacked_is_returned_itself(named):
+    params = {"embed": X, "blocks": meta.unbox(named[1])["blocks"], "block": {"0": X}}
+    apart = unstacked(params)
+    assert apart["embed"] is X and apart["block"]["0"] is X
+    again = unstacked(apart)
+    assert all(one is two for one, two in zip(jax.tree.leaves(apart), jax.tree.leaves(again), strict=True))
+
+
+def test_layers_of_their_own_stay_split_over_devices():
+    mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"), devices=jax.devices()[:4], axis_types=(AxisType.Auto,) * 2)
+    split = jax.NamedSharding(mesh, jax.P(None, "fsdp", "tensor"))
+    apart = unstacked({"blocks": {"kernel": jax.device_put(jnp.zeros((3, 4, 6)), split)}})
+    kernel = apart["blocks"]["2"]["kernel"]
+    assert kernel.sharding.is_equivalent_to(jax.NamedSharding(mesh, jax.P("fsdp", "tensor")), 2)
+
+
+class Tapped(nn.Module):
+    @nn.compact
+    def __call__(self, x, tap, shared):
+        x = visit(self, tap, "block.resid_pre", x)
+        return x + self.param("bias", nn.initializers.ones, x.shape), None
+
+
+def test_activations_are_read_from_a_stack_only():
+    model = stack(Tapped, 2)()
+    params, tap = {"bias": jnp.ones((2, 4))}, Tap(read=("block.resid_pre",))
+    _, kept = model.apply({"params": params}, X[0], tap, None, mutable=["taps"])
+    close(jax.tree.leaves(kept), [np.stack([X[0], X[0] + 1])])
+    apart = unstacked({"blocks": params})["blocks"]
+    with pytest.raises(ConfigError, match="the parameters are unstacked; pass stacked ones"):
+        model.apply({"params": apart}, X[0], tap, None, mutable=["taps"])
 
 
 class Noise(nn.Module):

@@ -26,7 +26,7 @@ from fm_jax.layers.embed import Embed
 from fm_jax.layers.mlp import MLP, MLPConfig
 from fm_jax.layers.norm import Norm, NormConfig
 from fm_jax.layers.relative import RelativeBias
-from fm_jax.layers.stack import Remat, stack
+from fm_jax.layers.stack import FIRST, Remat, stack
 from fm_jax.layers.tap import CROSS, ENCODER, SITES, Tap, visit
 from fm_jax.ops.positions import Buckets
 
@@ -223,7 +223,8 @@ class Stack(nn.Module):
         kept = self.get_variable("cache", "blocks") if self.causal and self.is_mutable_collection("cache") else None
         if kept is None:
             return positions
-        return jnp.arange(kept["attn"]["key"].shape[2], dtype=jnp.int32)[None]
+        one = kept.get(FIRST, kept)  # the first layer's, if each has its own
+        return jnp.arange(one["attn"]["key"].shape[-1], dtype=jnp.int32)[None]
 
 
 class Block(nn.Module):
