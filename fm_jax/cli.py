@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from fm_jax.core import distributed, provenance
+from fm_jax.core import distributed, host_memory, provenance
 from fm_jax.core.config import apply_overrides, split_argv, to_dict
 from fm_jax.core.errors import ConfigError, FmError, Preempted, ResourceError, printable
 from fm_jax.core.options import help_text
@@ -93,6 +93,7 @@ def _start(
         return
     preset, cfg, workdir = _resolve(argv, configs, experiment.name)
     config = to_dict(cfg)
+    host_memory.keep_freed()
     spec = distributed.start()
     _use_compile_cache()
     with ExitStack() as stack:

@@ -52,9 +52,26 @@ class MLP(nn.Module):
         up = dense(cfg.d_ff, ("embed", "mlp"), name="up", **wide)(x)
         gate = dense(cfg.d_ff, ("embed", "mlp"), name="gate", **wide)(x) if cfg.gated else up
         gate = visit(self, tap, "block.mlp.pre", gate)
-        act = ACTIVATIONS[cfg.activation](gate)
-        act = visit(self, tap, "block.mlp.act", act * up if cfg.gated else act)
+        act = visit(self, tap, "block.mlp.act", _activate(cfg, gate, up))
         if cfg.dropout and self.has_rng("dropout"):
             act = nn.Dropout(cfg.dropout, deterministic=False)(act)
         out = dense(x.shape[-1], ("mlp", "embed"), bias=cfg.bias, init=self.out_init, dtype=self.dtype, name="down")
         return visit(self, tap, "block.mlp.out", out(act))
+
+
+def _activate(cfg: MLPConfig, gate: jax.Array, up: jax.Array) -> jax.Array:
+    """Return the activation of `gate`, times `up` in a gated layer: [B, T, F].
+
+    The backward pass computes it again from its inputs, so a layer keeps no intermediate: GELU alone has four of them.
+    """
+    act = ACTIVATIONS[cfg.activation]
+    inputs = (gate, up) if cfg.gated else (gate,)
+
+    def activate(gate: jax.Array, *factors: jax.Array) -> jax.Array:
+        return act(gate) * factors[0] if factors else act(gate)
+
+    if cfg.activation == "relu" and not cfg.gated:  # its gradient keeps one byte a value, less than the input
+        return activate(gate)
+    # In a scan XLA cannot merge the recomputation with the forward pass, so prevent_cse would only cost time.
+    wide: jax.Array = jax.checkpoint(activate, prevent_cse=False)(*inputs)
+    return wide

@@ -3,6 +3,8 @@
 Legend: B batch, T queries, S keys, G key-value heads, R query heads per key-value head (H = G·R), K head width.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -28,11 +30,28 @@ def pattern(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Return attention weights [B, H, T, S] in float32; mask is [B or 1, T, S], True where a query may attend."""
     if mask is not None:
         scores = jnp.where(mask[:, None], scores, MASKED)
+    return _softmax(scores)
+
+
+@jax.custom_jvp
+def _softmax(scores: jax.Array) -> jax.Array:
+    """Return the softmax over the last axis; in a scan, jax's own would store its output twice for the gradient."""
     return jax.nn.softmax(scores, axis=-1)
 
 
+@_softmax.defjvp
+def _softmax_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    weights, (change,) = _softmax(*primals), tangents
+    return weights, weights * (change - (weights * change).sum(axis=-1, keepdims=True))
+
+
+@partial(jax.checkpoint, prevent_cse=False)
 def mix(pattern: jax.Array, value: jax.Array) -> jax.Array:
-    """Return the weighted values: [B, H, T, S], [B, S, G, K] -> [B, T, H, K] in the values' dtype."""
+    """Return the weighted values: [B, H, T, S], [B, S, G, K] -> [B, T, H, K] in the values' dtype.
+
+    The backward pass reads `pattern`, which the softmax keeps for its own gradient: without the checkpoint a scan would
+    store the reshaped copy beside it.
+    """
     batch, heads, time, length = pattern.shape
     groups, width = value.shape[2:]
     grouped = pattern.astype(value.dtype).reshape(batch, groups, heads // groups * time, length)

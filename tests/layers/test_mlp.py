@@ -56,3 +56,14 @@ def test_dropout_falls_on_the_activations_and_comes_with_a_key_only():
     dropped = model.apply({"params": params}, x, rngs={"dropout": jax.random.key(1)})[0, 0]
     small(np.ptp(dropped), 1e-5)
     assert 1e-4 < abs(float(dropped[0]) - 1) < 0.1  # kept ones are 4/3, on average 1
+
+
+@pytest.mark.parametrize(
+    ("activation", "gated", "count"), [("gelu", False, 2), ("gelu_tanh", False, 2), ("silu", True, 3)]
+)
+def test_the_gradient_keeps_what_goes_into_and_comes_out_of_the_activation(activation, gated, count):
+    model, x = MLP(MLPConfig(12, activation, gated), normal(0.3), normal(0.3)), jnp.ones((2, 3, 8))
+    params = meta.unbox(model.init(jax.random.key(0), x))
+    _, gradient = jax.eval_shape(lambda params: jax.vjp(lambda params: model.apply(params, x), params), params)
+    wide = [leaf for leaf in jax.tree.leaves(gradient) if leaf.shape[-1:] == (12,) and leaf.size == 2 * 3 * 12]
+    assert len(wide) == count

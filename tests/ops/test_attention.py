@@ -101,3 +101,16 @@ def test_on_a_gpu_the_fused_kernel_gets_what_it_takes(monkeypatch, name, form, f
     exact = (np.asarray(x, np.float32) for x in (query, key, value))
     want = oracle(*exact, lower(3)[:, -form.time :], form.width**-0.5)
     close(got.astype(np.float32), want, 0.05 if form.dtype == jnp.bfloat16 else 1e-5)
+
+
+def test_the_gradient_keeps_the_pattern_once():
+    query, key, value = (jnp.stack([x, x]) for x in inputs())
+
+    def layers(query, key, value):
+        return jax.lax.scan(
+            lambda sum, qkv: (sum + ops.attention(*qkv, scale=1.0).sum(), None), 0.0, (query, key, value)
+        )
+
+    _, gradient = jax.eval_shape(lambda *heads: jax.vjp(layers, *heads), query, key, value)
+    kept = [leaf.shape for leaf in jax.tree.leaves(gradient) if leaf.size == 2 * B * H * T * S]
+    assert kept == [(2, B, H, T, S)]
