@@ -85,8 +85,7 @@ def text(
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "cfg": cfg, "key": key, "eos_id": closing}
     options["stop"] = tuple(tuple(map(int, tokenizer.encode(string))) for string in stop)
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    texts = [""] * len(ids)
-    params = unstacked(params)  # once for all batches
+    texts, params = [""] * len(ids), unstacked(params)  # unstacked once for all batches
     for chosen in (order[first : first + batch_size] for first in range(0, len(order), batch_size)):
         rows = chosen + [chosen[-1]] * (_power(len(chosen), batch_size) - len(chosen))
         padded, lengths = _pad([ids[row] for row in rows], model.cfg.max_length - max_new_tokens)
