@@ -15,8 +15,8 @@ from experiments.benchmarks import _products
 from experiments.benchmarks._families import FAMILIES
 from experiments.benchmarks._sides import Prepared, resident_gb
 from fm_jax.checkpoint.store import Store
+from fm_jax.core import host_memory, sharding, statistics, tree
 from fm_jax.core import mesh as meshes
-from fm_jax.core import sharding, statistics, tree
 from fm_jax.generate.decode import generate
 from fm_jax.hub import pretrained
 from fm_jax.optim import optimizer as optimizers
@@ -40,7 +40,7 @@ def train(folder: str, family: str, batch: str, *, learning_rate: float, cache: 
         learning_rate: of AdamW, with clipping at norm 1.
         cache: folder of compiled programs, None for none.
     """
-    _use_cache(cache)
+    _begin(cache)
     started = time.perf_counter()
     step, flops = _step(folder, family, batch, learning_rate=learning_rate)
     loss, norm = step()
@@ -70,7 +70,7 @@ def first_step(
                 spans[name].append((now - duration_secs, now))
 
     jax.monitoring.register_event_duration_secs_listener(hear)
-    _use_cache(cache)
+    _begin(cache)
     started = time.perf_counter()
     step, _ = _step(folder, family, batch, learning_rate=learning_rate)
     ready = time.perf_counter()
@@ -119,7 +119,7 @@ def _step(
 
 def decode(folder: str, prompts: str, *, new_tokens: int, cache: str | None = None) -> Prepared:
     """Prepare greedy generation from a file of prompts [B, T]; the facts have what a token reads at least."""
-    _use_cache(cache)
+    _begin(cache)
     loaded = pretrained.load(folder)
     given = np.load(prompts)
     rows, time_ = given.shape
@@ -148,6 +148,7 @@ def decode(folder: str, prompts: str, *, new_tokens: int, cache: str | None = No
 
 def forward(folder: str, *, length: int, precision: str) -> Prepared:
     """Prepare a decoder's forward pass over one text of random tokens, at a precision of products."""
+    _begin()
     loaded = pretrained.load(folder)
     cfg: Any = loaded.module.cfg
     tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, (1, length)).astype(np.int32)
@@ -164,6 +165,7 @@ def forward(folder: str, *, length: int, precision: str) -> Prepared:
 
 def save(folder: str, shapes: list[list[int]], seed: int) -> Prepared:
     """Prepare saves of float32 arrays of these shapes, while products run that stand for the training."""
+    _begin()
     keys = jax.random.split(jax.random.key(seed), len(shapes))
     state = {
         str(number): jax.random.normal(key, shape) for number, (key, shape) in enumerate(zip(keys, shapes, strict=True))
@@ -213,6 +215,7 @@ def save(folder: str, shapes: list[list[int]], seed: int) -> Prepared:
 
 def product(size: int) -> Prepared:
     """Prepare one square product in float32, whose rate bounds a training step."""
+    _begin()
     left, right = (jax.random.normal(jax.random.key(number), (size, size)) for number in range(2))
     multiply = jax.jit(jnp.matmul)
     jax.block_until_ready(multiply(left, right))
@@ -224,7 +227,8 @@ def product(size: int) -> Prepared:
     return {"flops": 2 * size**3}, turn
 
 
-def _use_cache(cache: str | None) -> None:
-    """Read and write compiled programs where the commands of this project do (`cli.main`)."""
+def _begin(cache: str | None = None) -> None:
+    """Keep freed memory, and compiled programs in this folder, as the commands of this project do (`cli.main`)."""
+    host_memory.keep_freed()
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", cache)
