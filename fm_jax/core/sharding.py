@@ -22,6 +22,7 @@ from fm_jax.core.types import Params
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # activations
     "batch": ("data", "fsdp"),
+    "replica": "data",  # a batch whose width takes fsdp
     "time": "sequence",
     "width": None,
     "logits": "tensor",
@@ -99,6 +100,12 @@ def _say_whole(path: str, size: int, axis: str, ways: int) -> None:
         f"{path}: its {size} rows are not divisible by mesh axis {axis} of size {ways}, so each device keeps all of them",
         file=sys.stderr,
     )
+
+
+def ways(name: str) -> int:
+    """Return into how many parts the mesh in scope splits a logical axis; 1 without a mesh, or inside `shard_map`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return _ways(mesh, RULES[name]) if set(AXES) <= set(mesh.auto_axes) else 1
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -6,6 +6,8 @@ Legend: B batch, T queries, S keys, G key-value heads, R query heads per key-val
 import jax
 import jax.numpy as jnp
 
+from fm_jax.core.mesh import platform
+
 MASKED = -1e30  # finite, so that a fully masked row gives no NaN
 
 
@@ -58,7 +60,7 @@ def attention(
     scaled scores. On an NVIDIA GPU, half precision without a bias uses cuDNN's flash attention if it supports the
     shapes; everything else uses XLA.
     """
-    if bias is None and jax.default_backend() == "gpu" and _fits_cudnn(query, key, mask):
+    if bias is None and platform() == "gpu" and _fits_cudnn(query, key, mask):
         return jax.nn.dot_product_attention(
             query,
             key,

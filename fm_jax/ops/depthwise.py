@@ -6,6 +6,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from fm_jax.core.mesh import platform
+
 
 def depthwise(
     x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Literal["SAME", "VALID"] | Sequence[tuple[int, int]]
@@ -15,7 +17,7 @@ def depthwise(
     XLA's grouped convolution is slow on a CPU, where this is a sum of k² shifted products instead: the gradient of a
     3×3 on [32, 32, 32, 48] took 89 ms against 552. Other backends use `lax.conv_general_dilated`.
     """
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         return shifted(x, kernel, stride=stride, padding=padding)
     return grouped(x, kernel, stride=stride, padding=padding)
 

@@ -12,14 +12,20 @@ import jax
 from fm_jax.core import config
 from fm_jax.core.errors import ConfigError, ResourceError
 from fm_jax.data.images import digits, pictures
-from fm_jax.data.text import documents
+from fm_jax.data.text import blank, corpus, documents
+from fm_jax.models.language import decoder, encoder, encoder_decoder
 from fm_jax.train.plan import step
 from fm_jax.train.plan.report import Report
 from fm_jax.train.plan.target import Target, aimed
 
 _TRIES = 4  # settings that are compiled where the given one does not fit; each takes as long as the first
-# Enough text for rows of any context; the shapes of a step do not depend on what is read.
-_TEXT = documents.Config(only=("json", "wsgiref", "email", "asyncio", "unittest"))
+_GIVEN = documents.Config(only=("json", "wsgiref", "email"))  # texts for the tokenizer of a model that is continued
+
+_SCHEMES: dict[type, corpus.Scheme] = {
+    decoder.Config: "bytes",
+    encoder.Config: "wordpiece",
+    encoder_decoder.Config: "t5",
+}
 
 Run = Callable[[Any, Path], Any]
 
@@ -31,7 +37,7 @@ def plan(run: Run, cfg: Any, target: Target, say: Callable[[str], None]) -> tupl
         ConfigError: the experiment trains nothing, or computes something before it trains.
     """
     with tempfile.TemporaryDirectory(prefix="fm_jax_plan_") as scratch:
-        used = _without_data(cfg, say)
+        used = _without_data(cfg, Path(scratch), say)
         if hasattr(used, "data_dir") and used.data_dir is None:
             used = replace(used, data_dir=Path(scratch) / "data")  # one for all tries
         report = compiled(run, used, target, Path(scratch))
@@ -74,12 +80,16 @@ def options(changed: dict[str, str]) -> str:
     return " ".join(f"--{name} {value}" for name, value in changed.items())
 
 
-def _without_data(cfg: Any, say: Callable[[str], None]) -> Any:
-    """Return the config with built-in data of the same shapes in place of a corpus or a folder of images."""
-    data = getattr(cfg, "data", None)
-    if isinstance(data, documents.Config) and data.kind != "tokens":
-        say("data: built-in texts stand in for the corpus; the shapes are the same")
-        return replace(cfg, data=_TEXT)
+def _without_data(cfg: Any, scratch: Path, say: Callable[[str], None]) -> Any:
+    """Return the config with blank data of the same shapes in place of a corpus or a folder of images."""
+    data, model = getattr(cfg, "data", None), getattr(cfg, "model", None)
+    if isinstance(data, documents.Config) and isinstance(model, tuple(_SCHEMES)):
+        say("data: random words stand in for the corpus; the shapes are the same")
+        if getattr(getattr(cfg, "init", None), "from_", None) is not None:
+            return replace(cfg, data=_GIVEN)
+        length = max(model.max_length, getattr(cfg, "length", 0))
+        scheme = next(scheme for kind, scheme in _SCHEMES.items() if isinstance(model, kind))
+        return replace(cfg, data=blank.write(scratch / "tokens", scheme, model.vocab_size, length))
     if isinstance(data, pictures.Config):
         classes = "" if data.num_classes else "; a classifier's head has their 10 classes unless --data.num_classes is set"
         say(f"data: built-in digits stand in for the images; the shapes are the same{classes}")
