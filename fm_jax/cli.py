@@ -161,7 +161,7 @@ def _help(argv: Sequence[str], configs: Mapping[str, Callable[[], Any]], experim
         "",
         f"  --workdir DIR     directory of the run; an existing run there is resumed [runs/{experiment.name}]",
         f"  --config PRESET   {', '.join(configs)} [{next(iter(configs))}]; shown below: {preset}",
-        "  --plan CHIP:TOPOLOGY  compile the training step for v5e:2x4, h200:8, … and print what it takes; nothing is run",
+        "  --plan CHIP:SHAPE compile the step for v5e:2x4, h200:8, …: memory, collectives, time; nothing is run",
         "",
     ]
     return "\n".join(usage) + help_text(configs[preset](), experiment.doc, chosen=given)

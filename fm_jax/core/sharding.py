@@ -97,7 +97,7 @@ def shardings(boxed: Any, mesh: Mesh) -> Params:
 def _say_whole(path: str, size: int, axis: str, ways: int) -> None:
     """Say once that a vocabulary is not split."""
     print(
-        f"{path}: its {size} rows are not divisible by mesh axis {axis} of size {ways}, so each device keeps all of them",
+        f"{path}: its {size} rows are not divisible by mesh axis {axis} of size {ways}, so each device keeps them all",
         file=sys.stderr,
     )
 

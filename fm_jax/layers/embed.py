@@ -11,9 +11,8 @@ from fm_jax.core.sharding import constrain, ways
 from fm_jax.layers.dense import Initializer
 from fm_jax.ops.matmul import flat_dot_general
 
-
-# Where fsdp splits the table's width, both uses of it gather the same array, once, in the computation's dtype: looking up
-# rows in a table split along its width would make the partitioner replicate the [B, T, D] result. A plain constraint
+# Where fsdp splits the table's width, both uses of it gather the same array, once, in the computation's dtype: looking
+# up rows in a table split along its width would make the partitioner replicate the [B, T, D] result. A plain constraint
 # would also hold its own gradient whole, which is then all-reduced, [V, D] in float32; so the gradients say that they
 # are split as the table is.
 

@@ -19,11 +19,11 @@ class Chip:
     network: float = 0.0  # bytes/s that one chip sends to another host
 
 
-# Google: cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e: "peak compute per chip (bf16)", HBM capacity and bandwidth,
+# Google: cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e: "peak compute per chip (bf16)", HBM and its bandwidth,
 # "bidirectional inter-chip interconnect bandwidth (per chip)" 400, 1200, 800 GB/s over 4, 6, 4 ports. A ring along one
 # axis of the torus sends through two ports, one in each direction, so `link` is the bidirectional figure of one port.
 # NVIDIA: data sheets of A100 (2021), L4 (2023), H100 (2023), H200 (2024), HGX B200 and GB200 NVL72 (2024); they state
-# most peaks with sparsity, which are twice these, and NVLink (900 GB/s for H100 and H200) as the sum of both directions.
+# most peaks with sparsity, which are twice these, and NVLink (900 GB/s for H100, H200) as the sum of both directions.
 # `network`: the eight 400 Gb/s adapters of a DGX H100 or H200, one for each GPU (data sheets).
 CHIPS = {
     "v4": Chip(r"TPU v4", 275e12),

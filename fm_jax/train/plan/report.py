@@ -86,7 +86,8 @@ class Report:
     def _collectives(self) -> Iterator[str]:
         for one in self.collectives:
             over = " × ".join(one.axes)
-            yield f"  {one.kind:<15} over {over}: {one.count} executions, {_gb(one.bytes)}, {_gb(one.sent)} sent by a chip"
+            size = f"{_gb(one.bytes)}, {_gb(one.sent)} sent by a chip"
+            yield f"  {one.kind:<15} over {over}: {one.count} executions, {size}"
         if self.largest:
             yield f"  largest         {'; '.join(self.largest)}"
         if self.unknown_loops:
@@ -97,7 +98,8 @@ class Report:
             return
         parts = f"compute {_ms(times.compute)}, HBM {_ms(times.memory)}, collectives {_ms(times.collectives)}"
         yield f"  roofline        {parts}"
-        yield f"  step time       at least {_ms(times.least)} (all overlaps) to {_ms(times.most)} (no collective overlaps)"
+        least, most = _ms(times.least), _ms(times.most)
+        yield f"  step time       at least {least} (all overlaps) to {most} (no collective overlaps)"
         yield (
             "  assumptions     peak rates of the data sheets; FLOPs split evenly; state, gradients and temporaries "
             "written and read once; ring collectives on one axis of the torus, or NVLink; no input or host time"

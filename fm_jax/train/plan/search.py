@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from fm_jax.core import config
-from fm_jax.core.errors import ConfigError, ResourceError
+from fm_jax.core.errors import ConfigError
 from fm_jax.data.images import digits, pictures
 from fm_jax.data.text import blank, corpus, documents
 from fm_jax.models.language import decoder, encoder, encoder_decoder
@@ -30,7 +30,9 @@ _SCHEMES: dict[type, corpus.Scheme] = {
 Run = Callable[[Any, Path], Any]
 
 
-def plan(run: Run, cfg: Any, target: Target, say: Callable[[str], None]) -> tuple[Report, dict[str, str], Report | None]:
+def plan(
+    run: Run, cfg: Any, target: Target, say: Callable[[str], None]
+) -> tuple[Report, dict[str, str], Report | None]:
     """Return the report of a config and, where it does not fit, the nearest options that fit with their report.
 
     Raises:
@@ -70,7 +72,7 @@ def compiled(run: Run, cfg: Any, target: Target, workdir: Path) -> Report:
         if not re.search(r"compile.only|non-addressable|not.*addressable|topology", str(error), re.IGNORECASE):
             raise
         raise ConfigError(
-            "--plan: this experiment computes on its devices before it trains, so it cannot be planned with these options"
+            "--plan: this experiment computes on its devices before it trains, so these options cannot be planned"
         ) from error
     raise ConfigError("--plan: this experiment trains nothing")
 
@@ -91,7 +93,9 @@ def _without_data(cfg: Any, scratch: Path, say: Callable[[str], None]) -> Any:
         scheme = next(scheme for kind, scheme in _SCHEMES.items() if isinstance(model, kind))
         return replace(cfg, data=blank.write(scratch / "tokens", scheme, model.vocab_size, length))
     if isinstance(data, pictures.Config):
-        classes = "" if data.num_classes else "; a classifier's head has their 10 classes unless --data.num_classes is set"
+        classes = (
+            "" if data.num_classes else "; a classifier's head has their 10 classes unless --data.num_classes is set"
+        )
         say(f"data: built-in digits stand in for the images; the shapes are the same{classes}")
         return replace(cfg, data=replace(data, source=digits.Config()))
     return cfg
@@ -138,5 +142,3 @@ def _rematerialised(cfg: Any) -> Any:
         if new is not value:
             changed[field.name] = new
     return replace(cfg, **changed) if changed else cfg
-
-

@@ -132,7 +132,9 @@ def _virtual(count: int) -> tuple[Any, ...]:
         pass
     devices = jax.devices("cpu")
     if len(devices) < count:
-        raise ResourceError(f"--plan: {count} chips need as many virtual CPU devices, but this process has {len(devices)}")
+        raise ResourceError(
+            f"--plan: {count} chips need as many virtual CPU devices, but this process has {len(devices)}"
+        )
     return tuple(devices[:count])
 
 
