@@ -22,7 +22,7 @@ def count(jaxpr: Any) -> Counter[str]:
         elif name.startswith("dot_product_attention"):
             total[_dtype(equation)] += _fused_attention(equation)
         elif name == "cond":
-            total.update(max((count(branch) for branch in params["branches"]), key=lambda held: held.total()))
+            total.update(max((count(branch) for branch in params["branches"]), key=lambda held: sum(held.values())))
         else:
             trips = params["length"] if name == "scan" else 1
             for held in _jaxprs(params):

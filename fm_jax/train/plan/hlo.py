@@ -196,8 +196,7 @@ def _groups(text: str) -> tuple[tuple[int, ...], ...]:
         groups = [tuple(map(int, group.split(","))) for group in re.findall(r"\{([0-9, ]+)\}", explicit[1])]
         return tuple(groups)
     if named := _MESH.search(text):
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
-        return _along({name: int(size) for name, size in sizes.items()}, re.findall(r"'([^']+)'", named[2]))
+        return _along(named[1], named[2])
     if iota := _IOTA.search(text):
         shape, sizes, order = (tuple(map(int, part.split(","))) if part else () for part in iota.groups())
         numbers = np.arange(math.prod(sizes)).reshape(sizes)
@@ -206,8 +205,14 @@ def _groups(text: str) -> tuple[tuple[int, ...], ...]:
     return ()
 
 
-def _along(sizes: Mapping[str, int], names: list[str]) -> tuple[tuple[int, ...], ...]:
-    """Return the groups of devices that differ along the named axes of a mesh only."""
+def _along(mesh: str, along: str) -> tuple[tuple[int, ...], ...]:
+    """Return the groups of devices that differ along some axes: "'a'=2,'b'=4", "'b'" or, for a part, "'b':(2)2"."""
+    sizes: dict[str, int] = {}
+    parts = {name: (int(before), int(size)) for name, before, size in re.findall(r"'([^']+)':\((\d+)\)(\d+)", along)}
+    for name, size in re.findall(r"'([^']+)'=(\d+)", mesh):
+        before, part = parts.get(name, (1, int(size)))
+        sizes |= {f"{name} before": before, name: part, f"{name} after": int(size) // (before * part)}
+    names = re.findall(r"'([^']+)'", along)
     order = [name for name in sizes if name not in names] + names
     numbers = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
     numbers = numbers.transpose([list(sizes).index(name) for name in order])

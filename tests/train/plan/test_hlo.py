@@ -109,6 +109,12 @@ def test_groups_of_a_transposed_iota_are_along_the_other_axis() -> None:
     assert hlo.axes(one.groups, MESH) == ("data",)
 
 
+def test_a_part_of_a_named_axis_is_between_what_is_before_and_after_it() -> None:
+    line = "  ROOT %g = f32[2]{0} all-gather(%p), replica_groups=mesh['a'=2,'b'=4] {'b':(2)2}, dimensions={0}"
+    (one,) = hlo.read(f"ENTRY %main (p: f32[1]) -> f32[2] {{\n{line}\n}}\n").collectives
+    assert one.groups == ((0, 1), (2, 3), (4, 5), (6, 7))
+
+
 def test_rings_send_what_their_algorithm_says() -> None:
     groups = ((0, 1, 2, 3), (4, 5, 6, 7))
     sent = {kind: hlo.sent(hlo.Collective(kind, 800, groups), 8) for kind in hlo.KINDS}
