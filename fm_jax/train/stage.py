@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import flax.linen as nn
 import jax
@@ -220,21 +220,7 @@ def train(
         writer: metric writer; by default metrics.jsonl, TensorBoard and the console.
     """
     if (target := targets.current()) is not None:
-        raise planned.Compiled(
-            planned.compile_step(
-                target,
-                trainer.step,
-                trainer.create,
-                make_params,
-                batches,
-                mesh,
-                layout=layout,
-                batch_size=cfg.batch_size,
-                accumulate=cfg.accumulate,
-                last=cfg.fit.num_steps - 1,
-                model_flops=work.flops if work else 0.0,
-            )
-        )
+        _compile(target, cfg, trainer, make_params, batches, mesh, layout, work)
     hooks = [] if validate is None else [Hook(_named(split, validate), cfg.fit.eval_every)]
     best = f"{split}/{metric}" if metric else None
     with ExitStack() as stack:
@@ -243,18 +229,35 @@ def train(
         if writer is None:
             writer = log.writers(workdir, step=int(initial.step), num_steps=cfg.fit.num_steps, tensorboard=True)
             stack.callback(writer.close)
-        return loop.fit(
-            cfg.fit,
-            trainer.step,
-            initial,
-            batches,
-            mesh=mesh,
-            store=kept,
-            writer=writer,
-            hooks=hooks,
-            work=work,
-            trace_dir=workdir / "trace",
-        )
+        told: dict[str, Any] = {"writer": writer, "hooks": hooks, "work": work, "trace_dir": workdir / "trace"}
+        return loop.fit(cfg.fit, trainer.step, initial, batches, mesh=mesh, store=kept, **told)
+
+
+def _compile(
+    target: targets.Target,
+    cfg: Plan,
+    trainer: Trainer,
+    make_params: Callable[[], tuple[Params, Params]],
+    batches: loop.Stream,
+    mesh: Mesh,
+    layout: Params | None,
+    work: loop.Work | None,
+) -> NoReturn:
+    """Compile the step for the planned chips, and end the experiment with the report."""
+    report = planned.compile_step(
+        target,
+        trainer.step,
+        trainer.create,
+        make_params,
+        batches,
+        mesh,
+        layout=layout,
+        batch_size=cfg.batch_size,
+        accumulate=cfg.accumulate,
+        last=cfg.fit.num_steps - 1,
+        model_flops=work.flops if work else 0.0,
+    )
+    raise planned.Compiled(report)
 
 
 def _store(
