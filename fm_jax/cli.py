@@ -6,6 +6,7 @@ A wrong command is refused before any computation, with a message of one line.
 import difflib
 import errno
 import itertools
+import json
 import os
 import sys
 import traceback
@@ -21,10 +22,10 @@ from fm_jax.core import distributed, host_memory, provenance
 from fm_jax.core.config import apply_overrides, split_argv, to_dict
 from fm_jax.core.errors import ConfigError, FmError, Preempted, ResourceError, printable
 from fm_jax.core.options import help_text
-from fm_jax.core.workdir import claim
+from fm_jax.core.workdir import claim, write_atomically
 from fm_jax.train.signals import preemptible
 
-_OWN = ("workdir", "config", "help")
+_OWN = ("workdir", "config", "plan", "help")
 _LONGEST = 400
 # Faults of a disk, a permission or a limit: the user can mend them, and file and reason say it all.
 _OUTSIDE = frozenset(
@@ -91,8 +92,11 @@ def _start(
     if "--help" in argv or "-h" in argv:
         print(_help(argv, configs, experiment))
         return
-    preset, cfg, workdir = _resolve(argv, configs, experiment.name)
+    preset, cfg, workdir, plan = _resolve(argv, configs, experiment.name)
     config = to_dict(cfg)
+    if plan is not None:
+        _plan(run, cfg, workdir, plan)
+        return
     host_memory.keep_freed()
     spec = distributed.start()
     _use_compile_cache()
@@ -110,9 +114,31 @@ def _start(
         run(cfg, workdir)
 
 
-def _resolve(argv: Sequence[str], configs: Mapping[str, Callable[[], Any]], name: str) -> tuple[str, Any, Path]:
-    """Parse a command line into preset, config and work directory."""
+def _plan(run: Callable[[Any, Path], Any], cfg: Any, workdir: Path, text: str) -> None:
+    """Compile the training step for chips that need not be here; print what it takes and write plan.json.
+
+    Raises:
+        ResourceError: the step does not fit; the message names the nearest options that fit.
+    """
+    from fm_jax.train.plan import search, target  # nothing else needs them
+
+    jax.config.update("jax_platforms", "cpu")  # nothing is run
+    _use_compile_cache()
+    report, changed, found = search.plan(run, cfg, target.resolve(text), print)
+    data = report.json() | {"nearest": {"options": changed, **found.json()} if found else None}
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_atomically(workdir / "plan.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
+    if not report.fits:
+        nearest = f"the nearest setting that fits: {search.options(changed)}" if found else "no setting tried fits"
+        raise ResourceError(f"--plan {text}: the step does not fit in the memory of a chip; {nearest}")
+
+
+def _resolve(
+    argv: Sequence[str], configs: Mapping[str, Callable[[], Any]], name: str
+) -> tuple[str, Any, Path, str | None]:
+    """Parse a command line into preset, config, work directory and the chips to plan for."""
     texts = split_argv(argv)
+    plan = texts.pop("plan", None)
     preset = texts.pop("config", next(iter(configs)))
     workdir = os.path.expanduser(texts.pop("workdir", f"runs/{name}"))
     if preset not in configs:
@@ -122,7 +148,7 @@ def _resolve(argv: Sequence[str], configs: Mapping[str, Callable[[], Any]], name
     if not workdir or workdir.lower() in ("none", "null") or not workdir.isprintable():
         raise ConfigError(f"--workdir: {workdir[:80]!r} is not a path")
     overrides = [f"--{key}={text}" for key, text in texts.items()]
-    return preset, apply_overrides(configs[preset](), overrides, also=_OWN), Path(workdir)
+    return preset, apply_overrides(configs[preset](), overrides, also=_OWN), Path(workdir), plan
 
 
 def _help(argv: Sequence[str], configs: Mapping[str, Callable[[], Any]], experiment: _Experiment) -> str:
@@ -136,6 +162,7 @@ def _help(argv: Sequence[str], configs: Mapping[str, Callable[[], Any]], experim
         "",
         f"  --workdir DIR     directory of the run; an existing run there is resumed [runs/{experiment.name}]",
         f"  --config PRESET   {', '.join(configs)} [{next(iter(configs))}]; shown below: {preset}",
+        "  --plan CHIP:SHAPE compile the step for v5e:2x4, h200:8, …: memory, collectives, time; nothing is run",
         "",
     ]
     return "\n".join(usage) + help_text(configs[preset](), experiment.doc, chosen=given)

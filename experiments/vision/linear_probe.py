@@ -162,6 +162,7 @@ class Setup:
             mesh=self.mesh,
             model=self.classifier,
             meta={},
+            layout=state.layout(self.classifier, self.inputs, self.mesh),
             store=False,
             writer=log.Tee([]),
         )

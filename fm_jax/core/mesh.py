@@ -52,5 +52,15 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
+def platform() -> str:
+    """Return what the code in scope is compiled for, "cpu", "gpu" or "tpu": the mesh's devices, else the default ones.
+
+    The devices of a mesh need not be here: see `train/plan/`.
+    """
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    named = getattr(device, "platform", None) or jax.default_backend()
+    return "gpu" if named in ("cuda", "rocm") else str(named)
+
+
 def _product(sizes: dict[str, int], skip: str = "") -> str:
     return " × ".join(f"{name} {size}" for name, size in sizes.items() if name != skip)

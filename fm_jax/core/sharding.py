@@ -5,6 +5,8 @@ constrained at block boundaries (`constrain`). Model code holds names, this tabl
 """
 
 import math
+import sys
+from functools import cache
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +22,7 @@ from fm_jax.core.types import Params
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # activations
     "batch": ("data", "fsdp"),
+    "replica": "data",  # a batch whose width takes fsdp
     "time": "sequence",
     "width": None,
     "logits": "tensor",
@@ -32,6 +35,9 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "classes": None,
     "norm": None,
 }
+# A vocabulary is what the tokenizer made it, 50,257 say, so a mesh axis that does not divide it leaves it whole; the
+# other sizes are chosen by whoever chooses the mesh, and are refused.
+_WHOLE_IF_UNEVEN = ("vocab",)
 
 
 def spec(names: tuple[str | None, ...]) -> PartitionSpec:
@@ -57,29 +63,49 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 def shardings(boxed: Any, mesh: Mesh) -> Params:
     """Return a NamedSharding for every leaf of an abstract tree as `jax.eval_shape(model.init)` gives it.
 
-    Leaves boxed by `nn.with_logical_partitioning` are split by `RULES`; others are replicated.
+    Leaves boxed by `nn.with_logical_partitioning` are split by `RULES`; others are replicated. A vocabulary that its
+    mesh axis does not divide is replicated along that axis, with a printed line.
 
     Raises:
-        ConfigError: a mesh axis does not divide a dimension; the message names parameter, dimension and axis.
+        ConfigError: a mesh axis does not divide another dimension; the message names parameter, dimension and axis.
     """
 
     def place(path: str, leaf: Any) -> NamedSharding:
         if not isinstance(leaf, nn.Partitioned):
             return NamedSharding(mesh, PartitionSpec())
-        split = spec(leaf.names)
-        for size, name, axis in zip(leaf.value.shape, leaf.names, split, strict=True):
-            if size % _ways(mesh, axis):
+        axes = list(spec(leaf.names))
+        for number, (size, name, axis) in enumerate(zip(leaf.value.shape, leaf.names, axes, strict=True)):
+            if not size % _ways(mesh, axis):
+                continue
+            if name not in _WHOLE_IF_UNEVEN:
                 raise ConfigError(
                     f"{path}: dimension {name!r} of size {size} is not divisible by "
                     f"mesh axis {axis} of size {_ways(mesh, axis)}"
                 )
-        return NamedSharding(mesh, split)
+            _say_whole(path, size, axis, _ways(mesh, axis))
+            axes[number] = None
+        return NamedSharding(mesh, PartitionSpec(*axes))
 
     flat = {
         "/".join(str(getattr(key, "key", key)) for key in path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
     }
     return tree.unflatten({path: place(path, leaf) for path, leaf in flat.items()})
+
+
+@cache
+def _say_whole(path: str, size: int, axis: str, ways: int) -> None:
+    """Say once that a vocabulary is not split."""
+    print(
+        f"{path}: its {size} rows are not divisible by mesh axis {axis} of size {ways}, so each device keeps them all",
+        file=sys.stderr,
+    )
+
+
+def ways(name: str) -> int:
+    """Return into how many parts the mesh in scope splits a logical axis; 1 without a mesh, or inside `shard_map`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return _ways(mesh, RULES[name]) if set(AXES) <= set(mesh.auto_axes) else 1
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

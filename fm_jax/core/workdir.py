@@ -22,7 +22,8 @@ from fm_jax.core import json_file
 from fm_jax.core.config import changes
 from fm_jax.core.errors import ConfigError, FmError, ResourceError
 
-_IGNORED = (".*", "lost+found", "*.log", "*.out", "*.err")  # what mounts, editors and launchers leave in a directory
+# what mounts, editors and launchers leave in a directory, and a plan of the run
+_IGNORED = (".*", "lost+found", "*.log", "*.out", "*.err", "plan.json")
 _MAX_STARTS = 1000
 _PLACE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOENT),

@@ -8,6 +8,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from fm_jax.core.mesh import platform
+
 MASKED = -1e30  # finite, so that a fully masked row gives no NaN
 
 
@@ -77,7 +79,7 @@ def attention(
     scaled scores. On an NVIDIA GPU, half precision without a bias uses cuDNN's flash attention if it supports the
     shapes; everything else uses XLA.
     """
-    if bias is None and jax.default_backend() == "gpu" and _fits_cudnn(query, key, mask):
+    if bias is None and platform() == "gpu" and _fits_cudnn(query, key, mask):
         return jax.nn.dot_product_attention(
             query,
             key,

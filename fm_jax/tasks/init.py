@@ -14,6 +14,7 @@ from fm_jax.core.config import from_dict
 from fm_jax.core.errors import CheckpointError, ConfigError, shown
 from fm_jax.core.types import Params
 from fm_jax.peft import freeze, lora
+from fm_jax.train.plan import target as targets
 
 
 class Options(TypedDict):
@@ -143,10 +144,12 @@ def combining(method: str, options: lora.Config) -> Callable[[Params, Params], P
 def resumes(workdir: Path) -> bool:
     """Return whether a run has a checkpoint of its own to go on from: it then needs no pretrained weights.
 
+    A run that is only planned (`--plan`) needs none either: their shapes are enough.
+
     Raises:
         CheckpointError: the run has begun, but its checkpoints are gone or cannot be listed.
     """
-    return read.to_resume(workdir) is not None
+    return targets.current() is not None or read.to_resume(workdir) is not None
 
 
 def open_run(

@@ -1,4 +1,4 @@
-"""Hardware utilisation: FLOPs of a model by formula, peak FLOP/s of devices from data sheets, profiler traces.
+"""Hardware utilisation: FLOPs of a model by formula, peak FLOP/s of devices (`chips.py`), profiler traces.
 
 Model FLOPs utilisation (MFU) is the model's FLOPs a second over the devices' peak. Model FLOPs are those of one
 forward and one backward pass as the mathematics needs them; recomputation by rematerialisation does not
@@ -15,24 +15,8 @@ import jax
 
 from fm_jax.core import tree
 from fm_jax.core.types import Params
+from fm_jax.train import chips
 
-# Dense (no sparsity) bfloat16 peak of one device in TFLOP/s, from the vendors' data sheets; NVIDIA states most figures
-# with sparsity, which are twice these. A device is a JAX device: a chip of TPU v4 and later, or a GPU.
-_PEAK = (
-    # cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e: "peak compute per chip (bf16)"
-    (r"TPU v4", 275.0),
-    (r"TPU v5 lite|TPU v5e", 197.0),
-    (r"TPU v5|TPU v5p", 459.0),
-    (r"TPU v6 lite|TPU v6e", 918.0),
-    # NVIDIA data sheets: A100 (2021), L4 (2023), H100 (2023), H200 (2024), HGX B200 and GB200 NVL72 (2024)
-    (r".*\bA100\b.*", 312.0),
-    (r".*\bL4\b.*", 121.0),
-    (r".*\bH100\b.*\bPCIe\b.*", 756.0),
-    (r".*\bH[12]00\b.*\bNVL\b.*", 835.5),
-    (r".*\bG?H[12]00\b.*", 989.0),
-    (r".*\bGB200\b.*", 2500.0),
-    (r".*\bB200\b.*", 2250.0),
-)
 # V100 has no bfloat16; float16 with float32 accumulation, NVIDIA data sheet (2020).
 _PEAK_FLOAT16_ONLY = ((r".*\bV100\b.*\bPCIE\b.*", 112.0), (r".*\bV100\b.*", 125.0))
 
@@ -45,7 +29,9 @@ def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
     """
     if dtype not in ("bfloat16", "float16") or re.search(r"\bMIG\b", device_kind):
         return None
-    for pattern, teraflops in _PEAK + (_PEAK_FLOAT16_ONLY if dtype == "float16" else ()):
+    if (chip := chips.of_kind(device_kind)) is not None:
+        return chip.bfloat16
+    for pattern, teraflops in _PEAK_FLOAT16_ONLY if dtype == "float16" else ():
         if re.fullmatch(pattern, device_kind, re.IGNORECASE):
             return teraflops * 1e12
     return None

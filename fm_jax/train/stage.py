@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import flax.linen as nn
 import jax
@@ -28,11 +28,15 @@ from fm_jax.optim import optimizer as optimizers
 from fm_jax.optim import schedule
 from fm_jax.train import log, loop, state
 from fm_jax.train.hooks import Hook
+from fm_jax.train.plan import step as planned
+from fm_jax.train.plan import target as targets
 from fm_jax.train.signals import interruptible
 from fm_jax.train.step import Combine, Step, make_train_step
 
 RESUMABLE = ("fit.log_every", "fit.save_every", "fit.profile_*", "fit.stall_after", "mesh.*", "workers")
 """Options of a plan that may change when a run is resumed: they change no result."""
+
+_FEW = 2  # rows that `--plan` reads; mixing images needs a pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +69,13 @@ Planned = TypeVar("Planned", bound=Plan)
 
 
 def open_mesh(cfg: Plan) -> Mesh:
-    """Return the mesh of a stage.
+    """Return the mesh of a stage; under `--plan`, of the planned chips, on which nothing can be run.
 
     Raises:
         ConfigError: the mesh does not match the number of devices, or the batch is not divisible by its shards.
     """
-    mesh = meshes.make_mesh(cfg.mesh)
+    target = targets.current()
+    mesh = meshes.make_mesh(cfg.mesh, None if target is None else target.devices)
     if cfg.batch_size // cfg.accumulate % (ways := sharding.batch_ways(mesh)):
         raise ConfigError(
             f"batch_size {cfg.batch_size} / accumulate {cfg.accumulate} does not divide over {ways} shards "
@@ -80,8 +85,13 @@ def open_mesh(cfg: Plan) -> Mesh:
 
 
 def batches(cfg: Plan, source: Source, *, repeats: int = 1) -> loader.Batches:
-    """Return this process's share of a training split's batches, reshuffled in each epoch."""
+    """Return this process's share of a training split's batches, reshuffled in each epoch.
+
+    Under `--plan` a batch has a few rows only, whose shapes are all that is needed.
+    """
     options = {"seed": cfg.seed, "workers": cfg.workers, "repeats": repeats}
+    if targets.current() is not None:
+        return loader.Batches(source, max(_FEW, repeats), cfg.seed, repeats=repeats, threads=0)
     return loader.Batches(source, cfg.batch_size, **options, **_place())
 
 
@@ -190,6 +200,8 @@ def train(
 ) -> state.TrainState:
     """Train from the newest checkpoint of the work directory, or from `make_params`; save and return the last state.
 
+    Under `--plan` the step is compiled instead, and `plan.step.Compiled` ends the experiment.
+
     Args:
         cfg: the stage's plan.
         workdir: folder for checkpoints, metrics.jsonl, TensorBoard events and profiler traces.
@@ -208,6 +220,8 @@ def train(
         store: save checkpoints and resume from them; False for a fit of seconds, which always starts from scratch.
         writer: metric writer; by default metrics.jsonl, TensorBoard and the console.
     """
+    if (target := targets.current()) is not None:
+        _compile(target, cfg, trainer, make_params, batches, mesh, layout, work)
     hooks = [] if validate is None else [Hook(_named(split, validate), cfg.fit.eval_every)]
     best = f"{split}/{metric}" if metric else None
     with ExitStack() as stack:
@@ -216,18 +230,35 @@ def train(
         if writer is None:
             writer = log.writers(workdir, step=int(initial.step), num_steps=cfg.fit.num_steps, tensorboard=True)
             stack.callback(writer.close)
-        return loop.fit(
-            cfg.fit,
-            trainer.step,
-            initial,
-            batches,
-            mesh=mesh,
-            store=kept,
-            writer=writer,
-            hooks=hooks,
-            work=work,
-            trace_dir=workdir / "trace",
-        )
+        told: dict[str, Any] = {"writer": writer, "hooks": hooks, "work": work, "trace_dir": workdir / "trace"}
+        return loop.fit(cfg.fit, trainer.step, initial, batches, mesh=mesh, store=kept, **told)
+
+
+def _compile(
+    target: targets.Target,
+    cfg: Plan,
+    trainer: Trainer,
+    make_params: Callable[[], tuple[Params, Params]],
+    batches: loop.Stream,
+    mesh: Mesh,
+    layout: Params | None,
+    work: loop.Work | None,
+) -> NoReturn:
+    """Compile the step for the planned chips, and end the experiment with the report."""
+    report = planned.compile_step(
+        target,
+        trainer.step,
+        trainer.create,
+        make_params,
+        batches,
+        mesh,
+        layout=layout,
+        batch_size=cfg.batch_size,
+        accumulate=cfg.accumulate,
+        last=cfg.fit.num_steps - 1,
+        model_flops=work.flops if work else 0.0,
+    )
+    raise planned.Compiled(report)
 
 
 def _store(

@@ -70,3 +70,22 @@ def test_a_batch_is_split_over_data_and_fsdp():
     assert sharding.batch_sharding(mesh).shard_shape((8, 5)) == (2, 5)
     assert sharding.batch_ways(mesh) == 4
     assert sharding.replicated(mesh).shard_shape((8, 5)) == (8, 5)
+
+
+def test_a_vocabulary_that_does_not_divide_is_whole_and_said_so(capsys):
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    table = {"a": {"tokens": boxed((50257, 8), "vocab", "embed")}}
+    made = sharding.shardings(table, mesh)["a"]["tokens"]
+    assert made.spec == PartitionSpec(None, "fsdp")
+    assert made.shard_shape((50257, 8)) == (50257, 2)
+    assert "a/tokens: its 50257 rows are not divisible by mesh axis tensor of size 2" in capsys.readouterr().err
+    assert sharding.shardings({"a": boxed((50256, 8), "vocab", "embed")}, mesh)["a"].spec == PartitionSpec(
+        "tensor", "fsdp"
+    )
+
+
+def test_ways_are_those_of_the_mesh_in_scope():
+    assert sharding.ways("embed") == 1
+    with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=4))):
+        assert sharding.ways("embed") == 4
+        assert sharding.ways("vocab") == 1

@@ -262,6 +262,12 @@ class Tokenizer:
             "tokenizer.json": self._inner.to_str(pretty=True),
         }
 
+    def filled(self, vocab_size: int) -> "Tokenizer":
+        """Return this tokenizer with further tokens, which no text has, up to a vocabulary size."""
+        inner = type(self._inner).from_str(self._inner.to_str())
+        inner.add_tokens([f"<blank_{number}>" for number in range(vocab_size - self.vocab_size)])
+        return Tokenizer(inner, self._names)
+
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, each atomically."""
         folder.mkdir(parents=True, exist_ok=True)
