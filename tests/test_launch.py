@@ -211,6 +211,7 @@ def test_a_signal_to_the_whole_group_reaches_every_process_once_and_their_75_is_
     launch("setup")
     command = ["bash", "launch.sh", "local", "-n", "2", "experiments.stub", "saves"]
     options = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    options["preexec_fn"] = lambda: signal.signal(number, signal.SIG_DFL)  # a job in the background ignores SIGINT
     with subprocess.Popen(command, cwd=clone, env=environment(clone), **options) as process:
         limit = time.monotonic() + 200
         while not all((clone / f"started{rank}").exists() for rank in (0, 1)) and time.monotonic() < limit:
