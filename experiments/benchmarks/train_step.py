@@ -13,8 +13,9 @@ are processes that take turns, A B C, C B A, … (`_sides.py` says why); `_pairs
     python -m experiments.benchmarks.train_step --workdir runs/train_step
     python -m experiments.benchmarks.train_step --workdir runs/train_step --families gpt2,bert --peers eager
 
-Needs torch and transformers (`.[benchmarks]`), except for `--peers again`. Nothing has been measured on an idle machine
-yet; the results go to `history.jsonl` (`--history PATH`: to another file; `--history none`: to none).
+Needs torch and transformers (`.[benchmarks]`), except for `--peers again`. Measured: the section Benchmarks of
+`experiments/README.md`; the results go to `history.jsonl` (`--history PATH`: to another file; `--history none`: to
+none).
 """
 
 from collections.abc import Mapping
