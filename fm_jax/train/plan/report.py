@@ -76,17 +76,17 @@ class Report:
 
     def _memory(self) -> Iterator[str]:
         held = self.memory
-        parts = f"weights {_gb(held.weights)}, optimiser {_gb(held.optimizer)}, batch {_gb(held.batch)}"
-        yield f"  bytes a chip    {parts}, activations and other temporaries {_gb(held.activations)}"
+        parts = f"weights {amount(held.weights)}, optimiser {amount(held.optimizer)}, batch {amount(held.batch)}"
+        yield f"  bytes a chip    {parts}, activations and other temporaries {amount(held.activations)}"
         if held.host:
-            yield f"  on the host     {_gb(held.host)} a chip"
+            yield f"  on the host     {amount(held.host)} a chip"
         verdict = "fits" if self.fits else "DOES NOT FIT"
-        yield f"  peak a chip     {_gb(held.peak)} of {_gb(held.usable)} HBM: {verdict}"
+        yield f"  peak a chip     {amount(held.peak)} of {amount(held.usable)} HBM: {verdict}"
 
     def _collectives(self) -> Iterator[str]:
         for one in self.collectives:
             over = " × ".join(one.axes)
-            size = f"{_gb(one.bytes)}, {_gb(one.sent)} sent by a chip"
+            size = f"{amount(one.bytes)}, {amount(one.sent)} sent by a chip"
             yield f"  {one.kind:<15} over {over}: {one.count} executions, {size}"
         if self.largest:
             yield f"  largest         {'; '.join(self.largest)}"
@@ -106,7 +106,8 @@ class Report:
         )
 
 
-def _gb(count: float) -> str:
+def amount(count: float) -> str:
+    """Return bytes as text, with enough digits to tell two settings apart."""
     return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
 
 

@@ -13,7 +13,7 @@ from fm_jax.data.images import digits, pictures
 from fm_jax.data.text import blank, corpus, documents
 from fm_jax.models.language import decoder, encoder, encoder_decoder
 from fm_jax.train.plan import step
-from fm_jax.train.plan.report import Report
+from fm_jax.train.plan.report import Report, amount
 from fm_jax.train.plan.target import Target, aimed
 
 _TRIES = 4  # settings that are compiled where the given one does not fit; each takes as long as the first
@@ -53,7 +53,7 @@ def plan(
                 found = compiled(run, other, target, Path(scratch))
             except ConfigError:  # a mesh that does not divide this model
                 continue
-            say(f"tried {options(changed)}: peak {found.memory.peak / 1e9:.2f} GB" + (", fits" if found.fits else ""))
+            say(f"tried {options(changed)}: peak {amount(found.memory.peak)}" + (", fits" if found.fits else ""))
             if found.fits:
                 return report, changed, found
     return report, {}, None

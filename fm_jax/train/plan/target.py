@@ -126,8 +126,9 @@ def with_cudnn(target: Target) -> Iterator[None]:
 def _virtual(count: int) -> tuple[Any, ...]:
     """Return virtual CPU devices, on which the step is partitioned as on the chips."""
     try:
-        if count > jax.config.jax_num_cpu_devices:  # type: ignore[attr-defined]
-            jax.config.update("jax_num_cpu_devices", count)
+        # one plan of a process must not leave too few for the next
+        if (wanted := max(count, _HOST)) > jax.config.jax_num_cpu_devices:  # type: ignore[attr-defined]
+            jax.config.update("jax_num_cpu_devices", wanted)
     except RuntimeError:  # the devices are made already
         pass
     devices = jax.devices("cpu")

@@ -53,16 +53,29 @@ def test_without_the_compiler_a_plan_is_an_estimate(without_wheels: None, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("usable", "possible"), [(2_000_000.0, True), (600_000.0, False)])
 def test_what_does_not_fit_names_the_nearest_setting_that_does(
-    without_wheels: None, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+    usable: float,
+    possible: bool,
+    without_wheels: None,
+    tmp_path: Path,
+    capsys,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(target.Target, "usable", 600_000.0)
+    """With 3.3 MB of 8 rows at once, half of it is enough for smaller microbatches, and a fifth for nothing."""
+    monkeypatch.setattr(target.Target, "usable", usable)
     code, said = plan(tmp_path, "--plan", "v5e:1x1", "--batch_size", "8")
     assert code == 5
     assert not said["fits"]
-    nearest = said["nearest"]
-    assert nearest is None or nearest["memory"]["peak"] <= 600_000
-    assert "does not fit in the memory of a chip" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "does not fit in the memory of a chip" in error
+    if possible:
+        assert int(said["nearest"]["options"]["accumulate"]) > 1
+        assert said["nearest"]["memory"]["peak"] <= usable
+        assert "the nearest setting that fits: --accumulate " in error
+    else:
+        assert said["nearest"] is None
+        assert "no setting tried fits" in error
 
 
 @pytest.mark.parametrize(
