@@ -72,6 +72,11 @@ def stack(
     return scanned if shared else _either(scanned, block, length)
 
 
+def recomputed(block: type[nn.Module], remat: Remat) -> Any:
+    """Return a module class whose inside the backward pass computes again: `stack`'s `remat`, for one block alone."""
+    return block if remat == "none" else nn.remat(block, policy=POLICIES[remat])
+
+
 def unstacked(tree: Any) -> Any:
     """Return parameters, or a cache, with arrays of its own for every layer: "blocks/…" [L, …] -> "blocks/0/…", ….
 
