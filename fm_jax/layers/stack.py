@@ -72,8 +72,11 @@ def stack(
     return scanned if shared else _either(scanned, block, length)
 
 
-def recomputed(block: type[nn.Module], remat: Remat) -> Any:
-    """Return a module class whose inside the backward pass computes again: `stack`'s `remat`, for one block alone."""
+def rematerialised(block: type[nn.Module], remat: Remat) -> Any:
+    """Return the class of a block that is computed again in the backward pass, for a model that loops over its blocks.
+
+    Its parameters have the same paths if every block is given a name.
+    """
     return block if remat == "none" else nn.remat(block, policy=POLICIES[remat])
 
 

@@ -30,7 +30,7 @@ from fm_jax.core.errors import ConfigError
 from fm_jax.core.sharding import constrain
 from fm_jax.layers.batch_norm import BatchNorm
 from fm_jax.layers.conv import Depthwise, check_images, conv
-from fm_jax.layers.stack import recomputed
+from fm_jax.layers.stack import rematerialised
 from fm_jax.layers.tap import Tap, stages, visit
 from fm_jax.ops import anchor_points
 from fm_jax.ops.boxes import Detections, nms
@@ -171,7 +171,7 @@ class Stage(nn.Module):
         x = wide(self.cfg, self.width, stride=2, name="down")(x)
         if self.last:
             x = Windows(self.cfg, self.width, name="windows")(x)
-        csp = recomputed(CSP, self.cfg.remat)
+        csp = rematerialised(CSP, self.cfg.remat)
         return csp(self.cfg, self.width, self.blocks, shortcut=not self.last, name="csp")(x)
 
 
@@ -185,7 +185,7 @@ class Pyramid(nn.Module):
         """Mix [B, H, W, F], [B, H/2, W/2, 2F] and [B, H/4, W/4, 4F] to maps of the same shapes."""
         cfg = self.cfg
         narrow, medium, broad = (x.shape[-1] for x in (fine, middle, coarse))
-        mix = partial(recomputed(CSP, cfg.remat), cfg, blocks=cfg.depth, shortcut=False)
+        mix = partial(rematerialised(CSP, cfg.remat), cfg, blocks=cfg.depth, shortcut=False)
         top = Unit(cfg, medium, 1, name="reduce2")(coarse)
         mixed = mix(medium, name="down2")(jnp.concatenate([_doubled(top), middle], axis=-1))
         side = Unit(cfg, narrow, 1, name="reduce1")(mixed)
