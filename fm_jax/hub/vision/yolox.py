@@ -57,7 +57,7 @@ def describe(specs: Mapping[str, Spec]) -> dict[str, Any] | None:
         "width": stem[0],
         "depthwise": f"{_TRUNK}.dark2.0.dconv.conv.weight" in specs,
         "num_channels": stem[1] // _PIXELS,
-        **heads.labels(classes[0]),
+        "num_labels": classes[0],
     }
 
 

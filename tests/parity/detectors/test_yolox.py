@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from fm_jax.core import statistics, tree
-from fm_jax.hub import families, pretrained
+from fm_jax.hub import families, pretrained, table
 from fm_jax.hub.files import safetensors
+from fm_jax.hub.files.weights import Spec
 from fm_jax.hub.vision import yolox as hub
 from fm_jax.models.vision import yolox as model_file
 from fm_jax.objectives.detection import yolox as objective
@@ -158,10 +159,6 @@ def test_two_hundred_images_are_assigned_as_by_libreyolo():
     assert (wanted[positive] > 1).sum() > 100  # several boxes want one point
 
 
-def _first(taken, cost):
-    return jnp.where(taken.sum(0) > 1, jnp.arange(len(taken))[:, None] == taken.argmax(0), taken)
-
-
 WRONG_ASSIGNMENTS = {
     "the radius of release 0.3.0": lambda patch: patch.setattr(assignment, "RADIUS", 2.5),
     "five IoUs instead of ten": lambda patch: patch.setattr(assignment, "CANDIDATES", 5),
@@ -191,10 +188,6 @@ def _order(x):
     """Turn 2×2 pixels into channels in the order (row, column)."""
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * c)
-
-
-def _kept(self, x, real=model_file.CSP.__call__):
-    return real(self.clone(shortcut=True, parent=self.parent), x)
 
 
 WRONG_MODELS = {
@@ -242,10 +235,7 @@ def test_a_wrong_model_is_seen(wrong, monkeypatch):
     assert found["raw"] > 1e-2, found
 
 
-WRONG_LOSSES = {
-    "the IoU itself": ("jnp", {"square": lambda x: x}, "iou_loss"),
-    "classes without the IoU": ("jax", {"nn": SimpleNamespace(one_hot=lambda x, n: 1e9 * jax.nn.one_hot(x, n))}, "class_loss"),
-}
+objective_iou = objective.iou
 
 
 @pytest.mark.parametrize(
@@ -264,9 +254,6 @@ def test_a_wrong_loss_is_seen(name, value, seen, monkeypatch):
     assert found[seen] > 1e-2, found
 
 
-objective_iou = objective.iou
-
-
 def _sure(found):
     return found._replace(iou=found.positive.astype(jnp.float32))
 
@@ -278,7 +265,7 @@ def test_a_file_of_libreyolos_opens_by_its_names_alone_and_goes_back(tmp_path):
         folder = tmp_path / form
         folder.mkdir()
         state = {name: tensor.numpy() for name, tensor in peer.state_dict().items()}
-        specs = {name: safetensors.Spec(tensor.dtype.name, tensor.shape) for name, tensor in state.items()}
+        specs = {name: Spec(tensor.dtype.name, tensor.shape) for name, tensor in state.items()}
         safetensors.write(folder, specs, iter(state.items()))
         found = pretrained.load(folder)
         assert found.module == module
@@ -299,16 +286,10 @@ def test_the_presets_are_libreyolos(size):
     nn = yolox_peer.imported("models.yolox.nn")
     with torch.device("meta"):
         peer = nn.LibreYOLOXModel(size[0], 80)
-    specs = {name: safetensors.Spec("float32", tuple(tensor.shape)) for name, tensor in peer.state_dict().items()}
+    specs = {name: Spec("float32", tuple(tensor.shape)) for name, tensor in peer.state_dict().items()}
     cfg = getattr(model_file, f"yolox_{size}")()
     module = model_file.YOLOX(cfg)
-    names = hub.table(module)
-    mine = {name: spec.shape for name, spec in hub_specs(names, module).items()}
+    mine = {name: spec.shape for name, spec in table.specs(hub.table(module), families.abstract(module)).items()}
     assert mine == {name: spec.shape for name, spec in specs.items() if not name.endswith("num_batches_tracked")}
     assert families.build(families.described(SimpleNamespace(specs=specs, where="the peer")))[1] == module
 
-
-def hub_specs(names, module):
-    from fm_jax.hub import table
-
-    return table.specs(names, families.abstract(module))
