@@ -1,6 +1,8 @@
-"""Objects of tensorflow-datasets (coco/2017, voc/2007, …), with images as `image.decode` decodes them.
+"""Objects of tensorflow-datasets (voc/2007, coco/2017:1.1.0, …), with images as `image.decode` decodes them.
 
-Annotations are stored with the images, so they are checked when a row is read, not when the split is opened.
+Annotations are stored with the images, so they are checked when a row is read, not when the split is opened. The
+builder of coco needs TensorFlow: prepare the set where that is installed (as ArrayRecord), copy it here and name it
+with its version, and it is read without. COCO's own files need none of this (`coco.py`).
 """
 
 import logging
@@ -22,14 +24,14 @@ _log = logging.getLogger(__name__)
 class Config:
     """A data set of tensorflow-datasets as the source of a run."""
 
-    name: str  # coco/2017, voc/2007, …
+    name: str  # voc/2007, coco/2017:1.1.0, …
     slices: tuple[str, str, str] = ("train", "validation", "test")  # of the splits, in this order; such as train[:90%]
     download: bool = False  # let tensorflow-datasets download and prepare a missing data set
 
     def __post_init__(self) -> None:
         """Refuse an empty name."""
         if not self.name:
-            raise ConfigError("name must be a data set of tensorflow-datasets, such as coco/2017, not empty")
+            raise ConfigError("name must be a data set of tensorflow-datasets, such as voc/2007, not empty")
 
 
 class CatalogueBoxes:
