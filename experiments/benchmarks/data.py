@@ -16,7 +16,7 @@ Benchmarks of `experiments/README.md`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -79,7 +79,8 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
             _STEP: Start("_ours", "train", given_step(family, given)),
         }
         measured, _ = _pairs.compare(cfg, starts, workdir / "logs" / name, lambda facts: None)
-        scaled = None if measured is None else per_row(measured, batch_size)
+        counts = {"ours": cfg.batches * batch_size, _STEP: batch_size}
+        scaled = None if measured is None else measured.each(counts)
         rows.append(_pairs.row(cfg, name, f"{family} {_STEP}", scaled, ("ours", _STEP)) | cores(scaled))
         _pairs.keep(workdir, rows)
     return _pairs.finish(cfg, workdir, "benchmarks.data", rows)
@@ -93,16 +94,6 @@ def given_step(family: str, paths: Mapping[str, str]) -> dict[str, Any]:
         "batch": paths["batch"],
         "learning_rate": _families.LEARNING_RATE,
     }
-
-
-def per_row(measured: Measured, batch_size: int) -> Measured:
-    """Return the turns with the times of one row; a step's turn has as many rows as its batch."""
-
-    def scaled(turn: Any) -> Any:
-        rows = turn.found.get("rows", batch_size)
-        return replace(turn, wall=turn.wall / rows, user=turn.user / rows, system=turn.system / rows)
-
-    return replace(measured, turns={name: [scaled(turn) for turn in turns] for name, turns in measured.turns.items()})
 
 
 def cores(measured: Measured | None) -> dict[str, float]:

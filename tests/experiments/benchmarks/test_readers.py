@@ -26,7 +26,9 @@ def test_a_pipeline_reads_rows_of_the_asked_size(name, folder):
 
 
 def test_times_are_those_of_one_row():
-    reading, step = Turn(2.0, 3.0, 1.0, 0, {"rows": 8}), Turn(4.0, 6.0, 2.0, 0, {"loss": 1.0})
-    scaled = data.per_row(Measured({"ours": [reading], "step": [step]}, 0.0, 0.0, 0.0), 4).turns
-    assert [(turn.wall, turn.cpu) for turn in (scaled["ours"][0], scaled["step"][0])] == [(0.25, 0.5), (1.0, 2.0)]
-    close(data.cores(Measured({"ours": [reading]}, 0.0, 0.0, 0.0))["cores"], 2.0)
+    reading, step = Turn(2.0, 3.0, 1.0, 0, {}), Turn(4.0, 6.0, 2.0, 0, {})
+    turns = Measured({"ours": [reading], "step": [step]}, 0.0, 0.0, 0.0).each({"ours": 8, "step": 4}).turns
+    assert [(turn.wall, turn.cpu) for turn in (turns["ours"][0], turns["step"][0])] == [(0.25, 0.5), (1.0, 2.0)]
+    found = data.cores(Measured(turns, 0.0, 0.0, 0.0))
+    close(found["cores"], 2.0)
+    close(found["rows_per_core_s"], 2.0)
