@@ -72,6 +72,7 @@ def _activate(cfg: MLPConfig, gate: jax.Array, up: jax.Array) -> jax.Array:
 
     if cfg.activation == "relu" and not cfg.gated:  # its gradient keeps one byte a value, less than the input
         return activate(gate)
-    # In a scan XLA cannot merge the recomputation with the forward pass, so prevent_cse would only cost time.
+    # In a scan XLA cannot merge the recomputation with the forward pass, so prevent_cse would only cost time. In a stack
+    # that is unrolled (`layers/stack.py`) it may, and that is faster.
     wide: jax.Array = jax.checkpoint(activate, prevent_cse=False)(*inputs)
     return wide
