@@ -1,7 +1,6 @@
 """Depthwise convolution, dispatched in this one place.
 
-Dims: B batch, H height, W width, C channels, k kernel size, T taps of the kernel, H' × W' the output's map, s stride,
-R × S cells of s × s pixels.
+Dims: B batch, H height, W width, C channels, k kernel size, T taps of the kernel, H' × W' the output's map.
 """
 
 from functools import partial
@@ -10,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fm_jax.ops.windows import Padding, axes, cells, shifts
+from fm_jax.ops.windows import Padding, axes, planes, shifts
 
 _GROUPS = 8  # most parts of a batch whose shares of the kernel's gradient are added tap by tap
 
@@ -77,18 +76,19 @@ def _shifted_jvp(stride: int, padding: Any, primals: Any, tangents: Any) -> tupl
 
 
 def _spread(stride: int, padding: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Compute `depthwise` from the side of the input, each cell added to all outputs that see it.
+    """Compute `depthwise` from the side of the input, each pixel added to all outputs that see it.
 
     The transpose reads the output's gradient, padded once, as `shifted` reads the input.
     """
     rows, columns = axes(x.shape[1:3], kernel.shape[:2], stride, padding)
-    cut = cells(x, rows, columns, stride)
-    far = [(axis.taps.stop - 1) // stride for axis in (rows, columns)]  # cells between an output and its last tap
+    parts = planes(x, rows, columns, stride)
+    # places in a plane from the first that an output sees to the last
+    far = [(axis.taps.stop - 1) // stride for axis in (rows, columns)]
     total = jnp.zeros((), x.dtype)
     for row in rows.taps:
         for column in columns.taps:
             (down, top), (right, left) = divmod(row, stride), divmod(column, stride)
-            product = cut[:, :, top, :, left] * kernel[row, column].reshape(1, 1, 1, -1)
+            product = parts[top][left] * kernel[row, column].reshape(1, 1, 1, -1)
             edges = [(far[0] - down, down), (far[1] - right, right)]
             total = total + jnp.pad(product, ((0, 0), *edges, (0, 0)))
     total = jax.lax.optimization_barrier(total)  # else each tap of the transpose would pad for itself

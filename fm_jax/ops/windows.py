@@ -1,6 +1,7 @@
 """Sliding windows over images: what each place of a window, a tap, sees.
 
-Dims: B batch, H height, W width, C channels, H' × W' the output's map, s stride, T taps, R × S cells of s × s pixels.
+Dims: B batch, H height, W width, C channels, H' × W' the output's map, s stride, T taps,
+R × S a plane, which is every s-th row and column.
 """
 
 from collections.abc import Sequence
@@ -34,28 +35,36 @@ def _axis(extent: int, side: int, pad: tuple[int, int], stride: int) -> Axis:
     return Axis(pad, out, range(seeing[0], seeing[-1] + 1) if seeing else range(side))
 
 
-def cells(x: jax.Array, rows: Axis, columns: Axis, stride: int, fill: float = 0.0) -> jax.Array:
-    """Pad an image with `fill` and cut it into cells of s × s pixels: [B, H, W, C] -> [B, R, s, S, s, C].
+def planes(x: jax.Array, rows: Axis, columns: Axis, stride: int, fill: float = 0.0) -> list[list[jax.Array]]:
+    """Pad an image with `fill` and take every s-th row and column: [B, H, W, C] -> s times s times [B, R, S, C].
 
-    Row r · s + a of the padded image is [:, r, a]. What a tap sees is then one piece of the array. As a slice with a
-    stride, its gradient would be padded between all pixels, which XLA on a CPU computes pixel by pixel.
+    Row r · s + a of the padded image is row r of plane [a], and so for columns. What a tap sees is then one piece of a
+    plane. As a slice with a stride, its gradient would be padded between all pixels, which XLA on a CPU computes pixel
+    by pixel; and the planes are split, not indexed, because the transpose of that is one concatenation.
     """
     edges = [(0, 0, 0)]
     for axis, extent in ((rows, x.shape[1]), (columns, x.shape[2])):
         needed = -(-(axis.taps.stop + stride * (axis.out - 1)) // stride) * stride
         edges.append((axis.pad[0], needed - axis.pad[0] - extent, 0))
     padded = jax.lax.pad(x, jnp.asarray(fill, x.dtype), [*edges, (0, 0, 0)])
-    height, width = padded.shape[1] // stride, padded.shape[2] // stride
-    return padded.reshape(x.shape[0], height, stride, width, stride, x.shape[3])
+    batch, height, width, channels = padded.shape
+    if stride == 1:
+        return [[padded]]
+    cells = padded.reshape(batch, height // stride, stride, width // stride, stride, channels)
+    ones = (1,) * stride
+    return [
+        [plane[:, :, 0, :, 0] for plane in jax.lax.split(part, ones, axis=4)]
+        for part in jax.lax.split(cells, ones, axis=2)
+    ]
 
 
 def views(x: jax.Array, rows: Axis, columns: Axis, stride: int, fill: float = 0.0) -> list[jax.Array]:
     """Return what each tap sees, row by row: [B, H, W, C] -> T times [B, H', W', C]."""
-    cut = cells(x, rows, columns, stride, fill)
+    parts = planes(x, rows, columns, stride, fill)
 
     def view(row: int, column: int) -> jax.Array:
         (down, top), (right, left) = divmod(row, stride), divmod(column, stride)
-        return cut[:, down : down + rows.out, top, right : right + columns.out, left]
+        return parts[top][left][:, down : down + rows.out, right : right + columns.out]
 
     return [view(row, column) for row in rows.taps for column in columns.taps]
 
