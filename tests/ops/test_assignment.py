@@ -18,7 +18,11 @@ def drawn(seed, count=None):
     count = rng.integers(0, MOST + 1) if count is None else count
     centre, half = rng.uniform(5, 60, (MOST, 2)), rng.uniform(3, 25, (MOST, 2))
     boxes = np.concatenate([centre - half, centre + half], axis=1)
-    guess = boxes[np.abs(AT.centre[:, None] - centre[:count]).max(-1).argmin(1)] if count else np.tile(boxes[:1], (POINTS, 1))
+    guess = (
+        boxes[np.abs(AT.centre[:, None] - centre[:count]).max(-1).argmin(1)]
+        if count
+        else np.tile(boxes[:1], (POINTS, 1))
+    )
     predicted = guess + rng.normal(0, rng.choice([1, 3, 9], (POINTS, 1)), (POINTS, 4))
     logits, sure = rng.normal(-1, 2, (POINTS, CLASSES)), rng.normal(-1, 2, POINTS)
     floats = [array.astype(np.float32) for array in (predicted, logits, sure, boxes)]

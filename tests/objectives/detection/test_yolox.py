@@ -123,7 +123,9 @@ def test_right_predictions_cost_nothing():
     for row, count in enumerate(COUNTS):
         centres = fields["boxes"][row, :count].reshape(count, 2, 2).mean(1)
         near = (np.abs(AT.centre[:, None] - centres) < 1.5 * AT.stride[:, None]).all(-1)
-        whose = (np.abs(AT.centre[:, None] - centres).max(-1) - 1e6 * near).argmin(1) if count else np.zeros(POINTS, int)
+        whose = (
+            (np.abs(AT.centre[:, None] - centres).max(-1) - 1e6 * near).argmin(1) if count else np.zeros(POINTS, int)
+        )
         boxes = fields["boxes"][row, whose]
         params["boxes"][row] = anchor_points.encode(boxes, AT) if count else 0
         params["classes"][row] = 60 * (np.eye(CLASSES)[fields["labels"][row, whose]] - 0.5)
