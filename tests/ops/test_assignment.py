@@ -69,7 +69,7 @@ def test_points_are_assigned_as_by_hand():
         found, (owner, iou) = assign(given), by_hand(*given)
         assert set(np.flatnonzero(found.positive)) == set(owner)
         assert {point: int(found.box[point]) for point in owner} == owner
-        close(found.iou, [iou.get(point, 0.0) for point in range(POINTS)], 1e-4, scale=1.0)
+        close(found.iou, np.array([iou.get(point, 0.0) for point in range(POINTS)]), 1e-4, scale=1.0)
         contested += len(owner)
     assert contested > 400  # k is more than one
 
