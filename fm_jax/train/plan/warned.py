@@ -11,7 +11,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 _WHOLE = re.compile(
-    r"Involuntary full rematerialization.* for HLO operation %?\S+ = (\S+?)(?:\{\S*\})? .*?(?:op_name=\"([^\"]*)\")?"
+    r"Involuntary full rematerialization.* for HLO operation:? %?\S+ = ([^\s{]+)(?:.*op_name=\"([^\"]*)\")?"
 )
 
 _CHATTER = re.compile(r"[IW]\d{4} \d\d:\d\d:\d\d")  # what a compiler notes for its own authors

@@ -6,7 +6,6 @@ chip.
 
 import importlib.util
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,19 +30,22 @@ from fm_jax.train.plan import hlo, search, target
 from fm_jax.train.plan import step as planned
 from fm_jax.train.plan.report import Report
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.compilers]
 
 LAYERS = 3  # no other dimension has this size
 VOCABULARY = 16_384
 LARGE = 500_000  # numbers of an array that is not cheaper to reduce whole, together with many others
 SPLIT, WHOLE = MeshConfig(data=1, fsdp=8), MeshConfig(data=8)
-COMPILERS = {"v5e": ("libtpu", "'jax[tpu]'"), "h200": ("jax_plugins.xla_cuda12", "jax-cuda12-pjrt jax-cuda12-plugin")}
+NEEDED = {"v5e": "libtpu", "h200": "jax_plugins.xla_cuda12"}
+KERNEL = {"v5e": 'custom_call_target="tpu_custom_call"', "h200": 'custom_call_target="__cudnn$fmha'}
+# by ops/attention.py: a TPU's kernel from 512 tokens on, cuDNN's for any number; neither has T5's bias
+FUSED = {"v5e": {"gpt2", "llama", "bert"}, "h200": {"gpt2", "llama", "bert", "vit", "mae"}}
 BFLOAT16 = {"dtype": "bfloat16", "remat": "dots"}
 
 
 def text(module: ModuleType, cfg: Any, model: Any, **more: Any) -> tuple[ModuleType, Any]:
-    small = replace(model, max_length=128, **BFLOAT16)
-    return module, replace(cfg, model=small, batch_size=64, accumulate=1, **more)
+    small = replace(model, max_length=512, **BFLOAT16)
+    return module, replace(cfg, model=small, batch_size=16, accumulate=1, **more)
 
 
 def images(module: ModuleType, cfg: Any, backbone: Any, **more: Any) -> tuple[ModuleType, Any]:
@@ -62,7 +64,7 @@ VIT = replace(vit.vit(LAYERS, 512, 8, 8, 64), **BFLOAT16)
 FAMILIES: dict[str, tuple[ModuleType, Any]] = {
     "gpt2": text(lm_pretrain, lm_pretrain.CONFIGS["gpt2_small"](), GPT2),
     "llama": text(lm_pretrain, lm_pretrain.CONFIGS["llama2_7b"](), LLAMA),
-    "bert": text(bert_pretrain, bert_pretrain.config(), BERT, short_length=64),
+    "bert": text(bert_pretrain, bert_pretrain.config(), BERT, short_length=128),
     "t5": text(t5_pretrain, t5_pretrain.config(), T5, length=128),
     "resnet": images(resnet_imagenet, resnet_imagenet.config(), RESNET),
     "efficientnet": images(efficientnet_imagenet, efficientnet_imagenet.config(), EFFICIENTNET),
@@ -76,23 +78,25 @@ FAMILIES: dict[str, tuple[ModuleType, Any]] = {
 class Compiled:
     """What the compiler made of a step."""
 
+    family: str
     report: Report
+    text: str  # of its HLO
     program: hlo.Program
     layout: Any  # the model's parameters: shapes and shardings
     copies: int  # of the parameters among the weights: 2 with an EMA
 
 
 def compiled(family: str, chips: str, mesh: MeshConfig, **changed: Any) -> Compiled:
-    needed, wheels = COMPILERS[chips.partition(":")[0]]
+    needed = NEEDED[chips.partition(":")[0]]
     if importlib.util.find_spec(needed.partition(".")[0]) is None or importlib.util.find_spec(needed) is None:
-        pytest.skip(f"{needed} is not installed: {sys.executable} -m pip install --no-deps {wheels}")
+        pytest.skip(f"{needed} is not installed: pip install --no-deps --target compilers -r .lock/compilers.txt")
     module, cfg = FAMILIES[family]
     cfg = replace(cfg, mesh=mesh, **changed)
     seen: dict[str, Any] = {}
     read, compile_step = hlo.read, planned.compile_step
 
     def reading(text: str) -> hlo.Program:
-        seen["program"] = read(text)
+        seen["text"], seen["program"] = text, read(text)
         return seen["program"]
 
     def compiling(*args: Any, **options: Any) -> Report:
@@ -105,7 +109,8 @@ def compiled(family: str, chips: str, mesh: MeshConfig, **changed: Any) -> Compi
         mock.patch.object(search, "_TRIES", 0),
     ):
         report, _, _ = search.plan(module.run, cfg, target.resolve(chips), lambda line: None)
-    return Compiled(report, seen["program"], seen["layout"], 1 if getattr(cfg, "ema_decay", None) is None else 2)
+    copies = 1 if getattr(cfg, "ema_decay", None) is None else 2
+    return Compiled(family, report, seen["text"], seen["program"], seen["layout"], copies)
 
 
 def faults(made: Compiled) -> set[str]:
@@ -115,6 +120,7 @@ def faults(made: Compiled) -> set[str]:
 
 def _faults(made: Compiled) -> Iterator[str]:
     report, leaves, fsdp = made.report, tree.flatten(made.layout), made.report.mesh["fsdp"]
+    chip = report.target.partition(":")[0]
     whole = 4 * report.parameters
     total = {kind: sum(one.bytes for one in report.collectives if one.kind == kind) for kind in hlo.KINDS}
     if not report.fits:
@@ -127,6 +133,10 @@ def _faults(made: Compiled) -> Iterator[str]:
         yield "something is gathered"
     if report.memory.weights > 1.1 * made.copies * whole / fsdp:
         yield "parameters are not split"
+    if (KERNEL[chip] in made.text) != (made.family in FUSED[chip]):
+        yield "attention is not in the kernel, or in one that it should not have"
+    if sum(report.flops.values()) < report.model_flops:  # most of all where the kernel's are not counted
+        yield "FLOPs are missing"
     if report.memory.optimizer > 2.1 * whole / fsdp:
         yield "optimiser state is not split"
     stacks = {tuple(sorted(leaf.shape)) for path, leaf in leaves.items() if "blocks/" in path and len(leaf.shape) > 2}

@@ -122,6 +122,7 @@ def test_a_wrong_mesh_is_one_clear_error(without_wheels: None, tmp_path: Path, c
 
 
 @pytest.mark.slow
+@pytest.mark.compilers
 @pytest.mark.parametrize("chips", ["v5e:2x4", "h200:8"])
 @pytest.mark.parametrize("module", [lm_pretrain, mae_pretrain])
 def test_the_chips_own_compiler_accepts_the_step(module: object, chips: str, tmp_path: Path) -> None:
