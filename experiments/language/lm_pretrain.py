@@ -21,8 +21,7 @@ remat count. The results then also have the metrics before the first step. `--ex
 `--data.kind` has the kinds of files of `fm_jax/README.md`. A folder of ready-made tokens has its own tokenizer.
 Presets: `default` (6 layers, width 512, 8 heads, vocabulary 10,000, Adam at 1e-3), `small` and `passages` (4 layers of
 width 128, Muon; beside byte n-grams and xz), `gpt2_*`, `gpt3_*`, `llama2_*`, `llama3_8b`; and with a mesh for so many
-TPUs, compiled by `--plan` (`experiments/README.md`): `gpt3_6_7b_v5p_64`, `gpt3_6_7b_v6e_256`, `llama3_8b_v5p_64`,
-`llama3_8b_v6e_256`.
+TPUs, compiled by `--plan` (`experiments/README.md`): `gpt3_6_7b_v6e_256`, `llama3_8b_v5p_64`.
 Hardware: the default runs anywhere. `gpt2_small` needs one 80 GB GPU (half a million tokens per step, with
 `--accumulate`); `gpt3_6_7b` and larger need a pod (`--mesh.fsdp`, `--mesh.tensor`).
 Expected: the quickstart's language model is trained by this module; its results are in `experiments/README.md`. The
@@ -109,10 +108,9 @@ def paper(model: decoder.Config, learning_rate: float, batch_size: int, accumula
     )
 
 
-def pod(cfg: Config, chips: int, accumulate: int, remat: Literal["dots", "full"] = "dots") -> Config:
-    """Return a recipe for so many chips that each hold one part of parameters and optimiser, and of the batch."""
-    model, mesh = replace(cfg.model, remat=remat), MeshConfig(data=1, fsdp=chips)
-    return replace(cfg, model=model, mesh=mesh, accumulate=accumulate)
+def pod(cfg: Config, chips: int, accumulate: int) -> Config:
+    """Return a recipe for so many chips, which each hold one part of the parameters, the optimiser and the batch."""
+    return replace(cfg, mesh=MeshConfig(data=1, fsdp=chips), accumulate=accumulate)
 
 
 def config() -> Config:
@@ -171,10 +169,8 @@ CONFIGS: dict[str, Callable[[], Config]] = {
     "llama3_8b": lambda: paper(replace(decoder.llama3_8b(), max_length=8192), 3e-4, 512, 8),
 }
 CONFIGS |= {
-    "gpt3_6_7b_v5p_64": lambda: pod(CONFIGS["gpt3_6_7b"](), 64, 2),
     "gpt3_6_7b_v6e_256": lambda: pod(CONFIGS["gpt3_6_7b"](), 256, 1),
     "llama3_8b_v5p_64": lambda: pod(CONFIGS["llama3_8b"](), 64, 8),
-    "llama3_8b_v6e_256": lambda: pod(CONFIGS["llama3_8b"](), 256, 2, "full"),
 }
 
 
