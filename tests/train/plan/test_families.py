@@ -40,7 +40,7 @@ CONVOLUTIONS = dict.fromkeys(("resnet", "efficientnet", "simclr"), 2_200_000)
 SPLIT, WHOLE = MeshConfig(data=1, fsdp=8), MeshConfig(data=8)
 NEEDED = {"v5e": "libtpu", "h200": "jax_plugins.xla_cuda12"}
 KERNEL = {"v5e": 'custom_call_target="tpu_custom_call"', "h200": 'custom_call_target="__cudnn$fmha'}
-# by ops/attention.py: a TPU's kernel from 512 tokens on, cuDNN's for even numbers; neither has BERT's dropout or T5's bias
+# by ops/attention.py: a TPU's kernel from 512 tokens on, cuDNN's for even numbers; neither BERT's dropout nor T5's bias
 FUSED = {"gpt2", "llama"}
 BFLOAT16 = {"dtype": "bfloat16", "remat": "dots"}
 
