@@ -1,6 +1,5 @@
 """COCO's rule beside a slow one in plain Python and beside `pycocotools`; the confusion matrix by hand."""
 
-import importlib.util
 import sys
 
 import numpy as np
@@ -10,8 +9,6 @@ from fm_jax.core.errors import ConfigError, DataError
 from fm_jax.evals.scores import coco_official, detection
 from fm_jax.evals.scores.detection import AREAS, LIMITS, RECALLS, THRESHOLDS, Found, Truth
 from tests.close import close
-
-OFFICIAL = importlib.util.find_spec("pycocotools") is not None
 
 
 def box(*sides: float) -> np.ndarray:
@@ -102,7 +99,6 @@ def test_ap_and_recall_are_those_of_the_rule_object_by_object() -> None:
                     close(tables.recall[t, number, a, k], recall, scale=1.0)
 
 
-@pytest.mark.skipif(not OFFICIAL, reason="needs pycocotools")
 @pytest.mark.parametrize("seed", range(6))
 def test_every_table_equals_that_of_pycocotools_bit_for_bit(seed: int) -> None:
     truths, found = drawn(seed, 25, dense=seed % 2 == 1)
@@ -110,7 +106,7 @@ def test_every_table_equals_that_of_pycocotools_bit_for_bit(seed: int) -> None:
     np.testing.assert_array_equal(ours.precision, theirs.precision)
     np.testing.assert_array_equal(ours.recall, theirs.recall)
     assert len(set(ours.summary().values())) > 8  # nothing is compared that is the same everywhere
-    from pycocotools.cocoeval import COCOeval
+    from pycocotools.cocoeval import COCOeval  # fm_jax[detection]
 
     evaluation = COCOeval(iouType="bbox")
     evaluation.eval = {"precision": theirs.precision, "recall": theirs.recall, "params": evaluation.params}
