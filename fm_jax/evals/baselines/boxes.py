@@ -82,7 +82,7 @@ def fit_blobs(images: Iterable[tuple[np.ndarray, Truth]], threshold: float = 60.
     for image, true in images:
         boxes, shares = blobs(image, threshold)
         for box, share in zip(boxes, shares, strict=True):
-            near = np.flatnonzero(np.abs(true.boxes - box).max(axis=1) <= 3) if len(true.boxes) else []
+            near = np.flatnonzero((np.abs(true.boxes - box) <= 3).all(axis=1))
             if len(near):
                 fills.setdefault(int(true.labels[near[0]]), []).append(float(share))
     if not fills:
@@ -108,7 +108,7 @@ def blobs(image: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def off_background(image: np.ndarray, threshold: float) -> np.ndarray:
-    """Return which pixels bool [H, W] are over `threshold` away from a colour that changes linearly across the image."""
+    """Return which pixels [H, W] are over `threshold` away from a colour that changes linearly across the image."""
     height, width = image.shape[:2]
     rows, columns = np.mgrid[0:height, 0:width].reshape(2, -1)
     design = np.stack([np.ones(rows.size), rows / height, columns / width], axis=1)

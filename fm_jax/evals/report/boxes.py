@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -132,7 +133,7 @@ def precision_recall(png: Path, recalls: np.ndarray, curves: Mapping[str, np.nda
     mean, many = np.mean(list(curves.values()), axis=0), len(curves) > _MOST_CURVES
     with theme.picture(png, 5.6, 4.6) as axes:
         for i, (name, values) in enumerate(curves.items()):
-            style = {"color": theme.GREY, "alpha": 0.35, "linewidth": 0.8}
+            style: dict[str, Any] = {"color": theme.GREY, "alpha": 0.35, "linewidth": 0.8}
             if not many:
                 label = f"{name} {values.mean():.2f}"
                 dash = theme.DASHES[i % len(theme.DASHES)]
