@@ -44,7 +44,7 @@ def test_no_wrong_program_is_lost(file, name):
 
 
 def test_no_live_test_is_lost():
-    files = {file.stem for file in PARITY.glob("test_*.py")}
+    files = {str(file.relative_to(PARITY).with_suffix("")) for file in PARITY.rglob("test_*.py")}
     found = {
         name: sum(isinstance(node, ast.FunctionDef) and node.name.startswith("test_") for node in parsed(name))
         for name in files

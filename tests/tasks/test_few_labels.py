@@ -1,8 +1,13 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
 import numpy as np
 import pytest
 
 from fm_jax.core.errors import ConfigError
 from fm_jax.data.python_docs.docstrings import Examples
+from fm_jax.evals.baselines.tfidf import tfidf_logistic
 from fm_jax.tasks import few_labels
 from fm_jax.tasks.few_labels import Protocol
 from tests.close import close
@@ -36,6 +41,40 @@ def test_a_drawn_part_of_a_split_is_always_the_same_and_keeps_texts_with_labels(
     assert some.texts == few_labels._some(whole, 10).texts
     assert [int(text.split()[1]) % 2 for text in some.texts] == some.labels.tolist()
     assert few_labels._some(whole, 0) is few_labels._some(whole, 50) is whole
+
+
+class ConstantOrWeak:
+    """Stands for a Setup: at rate 1 its model always says the frequent class, at rate 2 it knows something of both."""
+
+    def rows(self, split: Examples, name: str) -> list[dict[str, int]]:
+        return [{"label": int(label)} for label in split.labels]
+
+    def fit(self, method: str, rate: float, train: Examples, seed: int, **settings: object) -> tuple[float, dict]:
+        return rate, {}
+
+    def probabilities(self, rate: float, rows: list[dict[str, int]]) -> np.ndarray:
+        labels = np.array([row["label"] for row in rows])
+        right = labels == 0 if rate == 1 else np.arange(len(labels)) % 10 < 7
+        return np.stack([labels == 0, labels == 1], axis=1) == right[:, None]
+
+
+@pytest.mark.parametrize(("criterion", "rate"), [("accuracy", 1), ("macro_f1", 2)])
+def test_the_rate_is_chosen_by_the_criterion(criterion: Literal["accuracy", "macro_f1"], rate: float) -> None:
+    labels = (np.arange(100) % 5 == 4).astype(np.int32)  # the first class has 80 of 100
+    whole = replace(examples(100), labels=labels)
+    cfg = Protocol(("probe",), (4,), (0, 1), grid=(1, 2), criterion=criterion)
+    drawn = {(4, seed): whole for seed in cfg.seeds}
+    chosen = few_labels._method(cfg, ConstantOrWeak(), "probe", (whole,) * 3, drawn, Path())  # type: ignore[arg-type]
+    assert chosen["learning_rate"] == rate
+    assert set(chosen[f"validation_{criterion}_by_rate"]) == {"1", "2"}
+
+
+@pytest.mark.parametrize("criterion", ["accuracy", "macro_f1"])
+def test_the_baseline_is_chosen_by_the_criterion(criterion: Literal["accuracy", "macro_f1"]) -> None:
+    texts = [f"word{index % 7} {'odd' if index % 3 == 0 else 'even'}" for index in range(60)]
+    labels = [int(index % 5 == 0) for index in range(60)]
+    fitted = tfidf_logistic(texts, labels, texts, labels, texts, labels, criterion=criterion)
+    assert fitted[f"valid_{criterion}"] == max(fitted["valid_by_choice"].values())
 
 
 def test_the_baseline_reads_both_texts_of_a_pair() -> None:
