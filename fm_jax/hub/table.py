@@ -35,6 +35,7 @@ class Entry:
     part: int = 0  # index of this leaf among the `parts` equal parts along our last axis (a fused projection)
     parts: int = 1
     singles: int = 0  # leading axes of size 1 of their tensor
+    merged: bool = False  # their tensor is a matrix: all axes but the first, in their order, are one
 
     @property
     def stacked(self) -> bool:
@@ -256,7 +257,7 @@ def _their_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
     theirs = [1] * entry.singles + theirs
     if entry.parts > 1:
         theirs[entry.fused] *= entry.parts
-    return tuple(theirs)
+    return (theirs[0], math.prod(theirs[1:])) if entry.merged else tuple(theirs)
 
 
 def _piece(
@@ -279,6 +280,10 @@ def _piece(
         start, last = entry.part * shape[-1], theirs[entry.fused]
         theirs[entry.fused] = slice(last.start + start, last.stop + start)
     name = stored[entry.name.replace("{}", str(layer))]
+    if entry.merged:
+        rows = weights.read(name, (theirs[0], slice(0, weights.specs[name].shape[1])))
+        whole = rows.reshape(len(rows), *(shape[axes.index(axis)] for axis in range(1, len(axes))))
+        return whole[(slice(None), *theirs[1:])].transpose(axes)
     same_axes = axes == tuple(range(len(shape))) and not entry.singles
     if out is not None and same_axes and weights.specs[name].dtype == out.dtype.name:
         return weights.read(name, tuple(theirs), out)
@@ -290,7 +295,7 @@ def _theirs(entry: Entry, leaf: Any, layer: int) -> np.ndarray:
     """Return one layer of a leaf with the axes of their tensor, or of its part of a fused one."""
     piece = np.asarray(jax.device_get(leaf[layer] if entry.stacked else leaf))
     piece = piece.transpose(np.argsort(entry.axes)) if entry.axes else piece
-    return piece.reshape((1,) * entry.singles + piece.shape)
+    return piece.reshape(len(piece), -1) if entry.merged else piece.reshape((1,) * entry.singles + piece.shape)
 
 
 def _some(problems: list[str]) -> str:

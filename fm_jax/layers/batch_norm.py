@@ -20,12 +20,16 @@ class BatchNorm(nn.Module):
     If the collection "statistics" is mutable (training), it normalises by the moments of this batch and writes the next
     running moments to that collection; otherwise it normalises by the running moments. Under `jit` the batch is the
     global one, so the moments are those of all devices. The running variance is the unbiased one, as in torch.
+
+    Frozen, it is one affine map a channel, as detectors have in pretrained backbones: the few large images of a batch
+    give poor moments.
     """
 
     epsilon: float = 1e-5
     momentum: float = 0.9  # share of the old running moments; torch's momentum is 1 - this
     scale_init: Initializer = nn.initializers.ones_init()
     dtype: Any = jnp.float32
+    frozen: bool = False  # whether training, too, uses the running moments, and moves neither these nor scale and bias
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -41,8 +45,9 @@ class BatchNorm(nn.Module):
             for name, init in inits.items()
         }
         x = x.astype(jnp.float32)
-        mean, var = jax.lax.stop_gradient((held["mean"], held["var"]))
-        if self.is_mutable_collection("statistics") and not self.is_initializing():
+        held |= jax.lax.stop_gradient(held if self.frozen else {name: held[name] for name in ("mean", "var")})
+        mean, var = held["mean"], held["var"]
+        if not self.frozen and self.is_mutable_collection("statistics") and not self.is_initializing():
             axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
             batch_mean = x.mean(axis=axes)
             batch_var = jnp.square(x - _wide(batch_mean, x)).mean(axis=axes)
