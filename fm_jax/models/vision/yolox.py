@@ -92,7 +92,9 @@ class Raw(NamedTuple):
     classes: jax.Array  # [B, A, C], logits
 
 
-def detect(raw: Raw, size: tuple[int, int], *, score: float = 0.01, overlap: float = 0.65, limit: int = 100) -> Detections:
+def detect(
+    raw: Raw, size: tuple[int, int], *, score: float = 0.01, overlap: float = 0.65, limit: int = 100
+) -> Detections:
     """Return the objects that raw predictions mean, best first.
 
     An anchor point stands for its likeliest class. Of two boxes of one class that overlap the better one is kept.
