@@ -1,8 +1,11 @@
-"""Objects of tensorflow-datasets (coco/2017, voc/2007, …), with images as `image.decode` decodes them.
+"""Objects of tensorflow-datasets (voc/2007, coco/2017:1.1.0, …), with images as `image.decode` decodes them.
 
-Annotations are stored with the images, so they are checked when a row is read, not when the split is opened.
+Annotations are stored with the images, so they are checked when a row is read, not when the split is opened. The
+builder of coco needs TensorFlow: prepare the set where that is installed (as ArrayRecord), copy it here and name it
+with its version, and it is read without. COCO's own files need none of this (`coco.py`).
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,23 +13,25 @@ from typing import Any
 import numpy as np
 
 from fm_jax.core.errors import ConfigError, DataError
-from fm_jax.data.boxes.record import Faults, Found, Objects, Record
+from fm_jax.data.boxes.record import Faults, Found, Limits, Objects, Record
 from fm_jax.data.catalogue import line, open_split
-from fm_jax.data.images.image import MAX_PIXELS, decode
+from fm_jax.data.images.image import decode
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Config:
     """A data set of tensorflow-datasets as the source of a run."""
 
-    name: str  # coco/2017, voc/2007, …
+    name: str  # voc/2007, coco/2017:1.1.0, …
     slices: tuple[str, str, str] = ("train", "validation", "test")  # of the splits, in this order; such as train[:90%]
     download: bool = False  # let tensorflow-datasets download and prepare a missing data set
 
     def __post_init__(self) -> None:
         """Refuse an empty name."""
         if not self.name:
-            raise ConfigError("name must be a data set of tensorflow-datasets, such as coco/2017, not empty")
+            raise ConfigError("name must be a data set of tensorflow-datasets, such as voc/2007, not empty")
 
 
 class CatalogueBoxes:
@@ -39,8 +44,7 @@ class CatalogueBoxes:
         data_dir: Path,
         *,
         download: bool = False,
-        max_pixels: int = MAX_PIXELS,
-        max_bad: float = 0.01,
+        limits: Limits,
     ) -> None:
         """Open a split whose records have "image" and "objects" with "bbox" and "label".
 
@@ -57,7 +61,7 @@ class CatalogueBoxes:
         self.classes = tuple(names)
         # Its builder divides Pascal VOC's corners by the sides as they are: left and top count from 1.
         self._first = 1.0 if name.split("/")[0].split(":")[0] == "voc" else 0.0
-        self._max_pixels, self._max_bad = max_pixels, max_bad
+        self._limits, self._lost = limits, dict[int, str]()
         self.name = f"{name}/{split}"
         self.fingerprint = f"boxes-{info.full_name}-{split}-{len(self._rows)}"
 
@@ -66,7 +70,7 @@ class CatalogueBoxes:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, Objects]:
         row = self._row(index)
-        pixels = decode(bytes(row["image"]), max_pixels=self._max_pixels, name=f"record {index}", upright=False)
+        pixels = decode(bytes(row["image"]), max_pixels=self._limits.max_pixels, name=f"record {index}", upright=False)
         height, width = pixels.shape[:2]
         return pixels, self._objects(index, row["objects"], (height, width))
 
@@ -96,10 +100,10 @@ class CatalogueBoxes:
         return row
 
     def _objects(self, index: int, given: dict[str, Any], size: tuple[int, int]) -> Objects:
-        """Return the objects of a record.
+        """Return the objects of a record, without those that cannot be used.
 
         Raises:
-            DataError: a larger share than `max_bad` of its boxes cannot be used.
+            DataError: that concerns a larger share of the records than `max_bad`.
         """
         top, left, bottom, right = np.asarray(given["bbox"], np.float64).reshape(-1, 4).T
         height, width = size
@@ -111,5 +115,20 @@ class CatalogueBoxes:
         columns = zip(corners.tolist(), given["label"], area.tolist(), crowd.tolist(), difficult.tolist(), strict=True)
         found = [Found(f"object {i}", box, int(label), *rest) for i, (box, label, *rest) in enumerate(columns)]
         objects = faults.objects(found, size, len(self.classes))
-        faults.settle(self._max_bad)
+        if lost := faults.summary("boxes"):
+            self._count(index, lost)
         return objects
+
+    def _count(self, index: int, lost: str) -> None:
+        if index in self._lost:
+            return
+        self._lost[index] = lost
+        seen, total = len(self._lost), len(self)
+        if seen > self._limits.max_bad * total:
+            first = "; ".join(list(self._lost.values())[:3])
+            raise DataError(
+                f"{seen} of {total} records have boxes that cannot be used, more than max_bad "
+                f"{self._limits.max_bad:g} allows; first: {first}"
+            )
+        if seen & (seen - 1) == 0:  # 1, 2, 4, 8, …
+            _log.warning("%s, and are left out; %d such records so far", lost, seen)

@@ -16,7 +16,7 @@ from fm_jax.core import json_file
 from fm_jax.core.errors import DataError, as_json, shown
 from fm_jax.data.boxes import files
 from fm_jax.data.boxes.files import BoxFiles
-from fm_jax.data.boxes.record import Annotated, Faults, Found, Record
+from fm_jax.data.boxes.record import Annotated, Faults, Found, Limits, Record
 from fm_jax.data.images import image as images
 
 MOST = 4 << 30  # bytes of an annotation file; that of COCO's training images has 450 million
@@ -44,7 +44,7 @@ class CocoBoxes(BoxFiles):
     """The data set's number of each class, for results."""
 
 
-def read(annotations: Path, folder: Path, *, max_pixels: int, max_bad: float) -> CocoBoxes:
+def read(annotations: Path, folder: Path, *, limits: Limits) -> CocoBoxes:
     """Read an annotation file, and find its images in a folder.
 
     Raises:
@@ -84,7 +84,7 @@ def read(annotations: Path, folder: Path, *, max_pixels: int, max_bad: float) ->
         if number not in seen:
             for each in lost:
                 faults.lose_box("of an image that is not listed", each.where)
-    source = CocoBoxes(faults, classes, records, paths, upright=False, max_pixels=max_pixels, max_bad=max_bad)
+    source = CocoBoxes(faults, classes, records, paths, upright=False, limits=limits)
     source.categories = numbers
     return source
 

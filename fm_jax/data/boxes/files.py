@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from fm_jax.core.errors import DataError, shown
-from fm_jax.data.boxes.record import Faults, Objects, Record, Table
+from fm_jax.data.boxes.record import Faults, Limits, Objects, Record, Table
 from fm_jax.data.images import image as images
 from fm_jax.data.images.folder import SUFFIXES
 
@@ -25,8 +25,7 @@ class BoxFiles:
         files: Sequence[Path],
         *,
         upright: bool,
-        max_pixels: int,
-        max_bad: float,
+        limits: Limits,
     ) -> None:
         """Keep the records and the file of each.
 
@@ -37,18 +36,17 @@ class BoxFiles:
             files: of the images.
             upright: boxes belong to the image turned by its EXIF orientation; else to the image as it is stored,
                 unless only the turned one has the size that is said of it.
-            max_pixels: limit on an image's height × width.
-            max_bad: share of boxes, and of images, that may be unusable.
+            limits: what is refused.
 
         Raises:
             DataError: too much is unusable, or there are no images or no classes.
         """
-        faults.settle(max_bad)
+        faults.settle(limits.max_bad)
         self.name, self.classes, self.faults = faults.name, classes, faults
         if not records or not classes:
             raise DataError(f"{self.name} has no {'images' if classes else 'classes'}")
         self._table, self._files = Table(records), [str(file) for file in files]
-        self._upright, self._max_pixels = upright, max_pixels
+        self._upright, self._max_pixels = upright, limits.max_pixels
         told = hashlib.sha256("\0".join((*classes, self._table.digest())).encode()).hexdigest()
         self.fingerprint = f"boxes-{told[:16]}"
 

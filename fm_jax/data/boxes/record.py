@@ -10,11 +10,12 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from fm_jax.core.errors import DataError, shown
+from fm_jax.data.images.image import MAX_PIXELS
 from fm_jax.data.images.pictures import Pictures
 
 _log = logging.getLogger(__name__)
@@ -41,6 +42,14 @@ class Found(NamedTuple):
     area: float | None = None
     crowd: bool = False
     difficult: bool = False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a reader refuses."""
+
+    max_pixels: int = MAX_PIXELS  # of an image, height × width
+    max_bad: float = 0.01  # share of images, and of boxes, that may be unusable
 
 
 @dataclass(frozen=True)
@@ -115,20 +124,29 @@ class Faults:
             np.array([each.difficult for _, each, _ in good], bool),
         )
 
+    def summary(self, what: Literal["boxes", "images"]) -> str:
+        """Return in words what is left out, "" if all can be used."""
+        kinds = self.lost[what]
+        if not (count := sum(map(len, kinds.values()))):
+            return ""
+        return f"{self.name}: {count:,} of {self._total(what):,} {what} cannot be used ({_listed(kinds)})"
+
+    def _total(self, what: str) -> int:
+        return self.boxes if what == "boxes" else self.images
+
     def settle(self, max_bad: float) -> None:
         """Log what was found.
 
         Raises:
             DataError: a larger share than `max_bad` of the boxes or of the images cannot be used.
         """
-        for what, total in (("images", self.images), ("boxes", self.boxes)):
-            kinds = self.lost[what]
-            if not (count := sum(map(len, kinds.values()))):
+        both: tuple[Literal["images"], Literal["boxes"]] = ("images", "boxes")
+        for what in both:
+            if not (text := self.summary(what)):
                 continue
-            text = f"{self.name}: {count:,} of {total:,} {what} cannot be used ({_listed(kinds)})"
-            if count > max_bad * total:
+            if sum(map(len, self.lost[what].values())) > max_bad * self._total(what):
                 raise DataError(f"{text}, more than max_bad {max_bad:g} allows; mend them, or raise data.max_bad")
-            _log.warning("%s and are left out", text)
+            _log.warning("%s, and are left out", text)
         for kind, cases in self.kept.items():
             _log.info("%s: %s", self.name, _listed({kind: cases}))
 

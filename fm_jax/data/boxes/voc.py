@@ -17,7 +17,7 @@ from fm_jax.core.errors import DataError, shown
 from fm_jax.data import files as data_files
 from fm_jax.data.boxes import files
 from fm_jax.data.boxes.files import BoxFiles
-from fm_jax.data.boxes.record import Faults, Found, Record
+from fm_jax.data.boxes.record import Faults, Found, Limits, Record
 from fm_jax.data.images import image as images
 
 MOST = 4 << 20  # bytes of an annotation file
@@ -33,9 +33,7 @@ class Config:
     classes: tuple[str, ...] = ()  # by default the names in the training split, sorted
 
 
-def read(
-    path: Path, split: str, *, classes: Sequence[str] = (), classes_from: str = "", max_pixels: int, max_bad: float
-) -> BoxFiles:
+def read(path: Path, split: str, *, classes: Sequence[str] = (), classes_from: str = "", limits: Limits) -> BoxFiles:
     """Read the annotations of a split.
 
     Args:
@@ -43,8 +41,7 @@ def read(
         split: a list or a folder, or several joined by "+", each after the folder of its year if `path` has several.
         classes: names of the classes; by default those in `classes_from`, sorted.
         classes_from: the split whose classes are meant; by default this one.
-        max_pixels: limit on an image's height × width.
-        max_bad: see `BoxFiles`.
+        limits: what is refused.
 
     Raises:
         DataError: a split is missing, or too much is unusable.
@@ -57,26 +54,19 @@ def read(
     number = {name: label for label, name in enumerate(files.unique(list(classes), path))}
     records, paths = list[Record](), list[Path]()
     for file, folder, tree in trees:
-        name = _text(tree, "filename")
-        stem = folder / f"{file.stem}.jpg"
-        named = files.inside(folder, name) if name else None
-        path_of_image = next((one for one in (named, stem) if one is not None and one.is_file()), None)
-        if path_of_image is None:
-            faults.lose_image(f"missing in {folder}", f"{name or stem.name} of {file.name}")
+        if (image := _image(tree, file, folder)) is None:
+            faults.lose_image(f"missing in {folder}", f"that of {file.name}")
             continue
-        size = _size(tree) or _stored(path_of_image)
-        if size is None:
-            faults.lose_image("unreadable", str(path_of_image))
+        if (size := _size(tree) or _stored(image)) is None:
+            faults.lose_image("unreadable", str(image))
             continue
         faults.images += 1
         found = [each for item in tree.findall("object") if (each := _object(item, file, number, faults))]
         if not tree.findall("object"):
             faults.note("images without objects", file.name)
         records.append(Record(file.stem, size, faults.objects(found, size, len(number))))
-        paths.append(path_of_image)
-    return BoxFiles(
-        faults, tuple(classes), records, paths, upright=False, max_pixels=max_pixels, max_bad=max_bad
-    )  # fmt: skip
+        paths.append(image)
+    return BoxFiles(faults, tuple(classes), records, paths, upright=False, limits=limits)
 
 
 def parse(data: bytes, where: str) -> ElementTree.Element:
@@ -144,6 +134,14 @@ def _name(line: str) -> str:
     words = line.split()
     name = words[0] if len(words) == 2 and words[1] in _FLAGS else line.strip()
     return os.path.basename(name.replace("\\", "/"))
+
+
+def _image(tree: ElementTree.Element, file: Path, folder: Path) -> Path | None:
+    """Return the image of an annotation file: the one that it names, or else the one with its own name."""
+    named = files.inside(folder, _text(tree, "filename"))
+    if named is not None and named.is_file():
+        return named
+    return next((one for end in files.IMAGES if (one := folder / f"{file.stem}{end}").is_file()), None)
 
 
 def _object(item: ElementTree.Element, file: Path, labels: dict[str, int], faults: Faults) -> Found | None:

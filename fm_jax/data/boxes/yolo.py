@@ -19,7 +19,7 @@ from fm_jax.core.errors import DataError, shown
 from fm_jax.data import files as data_files
 from fm_jax.data.boxes import files
 from fm_jax.data.boxes.files import BoxFiles
-from fm_jax.data.boxes.record import Faults, Found, Record
+from fm_jax.data.boxes.record import Faults, Found, Limits, Record
 from fm_jax.data.images import image as images
 
 _NAMES = ("classes.txt", "obj.names")
@@ -33,7 +33,7 @@ class Config:
     splits: tuple[str, str, str] = ("train", "val", "test")  # keys of data.yaml, or folders
 
 
-def read(path: Path, split: str, *, max_pixels: int, max_bad: float) -> BoxFiles:
+def read(path: Path, split: str, *, limits: Limits) -> BoxFiles:
     """Read the labels of a split; sizes come from the headers of the images.
 
     Raises:
@@ -62,7 +62,7 @@ def read(path: Path, split: str, *, max_pixels: int, max_bad: float) -> BoxFiles
             faults.note("images without objects", file.name)
         records.append(Record(file.stem, size, faults.objects(found, size, len(classes))))
         paths.append(file)
-    return BoxFiles(faults, classes, records, paths, upright=True, max_pixels=max_pixels, max_bad=max_bad)
+    return BoxFiles(faults, classes, records, paths, upright=True, limits=limits)
 
 
 def label_file(image: Path) -> Path:
