@@ -45,8 +45,8 @@ def anchors(
         cell = np.concatenate([-half, half], axis=1).round()
         rows = jnp.arange(height, dtype=jnp.float32) * (image[0] // height)
         columns = jnp.arange(width, dtype=jnp.float32) * (image[1] // width)
-        corner = jnp.stack([jnp.broadcast_to(columns, (height, width)), jnp.broadcast_to(rows[:, None], (height, width))], axis=-1)
-        found.append((jnp.tile(corner, 2)[:, :, None] + cell).reshape(-1, 4))
+        corner = jnp.stack(jnp.meshgrid(columns, rows), axis=-1)  # [H, W, (x, y)]
+        found.append((jnp.tile(corner, 2)[:, :, None] + cell[None, None]).reshape(-1, 4))
     return jnp.concatenate(found)
 
 

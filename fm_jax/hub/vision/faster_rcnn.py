@@ -123,7 +123,7 @@ def table(module: nn.Module) -> Table:
             entries += _layer(
                 f"{ours}/shortcut", f"{ours}/norm_shortcut", f"{theirs}.downsample.0", f"{theirs}.downsample.1"
             )
-    blanks = () if cfg.norm_frozen else tuple(
+    blanks = tuple(  # of batch norms that are not frozen; torchvision's frozen ones drop them
         Blank(entry.name, entry.name.replace("running_var", "num_batches_tracked"), Spec("int64", ()))
         for entry in entries
         if entry.name.endswith(".running_var")

@@ -265,7 +265,8 @@ class WholeMap(nn.Module):
         bias = self.param("bias", zeros, (self.width,), jnp.float32)
         flat = x.astype(self.dtype).reshape(*x.shape[:-3], -1)
         product = (((flat.ndim - 1,), (0,)), ((), ()))
-        return flat_dot_general(flat, kernel.astype(self.dtype).reshape(-1, self.width), product) + bias.astype(self.dtype)
+        out = flat_dot_general(flat, kernel.astype(self.dtype).reshape(-1, self.width), product)
+        return out + bias.astype(self.dtype).reshape((1,) * (out.ndim - 1) + (self.width,))
 
 
 def detect(cfg: Config, outputs: Outputs, size: tuple[int, int]) -> Detections:

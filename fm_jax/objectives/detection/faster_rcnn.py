@@ -169,10 +169,10 @@ def balanced(kinds: jax.Array, priorities: jax.Array, count: int, positives: int
         first, index = jax.lax.top_k(jnp.where(kinds == kind, priorities, -1.0), min(most, candidates))
         places.append((index, first >= 0))
     (positive, is_positive), (negative, is_negative) = places
-    is_negative &= jnp.arange(negative.shape[1]) < count - is_positive.sum(axis=1, keepdims=True)
+    is_negative &= jnp.arange(negative.shape[1])[None] < count - is_positive.sum(axis=1, keepdims=True)
     valid = jnp.concatenate([is_positive, is_negative], axis=1)
     index = jnp.where(valid, jnp.concatenate([positive, negative], axis=1), 0)
-    return Samples(index, valid & (jnp.arange(index.shape[1]) < positive.shape[1]), valid)
+    return Samples(index, valid & (jnp.arange(index.shape[1]) < positive.shape[1])[None], valid)
 
 
 def _anchor_terms(cfg: Config, found: Any, chosen: Samples, objects: jax.Array) -> dict[str, jax.Array]:
@@ -208,7 +208,7 @@ def _box_loss(
     weights: tuple[float, float, float, float],
 ) -> jax.Array:
     """Return the smooth L1 loss [B] of the deltas [B, S, 4] from boxes to objects, over positive samples."""
-    positive, unit = chosen.positive[..., None], jnp.asarray(_UNIT)
+    positive, unit = chosen.positive[..., None], jnp.asarray(_UNIT).reshape(1, 1, 4)
     target = ops.encode(jnp.where(positive, objects, unit), jnp.where(positive, boxes, unit), weights)
     error = jnp.abs(deltas - jax.lax.stop_gradient(target))
     smooth = jnp.where(error < cfg.beta, 0.5 * error**2 / cfg.beta, error - 0.5 * cfg.beta)
