@@ -84,7 +84,7 @@ def propose(
     level = np.repeat(np.arange(len(counts)), [part.shape[1] for part in chosen])
     at = jnp.concatenate(chosen, axis=1)
     near = jnp.take_along_axis(deltas, at[..., None], axis=1)
-    found = ops.clip(ops.decode(near, anchors[at], (1.0, 1.0, 1.0, 1.0)), *image)
+    found = ops.clip(ops.decode(near, jnp.asarray(anchors)[at], (1.0, 1.0, 1.0, 1.0)), *image)
     solid = ((found[..., 2:] - found[..., :2]) >= _SHORTEST).all(axis=-1)
     ranks = jnp.where(solid, jnp.take_along_axis(scores, at, axis=1), -jnp.inf)
     groups = jnp.asarray(level)
