@@ -69,7 +69,9 @@ def pyramid_roi_align(
         canonical: side in pixels of a box that is cropped from the map with scale 1/16; see `levels`.
     """
     finest = round(-math.log2(scales[0]))
-    return _crop(tuple(maps), boxes, levels(boxes, finest, len(maps), canonical), size, tuple(scales), sampling, aligned)
+    return _crop(
+        tuple(maps), boxes, levels(boxes, finest, len(maps), canonical), size, tuple(scales), sampling, aligned
+    )
 
 
 def levels(boxes: jax.Array, finest: int, count: int, canonical: float = 224.0) -> jax.Array:

@@ -67,7 +67,9 @@ def test_the_terms_are_a_plain_oracles():
     valid = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 1, 1], [1, 1, 1, 1]], bool)
     count = CFG.proposals[0]
     second = np.array([[count, count + 1, 0, 1], [0, 1, 2, 0], [count + 2, 0, 1, 2], [count, 0, 1, 2]])
-    given = [lambda *_, at=at: Samples(jnp.asarray(at), jnp.asarray(positive), jnp.asarray(valid)) for at in (index, second)]
+    given = [
+        lambda *_, at=at: Samples(jnp.asarray(at), jnp.asarray(positive), jnp.asarray(valid)) for at in (index, second)
+    ]
     loss = objective.faster_rcnn(MODEL.apply, LOSS, samplers=tuple(given))
     found = jax.jit(lambda params: loss(params, BATCH, None, None))(params())
     regions = jax.jit(lambda p: MODEL.apply({"params": p}, BATCH["images"], train=True, method="regions"))(params())
@@ -104,7 +106,10 @@ def test_padding_changes_nothing_bit_for_bit():
     """More padded rows, and other numbers in them; the last row of weight 0 may hold anything."""
     rng = jax.random.key(3)
     plain = run(BATCH, rng)
-    wide = {name: np.concatenate([BATCH[name], np.zeros_like(BATCH[name])[:, :2]], axis=1) for name in ("boxes", "labels", "box_mask")}
+    wide = {
+        name: np.concatenate([BATCH[name], np.zeros_like(BATCH[name])[:, :2]], axis=1)
+        for name in ("boxes", "labels", "box_mask")
+    }
     wide["boxes"] = np.where(wide["box_mask"][..., None], wide["boxes"], 7.0)
     wide["labels"] = np.where(wide["box_mask"], wide["labels"], 1)
     jax.tree.map(np.testing.assert_array_equal, run({**BATCH, **wide}, rng), plain)
@@ -156,7 +161,10 @@ def test_training_draws_anew_and_moves_the_running_statistics():
 def test_matching_marks_good_and_best_boxes():
     objects = np.array([[[0, 0, 10, 10], [20, 20, 24, 24], [0, 0, 10, 10]]], np.float32)
     mask = np.array([[True, True, False]])
-    boxes = np.array([[[0, 0, 10, 8], [0, 0, 10, 5], [0, 0, 10, 2], [18, 18, 26, 26], [18, 18, 26, 26], [50, 50, 60, 60]]], np.float32)
+    boxes = np.array(
+        [[[0, 0, 10, 8], [0, 0, 10, 5], [0, 0, 10, 2], [18, 18, 26, 26], [18, 18, 26, 26], [50, 50, 60, 60]]],
+        np.float32,
+    )
     kinds, which, overlap = match(boxes, objects, mask, 0.7, 0.3)
     assert kinds.tolist() == [[1, -1, 0, 0, 0, 0]]
     kinds, which, overlap = match(boxes, objects, mask, 0.7, 0.3, best=True)

@@ -53,7 +53,9 @@ def test_a_linear_ramp_gives_the_middle_of_each_bin(form, aligned, want):
 @pytest.mark.parametrize(("aligned", "sampling"), [(False, 2), (True, 3)])
 def test_a_crop_is_the_mean_of_interpolated_points(form, aligned, sampling):
     got = roi.roi_align(MAPS[0], BOXES, 2, 0.25, sampling, aligned=aligned)
-    want = [[oracle(x, box, 2, 0.25, sampling, aligned) for box in boxes] for x, boxes in zip(MAPS[0], BOXES, strict=True)]
+    want = [
+        [oracle(x, box, 2, 0.25, sampling, aligned) for box in boxes] for x, boxes in zip(MAPS[0], BOXES, strict=True)
+    ]
     close(got, np.array(want), 1e-5)
 
 

@@ -55,7 +55,9 @@ def module(fields: Fields) -> nn.Module:
         fields.refuse(f"num_classes is {count}, with the background, but id2label names {named}")
 
     def both(name: str, train: int, test: int) -> tuple[int, int]:
-        return tuple(fields.take(f"{name}_{when}", int, n, most=_MOST) for when, n in (("train", train), ("test", test)))
+        return tuple(
+            fields.take(f"{name}_{when}", int, n, most=_MOST) for when, n in (("train", train), ("test", test))
+        )
 
     cfg = Config(
         count - 1,
@@ -119,7 +121,9 @@ def table(module: nn.Module) -> Table:
         for block in range(depth):
             ours, theirs = f"stage{stage}/block{block}", f"layer{stage}.{block}"
             for layer in range(1, 3 if cfg.block == "basic" else 4):
-                entries += _layer(f"{ours}/conv{layer}", f"{ours}/norm{layer}", f"{theirs}.conv{layer}", f"{theirs}.bn{layer}")
+                entries += _layer(
+                    f"{ours}/conv{layer}", f"{ours}/norm{layer}", f"{theirs}.conv{layer}", f"{theirs}.bn{layer}"
+                )
             entries += _layer(
                 f"{ours}/shortcut", f"{ours}/norm_shortcut", f"{theirs}.downsample.0", f"{theirs}.downsample.1"
             )

@@ -43,7 +43,9 @@ def _as_the_kernels(real: Any) -> Any:
 
     def interpolate(maps: Any, image: Any, y: Any, x: Any, *masks: Any) -> Any:
         height, width = maps.shape[2:]
-        inside = ((y >= -1) & (y <= height))[:, None, :, None, :, None] & ((x >= -1) & (x <= width))[:, None, None, :, None]
+        inside = ((y >= -1) & (y <= height))[:, None, :, None, :, None] & ((x >= -1) & (x <= width))[
+            :, None, None, :, None
+        ]
         return real(maps, image, y, x, *masks) * inside
 
     return interpolate
@@ -164,7 +166,9 @@ def fill(peer: Any, tensors: dict[str, np.ndarray]) -> Any:
     return peer
 
 
-def theirs(peer: Any, rows: dict[str, np.ndarray], quotas: tuple[int, int]) -> tuple[dict[str, Any], tuple[Drawn, Drawn]]:
+def theirs(
+    peer: Any, rows: dict[str, np.ndarray], quotas: tuple[int, int]
+) -> tuple[dict[str, Any], tuple[Drawn, Drawn]]:
     """Return the peer's answer to images, in our layout, and the samples that it drew for the losses."""
     import torch
 

@@ -80,16 +80,16 @@ class Drawn(NamedTuple):
     positive: np.ndarray
 
 
-def ours(module: Any, rows: Mapping[str, np.ndarray], samples: tuple[Drawn, Drawn], cfg: Any = LOSS) -> Any:
-    """Return a jitted params -> our answer, with the samples of both stages given."""
+def ours(module: Any, rows: Mapping[str, np.ndarray], samples: tuple[Drawn, Drawn] | None, cfg: Any = LOSS) -> Any:
+    """Return a jitted params -> our answer, with the samples of both stages given; without samples no losses."""
 
     def taken(drawn: Drawn) -> objective.Sampler:
         all_valid = jnp.ones(drawn.index.shape, bool)
         given = objective.Samples(jnp.asarray(drawn.index, jnp.int32), jnp.asarray(drawn.positive), all_valid)
         return lambda kinds, *_: jax.tree.map(lambda part: part[: len(kinds)], given)
 
-    first, second = map(taken, samples)
-    loss_fn = objective.faster_rcnn(module.apply, cfg, samplers=(first, second))
+    samplers = (taken(samples[0]), taken(samples[1])) if samples else None
+    loss_fn = objective.faster_rcnn(module.apply, cfg, samplers=samplers)
 
     @jax.jit
     def compute(params: Any) -> dict[str, Any]:
@@ -99,14 +99,15 @@ def ours(module: Any, rows: Mapping[str, np.ndarray], samples: tuple[Drawn, Draw
             found = loss_fn(tree.merge(trained, running), rows, None, None)
             return found.sum / found.weight, found.metrics
 
-        (loss, metrics), gradients = jax.value_and_grad(mean, has_aux=True)(trained)
         outputs = module.apply({"params": params}, rows["images"])
-        regions = module.apply({"params": params}, rows["images"], train=True, method="regions")
-        return {
-            "maps": regions.maps,
+        found = {
             "outputs": outputs,
-            "proposals": (regions.proposals, regions.valid),
             "detections": model.detect(module.cfg, outputs, rows["images"].shape[1:3]),
+        }
+        if samples is None:
+            return found
+        (loss, metrics), gradients = jax.value_and_grad(mean, has_aux=True)(trained)
+        return found | {
             "losses": {name: metrics[name][0] / metrics[name][1] for name in LOSSES},
             "loss": loss,
             "gradients": gradients,
