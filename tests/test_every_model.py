@@ -63,7 +63,7 @@ class Joined(nn.Module):
 
 
 class Flat(Joined):
-    """A model of several outputs of different shapes, seen as one array; `keep` are those that differ in every image."""
+    """A model of several outputs of different shapes, seen as one array of those that `keep` names."""
 
     keep: tuple[str, ...] = ()
 

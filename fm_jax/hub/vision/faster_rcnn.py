@@ -55,9 +55,8 @@ def module(fields: Fields) -> nn.Module:
         fields.refuse(f"num_classes is {count}, with the background, but id2label names {named}")
 
     def both(name: str, train: int, test: int) -> tuple[int, int]:
-        return tuple(
-            fields.take(f"{name}_{when}", int, n, most=_MOST) for when, n in (("train", train), ("test", test))
-        )
+        first = fields.take(f"{name}_train", int, train, most=_MOST)
+        return first, fields.take(f"{name}_test", int, test, most=_MOST)
 
     cfg = Config(
         count - 1,
