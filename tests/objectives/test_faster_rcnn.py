@@ -181,18 +181,18 @@ def test_samples_are_balanced_and_random():
     for seed in range(3):
         drawn = jax.random.uniform(jax.random.key(seed), kinds.shape)
         found = balanced(kinds, drawn, 16, 4)
-        assert found.index.shape == (3, 20)
+        assert found.places.shape == (3, 20)
         assert found.positive.sum(axis=1).tolist() == [4, 2, 0]
         assert found.valid.sum(axis=1).tolist() == [16, 7, 0]
-        picked = np.take_along_axis(kinds, np.asarray(found.index), axis=1)
+        picked = np.take_along_axis(kinds, np.asarray(found.places), axis=1)
         assert (picked[found.valid] == np.asarray(found.positive)[found.valid]).all()
         for row in range(2):
-            chosen = np.asarray(found.index[row])[np.asarray(found.valid[row])]
+            chosen = np.asarray(found.places[row])[np.asarray(found.valid[row])]
             assert len(set(chosen.tolist())) == len(chosen)
     counts = np.zeros(10)
     for seed in range(200):
         found = balanced(kinds[:1], jax.random.uniform(jax.random.key(seed), (1, 100)), 16, 4)
-        counts[np.asarray(found.index)[np.asarray(found.positive)]] += 1
+        counts[np.asarray(found.places)[np.asarray(found.positive)]] += 1
     small(np.abs(counts / 200 - 0.4).max(), 0.15)  # each of ten is one of four
 
 
