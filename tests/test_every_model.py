@@ -21,7 +21,7 @@ from fm_jax.interpret import capture
 from fm_jax.layers import tap as taps
 from fm_jax.layers.tap import Tap
 from fm_jax.models.language import classifier, decoder, encoder, encoder_decoder, masked_lm, sentence, span, tagger
-from fm_jax.models.vision import efficientnet, mae, resnet, vit
+from fm_jax.models.vision import efficientnet, faster_rcnn, mae, resnet, vit
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.simclr import SimCLR
 from tests.close import close
@@ -62,6 +62,20 @@ class Joined(nn.Module):
         return jnp.stack(self.inner(*inputs, tap=tap), axis=1)
 
 
+class Flat(Joined):
+    """A model of several outputs of different shapes, seen as one array of those that `keep` names."""
+
+    keep: tuple[str, ...] = ()
+
+    def __call__(self, *inputs, tap=None):
+        found = self.inner(*inputs, tap=tap)._asdict()
+        return jnp.concatenate([found[name].reshape(ROWS, -1) for name in self.keep], axis=1)
+
+
+RCNN_HEAD, RCNN_BASE = faster_rcnn.tiny()
+RCNN = faster_rcnn.FasterRCNN(RCNN_HEAD, resnet.ResNet(replace(RCNN_BASE, zero_init=False, remat="full")))
+SCENE = np.random.default_rng(0).normal(size=(ROWS, 32, 32, 3)).astype(np.float32)
+
 # name, module, its inputs (every array has the batch first)
 MODELS: list[tuple[str, nn.Module, tuple[np.ndarray, ...]]] = [
     ("gpt", decoder.Decoder(GPT), (ids(16),)),
@@ -81,6 +95,7 @@ MODELS: list[tuple[str, nn.Module, tuple[np.ndarray, ...]]] = [
     ("efficientnet", ImageClassifier(efficientnet.EfficientNet(efficientnet.tiny()), 6), (IMAGE,)),
     ("simclr", SimCLR(resnet.ResNet(resnet.tiny()), 8), (IMAGE,)),
     ("vit, scaled and gated", ImageClassifier(VIT, 6), (IMAGE,)),
+    ("faster r-cnn, rematerialised", Flat(RCNN, ("objectness", "deltas", "logits", "refined")), (SCENE,)),
     ("mae", mae.MAE(mae.decoder(1, 16, 2), vit.ViT(vit.tiny())), (IMAGE, NOISE)),
 ]
 

@@ -23,13 +23,13 @@ class Pyramid(nn.Module):
     """
 
     width: int
-    init: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+    kernel_init: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, stages: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         """Return the maps [B, H, W, D], fine to coarse, of the stages' [B, H, W, C]."""
-        options: dict[str, Any] = {"bias": True, "init": self.init, "dtype": self.dtype}
+        options: dict[str, Any] = {"bias": True, "init": self.kernel_init, "dtype": self.dtype}
         above, maps = None, list[jax.Array]()
         for number, stage in reversed(list(enumerate(stages, 1))):
             x = conv(self.width, 1, ("mlp", "embed"), name=f"lateral{number}", **options)(stage)

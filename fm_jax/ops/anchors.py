@@ -45,10 +45,8 @@ def anchors(
         cell = np.concatenate([-half, half], axis=1).round()
         rows = jnp.arange(height, dtype=jnp.float32) * (image[0] // height)
         columns = jnp.arange(width, dtype=jnp.float32) * (image[1] // width)
-        corner = jnp.stack(
-            [jnp.broadcast_to(columns, (height, width)), jnp.broadcast_to(rows[:, None], (height, width))], axis=-1
-        )
-        found.append((jnp.tile(corner, 2)[:, :, None] + cell).reshape(-1, 4))
+        corner = jnp.stack(jnp.meshgrid(columns, rows), axis=-1)  # [H, W, (x, y)]
+        found.append((jnp.tile(corner, 2)[:, :, None] + cell[None, None]).reshape(-1, 4))
     return jnp.concatenate(found)
 
 
@@ -86,7 +84,7 @@ def propose(
     level = np.repeat(np.arange(len(counts)), [part.shape[1] for part in chosen])
     at = jnp.concatenate(chosen, axis=1)
     near = jnp.take_along_axis(deltas, at[..., None], axis=1)
-    found = ops.clip(ops.decode(near, anchors[at], (1.0, 1.0, 1.0, 1.0)), *image)
+    found = ops.clip(ops.decode(near, jnp.asarray(anchors)[at], (1.0, 1.0, 1.0, 1.0)), *image)
     solid = ((found[..., 2:] - found[..., :2]) >= _SHORTEST).all(axis=-1)
     ranks = jnp.where(solid, jnp.take_along_axis(scores, at, axis=1), -jnp.inf)
     groups = jnp.asarray(level)

@@ -126,9 +126,10 @@ def _points(boxes: jax.Array, size: int, sampling: int, aligned: bool) -> tuple[
     start, end = (corner - 0.5 * aligned for corner in (boxes[..., :2], boxes[..., 2:]))
     length = end - start if aligned else jnp.maximum(end - start, 1.0)
     bins = length / size
-    steps = jnp.arange(size)[:, None], jnp.arange(sampling) + 0.5
+    first = jnp.arange(size, dtype=jnp.float32).reshape(1, 1, 1, size, 1)
+    point = (jnp.arange(sampling, dtype=jnp.float32) + 0.5).reshape(1, 1, 1, 1, sampling)
     start, bins = start[..., None, None], bins[..., None, None]
-    points = start + steps[0] * bins + steps[1] * (bins / sampling)
+    points = start + first * bins + point * (bins / sampling)
     points = points.reshape(*boxes.shape[:-1], 2, size * sampling)
     return points[..., 1, :], points[..., 0, :]
 
@@ -139,7 +140,7 @@ def _products(maps: tuple[jax.Array, ...], points: tuple[jax.Array, jax.Array], 
     def weights(at: jax.Array, extent: int) -> jax.Array:
         """Return the share [B, K, P, extent] of every position in a bin."""
         inside = (at >= -1) & (at <= extent)
-        far = jnp.abs(jnp.clip(at, 0, extent - 1)[..., None] - jnp.arange(extent))
+        far = jnp.abs(jnp.clip(at, 0, extent - 1)[..., None] - jnp.arange(extent).reshape(1, 1, 1, extent))
         share = jnp.maximum(1 - far, 0) * inside[..., None]
         return share.reshape(*at.shape[:-1], size, -1, extent).mean(axis=-2)
 

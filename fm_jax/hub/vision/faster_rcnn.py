@@ -55,9 +55,8 @@ def module(fields: Fields) -> nn.Module:
         fields.refuse(f"num_classes is {count}, with the background, but id2label names {named}")
 
     def both(name: str, train: int, test: int) -> tuple[int, int]:
-        return tuple(
-            fields.take(f"{name}_{when}", int, n, most=_MOST) for when, n in (("train", train), ("test", test))
-        )
+        first = fields.take(f"{name}_train", int, train, most=_MOST)
+        return first, fields.take(f"{name}_test", int, test, most=_MOST)
 
     cfg = Config(
         count - 1,
@@ -127,14 +126,10 @@ def table(module: nn.Module) -> Table:
             entries += _layer(
                 f"{ours}/shortcut", f"{ours}/norm_shortcut", f"{theirs}.downsample.0", f"{theirs}.downsample.1"
             )
-    blanks = (
-        ()
-        if cfg.norm_frozen
-        else tuple(
-            Blank(entry.name, entry.name.replace("running_var", "num_batches_tracked"), Spec("int64", ()))
-            for entry in entries
-            if entry.name.endswith(".running_var")
-        )
+    blanks = tuple(  # of batch norms that are not frozen; torchvision's frozen ones drop them
+        Blank(entry.name, entry.name.replace("running_var", "num_batches_tracked"), Spec("int64", ()))
+        for entry in entries
+        if entry.name.endswith(".running_var")
     )
     return Table(tuple(entries), _OLDER, (parts.COUNTERS,), blank=blanks).under("backbone", *_heads(len(cfg.depths)))
 

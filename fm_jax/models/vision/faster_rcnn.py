@@ -160,27 +160,30 @@ class FasterRCNN(nn.Module):
         self.box = BoxHead(cfg.num_classes + 1, cfg.head_width, dtype)
 
     def __call__(self, image: jax.Array, *, tap: Tap | None = None) -> Outputs:
-        """Return the outputs for normalised images [B, H, W, 3], whose sides should be multiples of the coarsest stride.
+        """Return the outputs for normalised images [B, H, W, 3]; sides should be multiples of the coarsest stride.
 
         Raises:
             ConfigError: the images have another number of channels, or the anchors another number of levels.
         """
         found = self.regions(image, tap=tap)
-        logits, refined = self.classify(found.maps, found.proposals, image.shape[1:3], tap=tap)
+        size = (image.shape[1], image.shape[2])
+        logits, refined = self.classify(found.maps, found.proposals, size, tap=tap)
         return Outputs(found.objectness, found.deltas, found.proposals, found.valid, logits, refined)
 
     def regions(self, image: jax.Array, *, train: bool = False, tap: Tap | None = None) -> Regions:
         """Return the first stage's outputs; `train` chooses the numbers of proposals. See `__call__`."""
-        cfg, size = self.cfg, image.shape[1:3]
+        cfg, size = self.cfg, (image.shape[1], image.shape[2])
         maps = self.pyramid(self.backbone.maps(image, tap=tap))
         maps = tuple(visit(self, tap, f"pyramid.level{level}", x) for level, x in enumerate(maps, 1))
         found = [self.rpn(x) for x in maps]
         objectness, deltas = (jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
-        boxes = anchors([x.shape[1:3] for x in maps], size, cfg.anchor_sizes, cfg.anchor_ratios)
+        boxes = anchors([(x.shape[1], x.shape[2]) for x in maps], size, cfg.anchor_sizes, cfg.anchor_ratios)
         counts = [part.shape[1] for part, _ in found]
         before, after = (numbers[0 if train else 1] for numbers in (cfg.decoded, cfg.proposals))
-        options = {"before": before, "after": after, "overlap": cfg.proposal_overlap}
-        return Regions(maps, boxes, objectness, deltas, *propose(objectness, deltas, boxes, counts, size, **options))
+        best = propose(
+            objectness, deltas, boxes, counts, size, before=before, after=after, overlap=cfg.proposal_overlap
+        )
+        return Regions(maps, boxes, objectness, deltas, best.boxes, best.valid)
 
     def classify(
         self, maps: tuple[jax.Array, ...], boxes: jax.Array, size: tuple[int, int], *, tap: Tap | None = None
@@ -220,7 +223,7 @@ class Proposer(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Two hidden layers, and a linear one each for classes and boxes: crops [B, K, P, P, D] -> [B, K, C], [B, K, C, 4]."""
+    """Two hidden layers, and a linear one each for classes and boxes: crops [B, K, P, P, D] to [B, K, C (, 4)]."""
 
     classes: int
     width: int
@@ -265,9 +268,8 @@ class WholeMap(nn.Module):
         bias = self.param("bias", zeros, (self.width,), jnp.float32)
         flat = x.astype(self.dtype).reshape(*x.shape[:-3], -1)
         product = (((flat.ndim - 1,), (0,)), ((), ()))
-        return flat_dot_general(flat, kernel.astype(self.dtype).reshape(-1, self.width), product) + bias.astype(
-            self.dtype
-        )
+        out = flat_dot_general(flat, kernel.astype(self.dtype).reshape(-1, self.width), product)
+        return out + bias.astype(self.dtype).reshape((1,) * (out.ndim - 1) + (self.width,))
 
 
 def detect(cfg: Config, outputs: Outputs, size: tuple[int, int]) -> Detections:

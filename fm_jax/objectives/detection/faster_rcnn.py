@@ -62,7 +62,7 @@ class Config:
 class Samples(NamedTuple):
     """Chosen candidates of each image; a place that could not be filled is not valid."""
 
-    index: jax.Array  # [B, S] int32
+    places: jax.Array  # [B, S] int32, their numbers; 0 where there is none
     positive: jax.Array  # [B, S] bool
     valid: jax.Array  # [B, S] bool
 
@@ -99,19 +99,19 @@ def faster_rcnn(
         kinds, which, _ = match(found.anchors[None], objects[0], objects[2], cfg.high, cfg.low, best=True)
         drawn = jax.random.uniform(first, kinds.shape)
         chosen = sample_anchors(kinds, drawn, cfg.anchors, int(cfg.anchors * cfg.anchor_positives))
-        terms = _anchor_terms(cfg, found, chosen, _at(objects[0], _at(which, chosen.index)))
+        terms = _anchor_terms(cfg, found, chosen, _at(objects[0], _at(which, chosen.places)))
 
         candidates = jnp.concatenate([found.proposals, objects[0]], axis=1)
         real = jnp.concatenate([found.valid, objects[2]], axis=1)
         kinds, which, overlap = match(candidates, objects[0], objects[2], cfg.near, cfg.near)
-        drawn = _priorities(second, *found.valid.shape, objects[0].shape[1])
+        drawn = _priorities(second, found.valid.shape[0], found.valid.shape[1], objects[0].shape[1])
         chosen = sample_proposals(
             jnp.where(real, kinds, -1), drawn, cfg.proposals, int(cfg.proposals * cfg.proposal_positives)
         )
-        rois = jnp.where(chosen.valid[..., None], _at(candidates, chosen.index), 0.0)
+        rois = jnp.where(chosen.valid[..., None], _at(candidates, chosen.places), 0.0)
         size = batch["images"].shape[1:3]
         logits, refined = apply({"params": params}, found.maps, rois, size, method="classify")
-        which = _at(which, chosen.index)
+        which = _at(which, chosen.places)
         labels = jnp.where(chosen.positive, _at(objects[1], which) + 1, 0)
         terms |= _proposal_terms(cfg, chosen, logits, refined, labels, rois, _at(objects[0], which))
 
@@ -119,8 +119,12 @@ def faster_rcnn(
         right = (logits.argmax(axis=-1) == labels) & chosen.valid
         rates = {"recall": (covered & objects[2], objects[2]), "accuracy": (right, chosen.valid)}
         metrics = {name: (_total(term, weights), weights.sum()) for name, term in terms.items()}
-        metrics |= {name: tuple(_total(x.sum(axis=1), weights) for x in pair) for name, pair in rates.items()}
-        return Loss(_total(sum(terms.values()), weights), weights.sum(), metrics, updates)
+        metrics |= {
+            name: (_total(hits.sum(axis=1), weights), _total(all_.sum(axis=1), weights))
+            for name, (hits, all_) in rates.items()
+        }
+        each = jnp.stack(list(terms.values())).sum(axis=0)
+        return Loss(_total(each, weights), weights.sum(), metrics, updates)
 
     return loss
 
@@ -169,17 +173,17 @@ def balanced(kinds: jax.Array, priorities: jax.Array, count: int, positives: int
         first, index = jax.lax.top_k(jnp.where(kinds == kind, priorities, -1.0), min(most, candidates))
         places.append((index, first >= 0))
     (positive, is_positive), (negative, is_negative) = places
-    is_negative &= jnp.arange(negative.shape[1]) < count - is_positive.sum(axis=1, keepdims=True)
+    is_negative &= jnp.arange(negative.shape[1])[None] < count - is_positive.sum(axis=1, keepdims=True)
     valid = jnp.concatenate([is_positive, is_negative], axis=1)
     index = jnp.where(valid, jnp.concatenate([positive, negative], axis=1), 0)
-    return Samples(index, valid & (jnp.arange(index.shape[1]) < positive.shape[1]), valid)
+    return Samples(index, valid & (jnp.arange(index.shape[1]) < positive.shape[1])[None], valid)
 
 
 def _anchor_terms(cfg: Config, found: Any, chosen: Samples, objects: jax.Array) -> dict[str, jax.Array]:
     """Return the terms [B] of anchors; `objects` [B, S, 4] are those of the samples."""
-    logits, target = _at(found.objectness, chosen.index), chosen.positive.astype(jnp.float32)
+    logits, target = _at(found.objectness, chosen.places), chosen.positive.astype(jnp.float32)
     entropy = jax.nn.softplus(logits) - logits * target
-    boxes = _box_loss(cfg, _at(found.deltas, chosen.index), found.anchors[chosen.index], objects, chosen, _PLAIN)
+    boxes = _box_loss(cfg, _at(found.deltas, chosen.places), found.anchors[chosen.places], objects, chosen, _PLAIN)
     return {"objectness": _kept(entropy, chosen.valid) / cfg.anchors, "anchor_boxes": boxes / cfg.anchors}
 
 
@@ -208,7 +212,7 @@ def _box_loss(
     weights: tuple[float, float, float, float],
 ) -> jax.Array:
     """Return the smooth L1 loss [B] of the deltas [B, S, 4] from boxes to objects, over positive samples."""
-    positive, unit = chosen.positive[..., None], jnp.asarray(_UNIT)
+    positive, unit = chosen.positive[..., None], jnp.asarray(_UNIT).reshape(1, 1, 4)
     target = ops.encode(jnp.where(positive, objects, unit), jnp.where(positive, boxes, unit), weights)
     error = jnp.abs(deltas - jax.lax.stop_gradient(target))
     smooth = jnp.where(error < cfg.beta, 0.5 * error**2 / cfg.beta, error - 0.5 * cfg.beta)
