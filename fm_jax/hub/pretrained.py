@@ -84,7 +84,7 @@ def load(
     """
     folder, ignore = find(source, revision), tuple(ignore)
     opened = _gguf(folder, ignore)
-    config = opened.config if opened else Fields.open(folder / "config.json")
+    config = opened.config if opened else _config(folder)
     family, module = families.build(config, ignore)
     alone = (generations.FILE,) if folder.is_file() else ()  # a GGUF file's neighbours may be of other models
     generation = None if _channels(module) else generations.read(folder, config, (*ignore, *alone))
@@ -147,7 +147,9 @@ def save(
         ((name, np.zeros(spec.shape, spec.dtype)) for name, spec in blanks.items()),
     )
     stored_as = dtype or _dtype(params)  # transformers 4 knows it by its former name
-    data |= {"dtype": stored_as, "torch_dtype": stored_as, "transformers_version": "5.0.0"}
+    data |= {"dtype": stored_as, "torch_dtype": stored_as}
+    if not isinstance(family, families.Described):  # which is none of transformers
+        data |= {"transformers_version": "5.0.0"}
     with appearing(folder) as part:
         safetensors.write(part, specs | blanks, written, shard_bytes=shard_bytes)
         (part / "config.json").write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", "utf-8")
@@ -248,6 +250,13 @@ def _form(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         if layers and isinstance(part, AttentionConfig):  # windows repeat over the layers: list one for each
             part = replace(part, windows=tuple(islice(cycle(part.windows), layers)))
         yield from _form(part, f"{path}.{field.name}" if path else field.name)
+
+
+def _config(folder: Path) -> Fields:
+    """Read config.json; without one, tell it from the weights, if they are of a family that has none in public."""
+    file = folder / "config.json"
+    told = families.described(stored.open_weights(folder)) if stored.is_bare(folder) else None
+    return told or Fields.open(file)
 
 
 def _gguf(source: Path, ignore: tuple[str, ...]) -> gguf_model.Opened | None:

@@ -53,13 +53,21 @@ def points(height: int, width: int, strides: Sequence[int]) -> Points:
 
 def decode(offsets: jax.Array, at: Points) -> jax.Array:
     """Return the boxes (left, top, right, bottom) in pixels that offsets [..., A, 4] at anchor points mean."""
-    centre = (offsets[..., :2] + at.cell) * at.stride
-    half = jnp.exp(offsets[..., 2:]) * (at.stride / 2)
+    cell, stride = _beside(offsets, at)
+    centre = (offsets[..., :2] + cell) * stride
+    half = jnp.exp(offsets[..., 2:]) * (stride / 2)
     return jnp.concatenate([centre - half, centre + half], axis=-1)
 
 
 def encode(boxes: jax.Array, at: Points) -> jax.Array:
     """Return the offsets [..., A, 4] that `decode` turns into boxes [..., A, 4] in pixels."""
+    cell, stride = _beside(boxes, at)
     sides = boxes[..., 2:] - boxes[..., :2]
     centre = (boxes[..., :2] + boxes[..., 2:]) / 2
-    return jnp.concatenate([centre / at.stride - at.cell, jnp.log(sides / at.stride + _LEAST)], axis=-1)
+    return jnp.concatenate([centre / stride - cell, jnp.log(sides / stride + _LEAST)], axis=-1)
+
+
+def _beside(x: jax.Array, at: Points) -> tuple[np.ndarray, np.ndarray]:
+    """Return cells and strides with as many axes as x [..., A, 4]."""
+    wide = (None,) * (x.ndim - 2)
+    return at.cell[wide], at.stride[wide]

@@ -58,16 +58,17 @@ def simota(
     inputs = (predicted, logits.astype(jnp.float32), objectness.astype(jnp.float32))
     predicted, logits, objectness = jax.lax.stop_gradient(inputs)
     middle = (boxes[:, :2] + boxes[:, 2:]) / 2
-    away = jnp.abs(middle[:, None] - at.centre).max(axis=-1)
-    near = (away < RADIUS * at.stride[:, 0]) & mask[:, None]
+    away = jnp.abs(middle[:, None] - at.centre[None]).max(axis=-1)
+    near = (away < RADIUS * at.stride.T) & mask[:, None]
     candidate = near.any(axis=0)
-    iou = jnp.where(candidate & mask[:, None], pairwise_iou(boxes, predicted), 0.0)
+    possible = candidate[None] & mask[:, None]
+    iou = jnp.where(possible, pairwise_iou(boxes, predicted), 0.0)
     cost = _class_cost(logits, objectness, labels) - IOU_SHARE * jnp.log(iou + 1e-8) + jnp.where(near, 0.0, FAR)
-    cost = jnp.where(candidate & mask[:, None], cost, jnp.inf)
+    cost = jnp.where(possible, cost, jnp.inf)
     taken = _cheapest(cost, iou)
     contested = taken.sum(axis=0) > 1
-    cheapest = jnp.arange(len(boxes))[:, None] == cost.argmin(axis=0)
-    taken = jnp.where(contested, cheapest, taken)
+    cheapest = jnp.arange(len(boxes))[:, None] == cost.argmin(axis=0)[None]
+    taken = jnp.where(contested[None], cheapest, taken)
     positive = taken.any(axis=0)
     box = taken.argmax(axis=0).astype(jnp.int32)
     return Assignment(positive, box, jnp.where(taken, iou, 0.0).max(axis=0))
@@ -77,7 +78,7 @@ def _class_cost(logits: jax.Array, objectness: jax.Array, labels: jax.Array) -> 
     """Return the cross-entropy [M, A] of each box's class, one-hot, and the geometric mean of both probabilities."""
     p = jnp.sqrt(jax.nn.sigmoid(logits) * jax.nn.sigmoid(objectness)[:, None])
     yes, no = (jnp.maximum(log_p, _SURE) for log_p in (jnp.log(p), jnp.log1p(-p)))
-    return -no.sum(axis=1) + (no - yes).T[labels]
+    return (no - yes).T[labels] - no.sum(axis=1)[None]
 
 
 def _cheapest(cost: jax.Array, iou: jax.Array) -> jax.Array:
@@ -85,6 +86,6 @@ def _cheapest(cost: jax.Array, iou: jax.Array) -> jax.Array:
     most = min(CANDIDATES, cost.shape[1])
     number = jnp.maximum(jax.lax.top_k(iou, most)[0].sum(axis=1).astype(jnp.int32), 1)
     best, places = jax.lax.top_k(-cost, most)
-    chosen = (jnp.arange(most) < number[:, None]) & jnp.isfinite(best)
+    chosen = (jnp.arange(most)[None] < number[:, None]) & jnp.isfinite(best)
     rows = jnp.arange(len(cost))[:, None]
     return jnp.zeros(cost.shape, bool).at[rows, places].set(chosen)

@@ -102,6 +102,13 @@ def _sharded(index: Path, listed: Mapping[str, str], kind: Kind, there: list[str
     return Shards(str(index), shards)
 
 
+def is_bare(folder: Path) -> bool:
+    """Say whether a folder holds weights, or pickles, and no config.json."""
+    there = [path.name for path in folder.iterdir()]
+    weights = (name == kind.single or re.fullmatch(kind.shard, name) for kind in KINDS for name in there)
+    return "config.json" not in there and (any(weights) or any(name.endswith(_PICKLES) for name in there))
+
+
 def gguf_file(source: Path) -> Path | None:
     """Return the GGUF file that a path is, or that a folder holds instead of config.json and weights; None for others.
 
@@ -171,6 +178,14 @@ _CONVERT = (
 )
 
 
+# The public detectors' files have no config.json, and transformers has no class for them.
+_CONVERT_BARE = (
+    "a pickle can run code, so nothing was opened; if you trust it, convert it with the two lines "
+    "`import torch, safetensors.torch; found = torch.load('{0}', map_location='cpu', weights_only=True)` and "
+    "`safetensors.torch.save_file(found.get('model', found), 'model.safetensors')`, and give the folder of that file"
+)
+
+
 def _disguise(file: Path) -> str:
     """Return what a file is by its first bytes if it is not a weights file; "" if it may be one."""
     with file.open("rb") as opened:
@@ -189,7 +204,8 @@ def _nothing(folder: Path, there: list[str]) -> CheckpointError:
     """Return the error for a folder without supported weights."""
     plain = [name for name in there if (folder / name).is_file()]
     if pickles := [name for name in plain if name.endswith(_PICKLES) or _disguise(folder / name) == "pickle"]:
-        return CheckpointError(f"{folder} holds its weights only as pickles ({_some(pickles)}): {_CONVERT}")
+        remedy = _CONVERT if "config.json" in there else _CONVERT_BARE.format(pickles[0])
+        return CheckpointError(f"{folder} holds its weights only as pickles ({_some(pickles)}): {remedy}")
     what = _some(there) if there else "no files"
     if any(name.lower().endswith(gguf.SUFFIX) for name in there):
         what += "; give the path of a GGUF file itself to load it"

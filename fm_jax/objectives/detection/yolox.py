@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fm_jax.core.errors import ConfigError
@@ -21,6 +22,7 @@ from fm_jax.ops.assignment import simota
 from fm_jax.ops.boxes import iou
 
 BOX_SHARE = 5.0  # weight of the IoU term; the others have 1
+_UNIT = np.array([[[0, 0, 1, 1]]], np.float32)  # a box for points that answer for none
 
 
 class Raw(Protocol):
@@ -94,7 +96,7 @@ def _terms(
     everywhere = anchor_points.decode(offsets, at)
     positive, index, overlap = assign(everywhere, logits, objectness, boxes, labels, mask)
     chosen = positive[..., None]
-    target = jnp.where(chosen, jnp.take_along_axis(boxes, index[..., None], axis=1), jnp.array([0.0, 0.0, 1.0, 1.0]))
+    target = jnp.where(chosen, jnp.take_along_axis(boxes, index[..., None], axis=1), _UNIT)
     offsets = jnp.where(chosen, offsets, 0.0)  # before exp: an infinity of an unused point would make its gradient NaN
     label = jnp.take_along_axis(labels, index, axis=1)
     wanted = jax.nn.one_hot(label, logits.shape[-1]) * overlap[..., None]
