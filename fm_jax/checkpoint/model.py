@@ -25,10 +25,11 @@ from fm_jax.models.vision.mae import MAE
 from fm_jax.models.vision.resnet import ResNet
 from fm_jax.models.vision.simclr import SimCLR
 from fm_jax.models.vision.vit import ViT
+from fm_jax.models.vision.yolov3 import YOLOv3
 
 _ALLOWED: tuple[type[nn.Module], ...] = (
     *(Classifier, Decoder, Encoder, EncoderDecoder, MaskedLM, SentenceEncoder, SpanFinder, Tagger),
-    *(EfficientNet, ImageClassifier, MAE, ResNet, SimCLR, ViT),
+    *(EfficientNet, ImageClassifier, MAE, ResNet, SimCLR, ViT, YOLOv3),
 )
 
 
