@@ -43,8 +43,9 @@ def sections(words, *, width=24, height=16, classes=CLASSES):
                 ["yolo", {**anchors, "jitter": ".3", "ignore_thresh": ".7", "truth_thresh": "1", "random": "1"}]
             )
         else:
-            (filters, size), _, stride = *word.partition("/")[0].split("."), "", word.partition("/")[2] or "1"
-            made.append(["convolutional", {**normed, "filters": filters, "size": size, "stride": stride}])
+            shape, _, stride = word.partition("/")
+            filters, size = shape.split(".")
+            made.append(["convolutional", {**normed, "filters": filters, "size": size, "stride": stride or "1"}])
     return made
 
 

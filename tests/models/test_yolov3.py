@@ -114,9 +114,15 @@ def test_detections_are_darknets():
     """Every (box, class) above the threshold, the best first, unless a better one of its class overlaps it too much."""
     cfg, size = replace(TINY, num_classes=3), (16, 8)
     rng = np.random.default_rng(0)
-    out = Outputs(*(rng.normal(0, s, (2, 80, *more)).astype(np.float32) for s, more in ((1, (4,)), (2, ()), (2, (3,)))))
+    drawn = [
+        rng.normal(0, spread, (2, 80, *more)).astype(np.float32) for spread, more in ((1, (4,)), (2, ()), (2, (3,)))
+    ]
+    drawn[0] += [0, 0, 0.7, 0.7]  # large enough to overlap
+    out = Outputs(*drawn)
     boxes, scores = (np.asarray(part) for part in yolov3.decode(cfg, out, size))
-    found = jax.jit(lambda out: yolov3.detect(cfg, out, size, threshold=0.3, overlap=0.4, limit=30))(out)
+    detect = jax.jit(lambda out: yolov3.detect(cfg, out, size, threshold=0.3, overlap=0.4, limit=20))
+    found = detect(out)
+    assert not detect(out._replace(objectness=np.full((2, 80), -20, np.float32))).valid.any()
 
     def iou(a, b):
         shared = np.prod(np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0))
@@ -131,15 +137,10 @@ def test_detections_are_darknets():
                 kept.append((number, kind))
         assert len({number for number, _ in kept}) < len(kept) < len(pairs)  # a box of two classes; suppressed ones
         count = int(found.valid[image].sum())
-        assert found.valid[image, :count].all() and count == min(30, len(kept))
+        assert found.valid[image, :count].all() and count == min(20, len(kept))
         assert found.classes[image, :count].tolist() == [kind for _, kind in kept[:count]]
         np.testing.assert_array_equal(found.boxes[image, :count], [boxes[image, number] for number, _ in kept[:count]])
         np.testing.assert_array_equal(found.scores[image, :count], [scores[image][pair] for pair in kept[:count]])
-
-
-def test_no_detection_is_none():
-    out = Outputs(np.zeros((1, 80, 4)), np.full((1, 80), -20.0), np.zeros((1, 80, 4)))
-    assert not yolov3.detect(TINY, jax.tree.map(jnp.float32, out), (16, 8)).valid.any()
 
 
 @pytest.mark.parametrize(

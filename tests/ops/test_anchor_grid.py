@@ -26,8 +26,8 @@ def test_candidates_are_numbered_by_scale_row_column_and_anchor():
 def test_zeros_stand_for_an_anchor_in_the_middle_of_its_cell():
     boxes = np.asarray(anchor_grid.decode(jnp.zeros((2, len(GRID.strides), 4)), GRID))
     assert boxes.shape == (2, 36, 4)
-    close(boxes[1, 5], [20 - 4, 4 - 6, 20 + 4, 4 + 6])  # third cell of the first row, second anchor
-    close(boxes[0, 12 + 7], [6 - 1, 6 - 1.5, 6 + 1, 6 + 1.5])
+    close(boxes[1, 5], np.array([20 - 4, 4 - 6, 20 + 4, 4 + 6]))  # third cell of the first row, second anchor
+    close(boxes[0, 12 + 7], np.array([6 - 1, 6 - 1.5, 6 + 1, 6 + 1.5]))
 
 
 def test_what_a_box_should_predict_is_decoded_to_the_box():
@@ -36,10 +36,10 @@ def test_what_a_box_should_predict_is_decoded_to_the_box():
     boxes = np.concatenate([centre - side / 2, centre + side / 2], axis=1).astype(np.float32)
     found = anchor_grid.match(jnp.asarray(boxes), SIZE, STRIDES, ANCHORS)
     inside = np.clip(np.asarray(found.centre), 1e-6, 1 - 1e-6)
-    offsets = np.zeros((len(GRID.strides), 4), np.float32)
-    for number, box in enumerate(boxes):
-        offsets[found.candidate[number]] = [*np.log(inside[number] / (1 - inside[number])), *found.size[number]]
-        close(anchor_grid.decode(jnp.asarray(offsets), GRID)[found.candidate[number]], box, scale=24.0)
+    offsets = np.zeros((len(boxes), len(GRID.strides), 4), np.float32)
+    number, candidate = np.arange(len(boxes)), np.asarray(found.candidate)
+    offsets[number, candidate] = np.concatenate([np.log(inside / (1 - inside)), found.size], axis=1)
+    close(np.asarray(anchor_grid.decode(jnp.asarray(offsets), GRID))[number, candidate], boxes)
 
 
 def test_the_shape_alone_chooses_among_the_anchors_of_all_scales():

@@ -5,7 +5,6 @@ compared with the file's: whatever is not YOLOv3, YOLOv3-tiny or YOLOv3-spp of s
 """
 
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import Any
 
 import flax.linen as nn
@@ -35,8 +34,10 @@ def module(fields: Fields) -> nn.Module:
     cfg = _config(net, layers, where)
     parts.check_image(fields, *cfg.image_size, cfg.in_channels)
     _, wanted = darknet.layers([section for section, _ in sections(cfg)], where)
-    for number, (theirs, ours) in enumerate(zip_longest(layers, wanted)):
-        _compare(theirs, ours, number, where)
+    for number, theirs in enumerate(layers):  # never fewer than wanted: those end with as many [yolo]
+        if number >= len(wanted):
+            raise CheckpointError(f"{where}: {darknet.name(number, theirs.kind)} comes after YOLOv3's last [yolo]")
+        _compare(theirs, wanted[number], number, where)
     return YOLOv3(cfg)
 
 
@@ -142,12 +143,15 @@ def _config(net: Layer, layers: Sequence[Layer], where: str) -> Config:
     widths, depths, pools = [layers[0].options["filters"]], list[int](), list[int]()
     if any(layer.kind == "shortcut" for layer in first):
         for number, (kind, options) in enumerate(first):
+            called = f"{where}: {darknet.name(number, kind)}"
             if kind == "convolutional" and options["stride"] > 1:
+                if depths and not depths[-1]:
+                    raise CheckpointError(f"{called} halves the image, and no [shortcut] is in the stage before it")
                 widths.append(options["filters"])
                 depths.append(0)
             elif kind == "shortcut":
                 if not depths:
-                    raise CheckpointError(f"{where}: {darknet.name(number, kind)} comes before a layer of stride 2")
+                    raise CheckpointError(f"{called} comes before a layer of stride 2")
                 depths[-1] += 1
             elif kind == "maxpool":
                 pools.append(options["size"])
@@ -171,12 +175,8 @@ def _pairs(options: Any) -> list[tuple[float, float]]:
     return [(sides[2 * number], sides[2 * number + 1]) for number in options["mask"]]
 
 
-def _compare(theirs: Layer | None, ours: Layer | None, number: int, where: str) -> None:
+def _compare(theirs: Layer, ours: Layer, number: int, where: str) -> None:
     """Raise if a layer of the file is not that of the config."""
-    if ours is None or theirs is None:
-        said, kind = ("more layers than", theirs) if ours is None else ("fewer layers than", ours)
-        called = darknet.name(number, kind.kind) if kind else ""
-        raise CheckpointError(f"{where} has {said} YOLOv3 of these widths: {called} is the first")
     called = f"{where}: {darknet.name(number, theirs.kind)}"
     if theirs.kind != ours.kind:
         raise CheckpointError(f"{called} is not YOLOv3's, which has [{ours.kind}] there")

@@ -1,4 +1,4 @@
-"""What YOLOv3 is compared on: Darknet's cfg files as libreyolo builds them, whole and narrow, and both sides' answers."""
+"""What YOLOv3 is compared on: Darknet's cfg files as libreyolo builds them, whole and narrow; and both answers."""
 
 import re
 import struct
