@@ -210,7 +210,12 @@ def _use_compile_cache() -> None:
 
     An entry is machine code that will be run, so a directory that others can write is not used.
     `JAX_COMPILATION_CACHE_DIR` wins, then `$FM_CACHE/xla`, then `$XDG_CACHE_HOME/fm_jax/xla`, `~/.cache/fm_jax/xla`.
+
+    Every program is kept, however quickly it compiled; by default jax keeps those that took over a second. The second
+    start of `lm_pretrain --config debug` took 4.1 s instead of 4.7, and 3.6 CPU-seconds instead of 4.4.
     """
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     try:

@@ -216,6 +216,7 @@ class Config:
 def run(cfg, workdir):
     import time, jax
     (workdir / f"cache{jax.process_index()}").write_text(str(jax.config.jax_compilation_cache_dir))
+    jax.jit(lambda x: x + 1)(1)
     time.sleep(30 if jax.process_count() > 1 else 0)
 
 if __name__ == "__main__":
@@ -226,9 +227,8 @@ if __name__ == "__main__":
 def launch(path: Path, *argv: str, **env: str) -> subprocess.Popen[str]:
     (path / "toys").mkdir(exist_ok=True)
     (path / "toys" / "toy.py").write_text(TOY)
-    clean = {
-        name: value for name, value in os.environ.items() if not name.startswith(("JAX_COMPILATION", "FM_", "XDG"))
-    }
+    ours = ("JAX_COMPILATION", "JAX_PERSISTENT", "FM_", "XDG")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return subprocess.Popen(
         [sys.executable, "-m", "toys.toy", *argv],
         cwd=path,
@@ -250,6 +250,7 @@ def test_python_dash_m_names_the_run_and_keeps_a_private_compile_cache(tmp_path:
     assert (record["experiment"], record["config"]) == ("toys.toy", {"seed": 4})
     assert (tmp_path / "runs/toy/cache0").read_text() == str(tmp_path / "cache/xla")
     assert (tmp_path / "cache/xla").stat().st_mode & 0o777 == 0o700
+    assert any((tmp_path / "cache/xla").iterdir())  # even a program that compiles at once is kept
 
 
 def test_when_one_of_two_processes_refuses_both_end_at_once(tmp_path: Path) -> None:

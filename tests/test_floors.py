@@ -212,17 +212,18 @@ def arrays_in_data(sources: Sources) -> Iterator[str]:
     """A loader's worker process must start without JAX: follow the imports of data/, but for device.py."""
     modules = {module(path): text for path, text in sources.items()}
 
-    def reaches(name: str, trail: tuple[str, ...]) -> Iterator[str]:
-        for line, other in imported(modules[name], top_only=len(trail) > 0):
-            if other.split(".")[0] in ARRAYS:
-                yield f"{' -> '.join((*trail, name))}:{line} imports {other}"
-            found = target(other, set(modules))
-            if found and found != name and found not in trail:
-                yield from reaches(found, (*trail, name))
-
-    for name in modules:
-        if room(name) == "fm_jax.data" and name != "fm_jax.data.stream.device":
-            yield from reaches(name, ())
+    for start in modules:
+        if room(start) != "fm_jax.data" or start == "fm_jax.data.stream.device":
+            continue
+        trails = {start: (start,)}  # every module once: the ways to it are many
+        for name in (waiting := [start]):
+            for line, other in imported(modules[name], top_only=name != start):
+                if other.split(".")[0] in ARRAYS:
+                    yield f"{' -> '.join(trails[name])}:{line} imports {other}"
+                found = target(other, set(modules))
+                if found and found not in trails:
+                    trails[found] = (*trails[name], found)
+                    waiting.append(found)
 
 
 def names_and_sizes(sources: Sources) -> Iterator[str]:

@@ -207,8 +207,13 @@ def write(name: str, folder: Path, *, small: bool) -> dict[str, str]:
         The paths of "folder", "batch" and "inputs".
     """
     family = FAMILIES[name]
-    module = family.module(small)
-    batch = family.batch(module, np.random.default_rng(0), family.small if small else family.size)
+    return written(name, family.module(small), family.small if small else family.size, folder)
+
+
+def written(name: str, module: nn.Module, size: Size, folder: Path) -> dict[str, str]:
+    """Write the same for another model of the family and another size of the batch."""
+    family = FAMILIES[name]
+    batch = family.batch(module, np.random.default_rng(0), size)
     paths = {"folder": folder / "model", "batch": folder / "batch.npz", "inputs": folder / "inputs.npz"}
     shutil.rmtree(paths["folder"], ignore_errors=True)  # of an earlier run, perhaps of another size
     pretrained.save(paths["folder"], module, _initialised(module))

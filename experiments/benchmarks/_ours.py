@@ -30,8 +30,10 @@ _PHASES = {  # end of an event's name in jax.monitoring -> its name here
 }
 
 
-def train(folder: str, family: str, batch: str, *, learning_rate: float, cache: str | None = None) -> Prepared:
-    """Prepare a training step of a family: the loop's step, jitted with donation, on one device.
+def train(
+    folder: str, family: str, batch: str, *, learning_rate: float, cache: str | None = None, devices: int = 1
+) -> Prepared:
+    """Prepare a training step of a family: the loop's step, jitted with donation.
 
     Args:
         folder: the checkpoint.
@@ -39,10 +41,12 @@ def train(folder: str, family: str, batch: str, *, learning_rate: float, cache: 
         batch: file with the batch.
         learning_rate: of AdamW, with clipping at norm 1.
         cache: folder of compiled programs, None for none.
+        devices: virtual ones, over which the batch is split.
     """
     _begin(cache)
+    jax.config.update("jax_num_cpu_devices", devices)
     started = time.perf_counter()
-    step, flops = _step(folder, family, batch, learning_rate=learning_rate)
+    step, flops = _step(folder, family, batch, learning_rate=learning_rate, devices=devices)
     loss, norm = step()
     first = time.perf_counter() - started
     for _ in range(2):
@@ -92,10 +96,10 @@ def union(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def _step(
-    folder: str, family: str, batch: str, *, learning_rate: float
+    folder: str, family: str, batch: str, *, learning_rate: float, devices: int = 1
 ) -> tuple[Callable[[], tuple[float, float]], Callable[[], float]]:
     """Return the step, which gives loss and gradient norm, and what counts its FLOPs."""
-    mesh = meshes.make_mesh(meshes.MeshConfig(data=1), jax.devices()[:1])
+    mesh = meshes.make_mesh(meshes.MeshConfig(data=devices), jax.devices()[:devices])
     loaded = pretrained.load(folder, mesh=mesh)
     trained, frozen = statistics.split(loaded.params)
     tx = optimizers.make(optimizers.Config(), learning_rate, trained)

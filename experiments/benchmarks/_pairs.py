@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,17 @@ class Measured:
     def facts(self) -> dict[str, float]:
         """Return what a row says of the machine."""
         return {"others": self.others, "load_before": self.load_before, "load_most": self.load_most}
+
+    def each(self, counts: Mapping[str, int]) -> "Measured":
+        """Return the times of one of the `counts[side]` things (rows, tokens) that a turn works on."""
+        turns = {
+            name: [
+                replace(turn, **{kind: getattr(turn, kind) / counts[name] for kind in ("wall", "user", "system")})
+                for turn in side
+            ]
+            for name, side in self.turns.items()
+        }
+        return replace(self, turns=turns)
 
 
 def check(plan: Plan, peers: Sequence[str], *, needs: Sequence[str] = ("torch", "transformers")) -> None:

@@ -28,12 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
+from experiments.benchmarks import _readers
 from fm_jax import cli
 from fm_jax.core.errors import ConfigError
 from fm_jax.data.images import folder as image_folder
-from fm_jax.data.images import photographs, pictures, views
+from fm_jax.data.images import pictures, views
 from fm_jax.data.stream.loader import Batches
 from fm_jax.data.stream.source import Source
 from fm_jax.evals.report import history, report, results
@@ -75,7 +74,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Write the files, measure every recipe and worker count, and return the rates, also written to results.json."""
     history.check(cfg.history)
     folder = workdir / "images"
-    write(folder, cfg.images)
+    _readers.write(folder, cfg.images)
     rows: list[dict[str, Any]] = []
     try:
         for name in cfg.recipes:
@@ -129,20 +128,6 @@ def cpu_milliseconds(source: Source, rows: int) -> float:
     started = time.process_time()
     next(reader)
     return round(1e3 * (time.process_time() - started) / rows, 2)
-
-
-def write(folder: Path, count: int) -> None:
-    """Write `count` JPEG files of 500 × 375 pixels, all in one class."""
-    from PIL import Image
-
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "train" / "photograph").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        image = photographs.load(photographs.NAMES[number % 2])
-        top, left = rng.integers(0, image.shape[0] - 374), rng.integers(0, image.shape[1] - 499)
-        part = np.ascontiguousarray(image[top : top + 375, left : left + 500])
-        Image.fromarray(part).save(folder / "train" / "photograph" / f"{number:05}.jpg", quality=90)
 
 
 if __name__ == "__main__":

@@ -103,12 +103,13 @@ class Attention(nn.Module):
         if divisor is not None:
             query = query / divisor.astype(query.dtype)
         size = cfg.windows[0] if window is None else window
-        mask: jax.Array | None
+        seen: dict[str, Any]
         if cfg.causal and self.is_mutable_collection("cache") and not self.is_initializing():
             key, value, mask = self._cached(key, value, where.positions, size)
+            seen = {"mask": mask}
         else:
-            mask = self._mask(time, where.segments, size)
-        z = _attend(self, cfg, (query, key, value), mask, where.bias, "block.attn", tap)
+            seen = {"is_causal": cfg.causal, "window": size, "windows": cfg.windows, "segments": where.segments}
+        z = _attend(self, cfg, (query, key, value), seen, where.bias, "block.attn", tap)
         z = visit(self, tap, "block.attn.z", z)
         out = dense(x.shape[-1], ("heads", "embed"), bias=cfg.out_bias, init=self.out_init, dtype=self.dtype, name="o")(
             z.reshape(batch, time, cfg.num_heads * cfg.head_dim)
@@ -118,16 +119,6 @@ class Attention(nn.Module):
     def _heads(self, name: str, heads: int, x: jax.Array) -> jax.Array:
         init = self.query_init or self.kernel_init if name == "q" else self.kernel_init
         return _heads(self.cfg, init, self.dtype, name, heads, x)
-
-    def _mask(self, time: int, segments: jax.Array | None, window: jax.Array | int) -> jax.Array | None:
-        """Return the mask [B or 1, T, T], or None if causality and a fixed window describe it."""
-        if segments is None and isinstance(window, int):
-            return None
-        if not self.cfg.causal:
-            return None if segments is None else masking.same_segment(segments, segments)
-        index = jnp.arange(time)
-        mask = (masking.causal(index, index) & masking.window(index, index, window))[None]
-        return mask if segments is None else mask & masking.same_segment(segments, segments)
 
     def _cached(
         self, key: jax.Array, value: jax.Array, positions: jax.Array, window: jax.Array | int
@@ -178,8 +169,7 @@ class CrossAttention(nn.Module):
                 for name, kept in zip(("key", "value", "length"), (*lay(key, value), length), strict=True):
                     self.put_variable("cache", name, kept)
         inside = jnp.arange(key.shape[1])[None] < length[:, None]
-        mask = jnp.broadcast_to(inside[:, None], (batch, time, key.shape[1]))
-        z = _attend(self, cfg, (query, key, value), mask, None, "cross", tap)
+        z = _attend(self, cfg, (query, key, value), {"keys": inside}, None, "cross", tap)
         z = visit(self, tap, "cross.z", z)
         out = dense(x.shape[-1], ("heads", "embed"), bias=cfg.out_bias, init=self.out_init, dtype=self.dtype, name="o")(
             z.reshape(batch, time, cfg.num_heads * cfg.head_dim)
@@ -202,25 +192,21 @@ def _attend(
     module: nn.Module,
     cfg: AttentionConfig,
     heads: tuple[jax.Array, jax.Array, jax.Array],
-    mask: jax.Array | None,
+    seen: dict[str, Any],
     bias: jax.Array | None,
     site: str,
     tap: Tap | None,
 ) -> jax.Array:
     """Attend in one fused call, or step by step if a tap or dropout needs the weights: heads -> [B, T, H, K].
 
-    A mask already includes the window and indexes cache slots; without one, `cfg` defines the keys of each query.
+    `seen` are the arguments of `ops.attention` that say which keys a query sees: a complete mask, or its description.
     """
     query, key, value = heads
-    scale, window = cfg.scale or cfg.head_dim**-0.5, cfg.windows[0]
+    scale = cfg.scale or cfg.head_dim**-0.5
     drop = cfg.dropout > 0 and module.has_rng("dropout")
     if not drop and not touches(tap, f"{site}.scores") and not touches(tap, f"{site}.pattern"):
-        if mask is not None or not cfg.causal:
-            return ops.attention(query, key, value, scale=scale, mask=mask, bias=bias)
-        return ops.attention(query, key, value, scale=scale, is_causal=True, window=window, bias=bias)
-    if mask is None and cfg.causal:
-        index = jnp.arange(query.shape[1])
-        mask = (masking.causal(index, index) & masking.window(index, index, window))[None]
+        return ops.attention(query, key, value, scale=scale, bias=bias, **seen)
+    mask = seen["mask"] if "mask" in seen else ops.visible(query.shape[1], key.shape[1], **seen)
     scores = visit(module, tap, f"{site}.scores", ops.scores(query, key, scale, bias))
     pattern = visit(module, tap, f"{site}.pattern", ops.pattern(scores, mask))
     if drop:

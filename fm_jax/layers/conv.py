@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.sharding import constrain
 from fm_jax.layers.dense import Initializer
-from fm_jax.ops.convolution import Padding, convolve
+from fm_jax.ops.convolution import convolve
 from fm_jax.ops.depthwise import depthwise
+from fm_jax.ops.windows import Padding
 
 
 def check_images(image: jax.Array, channels: int) -> None:

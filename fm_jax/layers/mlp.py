@@ -1,5 +1,6 @@
 """The feed-forward layer of a Transformer block, plain or gated."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,9 +12,21 @@ from fm_jax.core.config import check_least, training
 from fm_jax.layers.dense import Initializer, dense
 from fm_jax.layers.tap import Tap, visit
 
+
+def _gelu(x: jax.Array) -> jax.Array:
+    """Return x · Φ(x), computed as in torch for float32: its error is below 1.1e-6 everywhere.
+
+    jax's form with erfc is nearer for x < -1 (8e-8 instead of 7e-7), but XLA on the CPU takes 3.8 ms for it and its
+    gradient, instead of 2.2, on [8, 197, 1024]. Half precision, where 1 + erf(x) would be rounded, keeps it.
+    """
+    if x.dtype != jnp.float32:
+        return jax.nn.gelu(x, approximate=False)
+    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
 # jax.nn.gelu is the tanh approximation by default; published models use both forms, so the names differ.
 ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": _gelu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "silu": jax.nn.silu,
@@ -72,6 +85,7 @@ def _activate(cfg: MLPConfig, gate: jax.Array, up: jax.Array) -> jax.Array:
 
     if cfg.activation == "relu" and not cfg.gated:  # its gradient keeps one byte a value, less than the input
         return activate(gate)
-    # In a scan XLA cannot merge the recomputation with the forward pass, so prevent_cse would only cost time.
+    # In a scan XLA cannot merge the recomputation with the forward pass, so prevent_cse would only cost time. In a
+    # stack that is unrolled (`layers/stack.py`) it may, and that is faster.
     wide: jax.Array = jax.checkpoint(activate, prevent_cse=False)(*inputs)
     return wide

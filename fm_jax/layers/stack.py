@@ -3,6 +3,16 @@
 At 24 layers stacking takes 18 times less host time per step than a Python loop (59 against 1,041 µs measured on CPU),
 and compiles seconds faster. Reading one token is different: a scan copies every layer's weights out of the stack, which
 takes as long as using them. So generation gives each layer its own arrays (`unstacked`).
+
+On a CPU the loop is unrolled when it is compiled (`_unroll`): parameters and checkpoints stay stacked. A loop copies
+each layer's weights out of the stack, and what the gradient needs into another one, on one core; and its iterations
+never overlap. Training step of a GPT (width 256, batch 4 × 128, two cores), loop / unrolled:
+
+| layers | CPU ms a step | CPU s to compile | temporaries, MB |
+|---|---|---|---|
+| 2 | 178 / 166 | 4.7 / 3.9 | 65 / 69 |
+| 6 | 369 / 328 | 4.8 / 6.8 | 125 / 137 |
+| 12 | 662 / 561 | 4.2 / 10.0 | 215 / 247 |
 """
 
 import dataclasses
@@ -16,6 +26,7 @@ import jax.numpy as jnp
 from flax.core import meta
 
 from fm_jax.core.errors import ConfigError
+from fm_jax.core.mesh import platform
 
 Remat = Literal["none", "full", "dots"]
 
@@ -27,6 +38,7 @@ POLICIES = {
 
 STACKED = "blocks"  # the name under which a model keeps its stack
 FIRST = "0"  # the first layer's name in the form that `unstacked` returns
+UNROLLED = 12  # layers of the deepest stack that is unrolled; the time to compile grows with each
 
 _LAYERS = {nn.PARTITION_NAME: "layers"}
 
@@ -66,10 +78,19 @@ def stack(
         in_axes=(0, nn.broadcast),
         length=length,
         metadata_params=_LAYERS,
+        unroll=_unroll(length, remat),
     )
     if copies:
         return _repeated(scanned, tuple(copies), init)
     return scanned if shared else _either(scanned, block, length)
+
+
+def _unroll(length: int, remat: Remat) -> int:
+    """Return how many layers one iteration of the compiled loop applies: all on a CPU, otherwise one.
+
+    Without a loop XLA would merge the recomputation of rematerialised layers with the forward pass.
+    """
+    return length if platform() == "cpu" and remat == "none" and length <= UNROLLED else 1
 
 
 def unstacked(tree: Any) -> Any:

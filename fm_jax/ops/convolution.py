@@ -4,24 +4,13 @@ Dims: B batch, H height, W width, C channels in, F channels out, H' × W' the ou
 """
 
 import math
-from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fm_jax.ops.matmul import flat_dot_general
-
-Padding = Literal["SAME", "VALID"] | Sequence[tuple[int, int]]
-
-
-class Axis(NamedTuple):
-    """What a convolution does along one axis."""
-
-    pad: tuple[int, int]
-    out: int  # extent of the output
-    taps: range  # places of the kernel that see more than padding
+from fm_jax.ops.windows import Axis, Padding, axes, shifts
 
 
 def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Padding) -> jax.Array:
@@ -47,8 +36,8 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Paddi
     2. Kernels of 1×1: all three convolutions together take 1.2 to 2.8 times as long as the products.
     """
     forms = [partial(form, stride=stride, padding=padding) for form in (product, direct)]
-    axes = _axes(x.shape, kernel.shape, stride, padding)
-    if kernel.shape[:2] != (1, 1) and not _is_swapped(x.shape, kernel.shape, axes):
+    sides = axes(x.shape[1:3], kernel.shape[:2], stride, padding)
+    if kernel.shape[:2] != (1, 1) and not _is_swapped(x.shape, kernel.shape, sides):
         return forms[1](x, kernel)
     # The form not taken leaves nothing in the program, but a scan over layers would save what the gradients of both
     # forms need. `checkpoint` makes that the inputs alone, not the patches.
@@ -77,38 +66,7 @@ def product(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Paddin
     return out.reshape(*shifted[0].shape[:3], kernel.shape[-1]).astype(x.dtype)
 
 
-def shifts(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding) -> tuple[list[jax.Array], jax.Array]:
-    """Return what each tap of a kernel [h, w, …] sees, T times [B, H', W', C], and the kernel [h', w', …], h' · w' = T.
-
-    Taps at the kernel's edges that see nothing but padding are left out: on a map of 1×1 one of 3×3 remains.
-    """
-    rows, columns = _axes(x.shape, kernel.shape, stride, padding)
-    edges = [(0, 0, 0), (*rows.pad, 0), (*columns.pad, 0), (0, 0, 0)]
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), edges)
-
-    def window(row: int, column: int) -> jax.Array:
-        last = (row + stride * (rows.out - 1), column + stride * (columns.out - 1))
-        return x[:, row : last[0] + 1 : stride, column : last[1] + 1 : stride]
-
-    seen = kernel[rows.taps.start : rows.taps.stop, columns.taps.start : columns.taps.stop]
-    return [window(row, column) for row in rows.taps for column in columns.taps], seen
-
-
-def _axes(image: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: Padding) -> tuple[Axis, Axis]:
-    extents, sides = image[1:3], kernel[:2]
-    pads = jax.lax.padtype_to_pads(extents, sides, (stride, stride), padding) if isinstance(padding, str) else padding
-    height, width = (_axis(*each, stride) for each in zip(extents, sides, pads, strict=True))
-    return height, width
-
-
-def _axis(extent: int, side: int, pad: tuple[int, int], stride: int) -> Axis:
-    out = max(0, (extent + sum(pad) - side) // stride + 1)
-    # the place in the image that a tap sees at output 0 is tap - pad[0]
-    seeing = [tap for tap in range(side) if any(0 <= tap - pad[0] + stride * at < extent for at in range(out))]
-    return Axis(pad, out, range(seeing[0], seeing[-1] + 1) if seeing else range(side))
-
-
-def _is_swapped(image: tuple[int, ...], kernel: tuple[int, ...], axes: tuple[Axis, Axis]) -> bool:
+def _is_swapped(image: tuple[int, ...], kernel: tuple[int, ...], sides: tuple[Axis, Axis]) -> bool:
     """Say whether XLA swaps the operands of this convolution or of one of its gradients: see `convolve`."""
-    window, inside, outside = math.prod(kernel[:2]), math.prod(image[1:3]), math.prod(axis.out for axis in axes)
+    window, inside, outside = math.prod(kernel[:2]), math.prod(image[1:3]), math.prod(axis.out for axis in sides)
     return outside > 0 and (window > min(inside, outside) or outside > inside)

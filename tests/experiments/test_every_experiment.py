@@ -19,7 +19,17 @@ import numpy as np
 import pytest
 
 from experiments import fetch, quickstart
-from experiments.benchmarks import checkpoint, decode, hub_load, image_pipeline, precision, startup, train_step
+from experiments.benchmarks import (
+    checkpoint,
+    data,
+    decode,
+    growth,
+    hub_load,
+    image_pipeline,
+    precision,
+    startup,
+    train_step,
+)
 from experiments.hub import hub_convert, hub_verify
 from experiments.language import (
     bert_pretrain,
@@ -119,6 +129,8 @@ PAIRS = {
     "startup": startup,
     "checkpoint": checkpoint,
     "precision": precision,
+    "data": data,
+    "growth": growth,
 }
 ONCE = ("fetch", "hub_convert", "hub_verify", "hub_load", "image_pipeline", *PAIRS)
 
@@ -194,7 +206,7 @@ def test_what_trains_nothing_runs_at_its_debug_size(name: str, pretrained: Path,
         measured = PAIRS[name].run(replace(PAIRS[name].debug(), history=file), tmp_path)
         row = measured["rows"][0]
         assert row["ratio"] > 0 and row["ours"] > 0
-        assert row["against"] == ("default" if name == "precision" else "again")
+        assert row["against"] == {"precision": "default", "data": "gpt2 step", "growth": "base"}.get(name, "again")
         assert json.loads(file.read_text())["numbers"][f"{row['family']}/{row['against']}/ratio"] == row["ratio"]
     elif name == "image_pipeline":
         file = tmp_path / "history.jsonl"

@@ -16,7 +16,8 @@ MODULES = [x for x in vars(every).values() if inspect.ismodule(x) and x.__name__
 ZERO = set(
     """
     chunk embed_size eval_every frozen_layers labels layers limit max_skipped num_classes num_fewshot num_types
-    position_offset profile_at registers save_every seed small test_texts top_k tuning_seed validation_texts workers
+    position_offset profile_at readers registers save_every seed small test_texts top_k tuning_seed validation_texts
+    workers
     """.split()
 )
 

@@ -26,6 +26,17 @@ def test_activations_are_what_their_names_say(name):
     close(ACTIVATIONS[name](POINTS), TEXTBOOK[name])
 
 
+@pytest.mark.parametrize(("dtype", "within"), [(np.float32, 1e-5), (jnp.bfloat16, 0.1)])
+def test_gelu_is_accurate_in_its_tail_too(dtype, within):
+    x = np.linspace(-8, 8, 1001).astype(dtype)
+    wide = x.astype(np.float64)
+    chance = np.array([0.5 * math.erfc(-point / 2**0.5) for point in wide])
+    gelu = ACTIVATIONS["gelu"]
+    close(gelu(jnp.asarray(x)).astype(np.float32), wide * chance, within, scale=1.0)
+    slopes = jax.vmap(jax.grad(gelu))(jnp.asarray(x)).astype(np.float32)
+    close(slopes, chance + wide * np.exp(-(wide**2) / 2) / (2 * math.pi) ** 0.5, within, scale=1.0)
+
+
 @pytest.mark.parametrize(("gated", "bias"), [(False, True), (True, False), (True, True)])
 def test_the_layer_is_two_or_three_products(gated, bias):
     model = MLP(MLPConfig(12, "silu", gated, bias), normal(0.3), normal(0.3))

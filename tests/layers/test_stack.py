@@ -7,6 +7,7 @@ from flax.core import meta
 from jax.sharding import AxisType
 
 from fm_jax.core.errors import ConfigError
+from fm_jax.layers import stack as layers_stack
 from fm_jax.layers.stack import POLICIES, stack, unstacked
 from fm_jax.layers.tap import Tap, visit
 from tests.close import close
@@ -48,6 +49,35 @@ def test_a_stack_is_a_loop_over_its_layers(remat):
         x, _ = Block().apply({"params": one}, x, scale, SHARED)
     got, _ = model.apply({"params": params}, X, SCALES, SHARED)
     close(got, x)
+
+
+def gradient(remat="none", rngs=None):
+    """Return the jitted gradient of a stack of three layers, and its parameters."""
+    model, params = made(remat)
+
+    def loss(params):
+        return jnp.sin(model.apply({"params": params}, X, SCALES, SHARED, rngs=rngs)[0]).sum()
+
+    return jax.jit(jax.value_and_grad(loss)), meta.unbox(params)
+
+
+def loops(remat="none"):
+    run, params = gradient(remat)
+    return "while(" in run.lower(params).compile().as_text()
+
+
+def test_the_loop_is_unrolled_on_a_cpu_only(monkeypatch):
+    rngs = {"dropout": jax.random.key(1)}
+    run, params = gradient(rngs=rngs)
+    unrolled = run(params)
+    assert not loops()
+    assert loops("full")  # without a loop XLA would undo the rematerialisation
+    monkeypatch.setattr(layers_stack, "UNROLLED", 2)
+    assert loops()
+    close(unrolled, gradient(rngs=rngs)[0](params), 1e-6)
+    monkeypatch.undo()
+    monkeypatch.setattr(layers_stack, "platform", lambda: "tpu")
+    assert loops()
 
 
 class Named(nn.Module):

@@ -1,9 +1,12 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fm_jax.core.mesh import MeshConfig, make_mesh
+from fm_jax.ops import matmul
 from fm_jax.ops.matmul import flat_dot_general
 from tests.close import close
 
@@ -71,6 +74,52 @@ def test_the_highest_precision_may_be_given():
         for p in (jax.lax.Precision.HIGHEST, "float32", None, "default")
     ]
     assert counts == [3, 3, 1, 1]
+
+
+PLAIN = (((1,), (0,)), ((), ()))
+SHAPES = [(8, 3), (3, 8), (4, 4)]  # tall, wide and square kernels
+
+
+def slopes(product, lhs, rhs):
+    """Return the gradients of a product, and the derivative of that of `rhs` along `lhs`."""
+    loss = lambda lhs, rhs: jnp.sin(product(lhs, rhs)).sum()  # noqa: E731
+    second = jax.jvp(lambda lhs: jax.grad(loss, 1)(lhs, rhs), (lhs,), (jnp.cos(lhs),))[1]
+    return jax.grad(loss, (0, 1))(lhs, rhs), second
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_derivatives_are_those_of_the_plain_product(shape):
+    rng = np.random.default_rng(4)
+    lhs, rhs = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((6, shape[0]), shape))
+    ours = lambda lhs, rhs: flat_dot_general(lhs, rhs, PLAIN)  # noqa: E731
+    close(slopes(ours, lhs, rhs), slopes(jnp.matmul, lhs, rhs))
+    changes = (jnp.cos(lhs), jnp.cos(rhs))
+    close(jax.jvp(ours, (lhs, rhs), changes), jax.jvp(jnp.matmul, (lhs, rhs), changes))
+    several = jax.vmap(jax.grad(lambda rhs, lhs: ours(lhs, rhs).sum()), (None, 0))(rhs, lhs[:, None])
+    close(several, jnp.broadcast_to(lhs[:, :, None], several.shape))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gradient_of_a_kernel_has_no_more_rows_than_columns_on_a_cpu(shape, tied):
+    def loss(kernel, lhs):  # a tied head's kernel is a transposed table
+        return jnp.sin(flat_dot_general(lhs, kernel.T if tied else kernel, PLAIN)).sum()
+
+    kernel = jnp.ones(shape[::-1] if tied else shape)
+    program = jax.jit(jax.grad(loss)).lower(kernel, jnp.ones((6, shape[0]))).compile().as_text()
+    sizes = re.findall(r"f32\[(\d+),(\d+)\]\S* dot\(", program)
+    assert sorted(sizes) == sorted([("6", str(shape[1])), (str(min(shape)), str(max(shape)))])
+
+
+def test_what_is_not_differentiated_costs_nothing(monkeypatch):
+    def products(argument):
+        program = jax.grad(lambda lhs, rhs: flat_dot_general(lhs, rhs, PLAIN).sum(), argument)
+        return str(jax.make_jaxpr(program)(jnp.ones((6, 8)), jnp.ones((8, 3)))).count("= dot_general")
+
+    assert [products(argument) for argument in (0, 1, (0, 1))] == [2, 2, 3]  # forward, and one for each gradient
+    monkeypatch.setattr(matmul, "platform", lambda: "tpu")
+    jaxpr = jax.make_jaxpr(jax.grad(lambda rhs: flat_dot_general(jnp.ones((6, 8)), rhs, PLAIN).sum()))(jnp.ones((8, 3)))
+    assert "optimization_barrier" not in str(jaxpr)
 
 
 def rms(x):

@@ -29,6 +29,7 @@ from fm_jax.core.sharding import constrain
 from fm_jax.layers.batch_norm import BatchNorm
 from fm_jax.layers.conv import check_images, conv
 from fm_jax.layers.tap import Tap, stages, visit
+from fm_jax.ops.pooling import max_pool
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class ResNet(nn.Module):
         x = conv(cfg.stem_width, size, (None, "embed"), stride=stride, dtype=dtype, name="stem")(image.astype(dtype))
         x = jax.nn.relu(_norm(cfg, "norm_stem")(x))
         if cfg.stem == "pooled":
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # padded with -inf
+            x = max_pool(x, 3, stride=2, padding=1)
         x = constrain(visit(self, tap, "embed", x), "batch", None, None, "width")
         for stage, (depth, width) in enumerate(zip(cfg.depths, cfg.widths, strict=True), 1):
             x = Stage(cfg, depth, width, cfg.first_stride if stage == 1 else 2, name=f"stage{stage}")(x)

@@ -9,8 +9,9 @@ from typing import Any
 def count(jaxpr: Any) -> Counter[str]:
     """Return {dtype of the factors: FLOPs} of one call, on all devices together; a multiply-add is two FLOPs.
 
-    A `lax.scan` counts once for each trip, a `lax.while_loop` once, a `lax.cond` as its most expensive branch.
-    What rematerialisation computes again is counted: it is executed.
+    A `lax.scan` counts once for each trip, a `lax.while_loop` once, a `lax.cond` as its most expensive branch. So a
+    kernel's block that a causal mask may skip is counted. What rematerialisation computes again is counted: it is
+    executed.
     """
     total: Counter[str] = Counter()
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -24,10 +25,21 @@ def count(jaxpr: Any) -> Counter[str]:
         elif name == "cond":
             total.update(max((count(branch) for branch in params["branches"]), key=lambda held: sum(held.values())))
         else:
-            trips = params["length"] if name == "scan" else 1
+            trips = _trips(name, params)
             for held in _jaxprs(params):
                 total.update({dtype: flops * trips for dtype, flops in count(held).items()})
     return total
+
+
+def _trips(name: str, params: dict[str, Any]) -> int:
+    """Return how often an equation runs the jaxprs that it holds, on all devices together."""
+    if name == "scan":
+        return int(params["length"])
+    if name == "pallas_call":
+        return math.prod(params["grid_mapping"].grid)
+    if name == "shard_map":
+        return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+    return 1
 
 
 def _dtype(equation: Any) -> str:

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from experiments.benchmarks import checkpoint, decode, hub_load, image_pipeline, precision, startup, train_step
+from experiments.benchmarks import (
+    checkpoint,
+    data,
+    decode,
+    growth,
+    hub_load,
+    image_pipeline,
+    precision,
+    startup,
+    train_step,
+)
 from fm_jax.core.errors import DataError
 from fm_jax.evals.report import history
 
@@ -65,7 +75,7 @@ def test_no_measurement_is_no_table() -> None:
         history.table([])
 
 
-BENCHMARKS = [checkpoint, decode, hub_load, image_pipeline, precision, startup, train_step]
+BENCHMARKS = [checkpoint, data, decode, growth, hub_load, image_pipeline, precision, startup, train_step]
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda module: module.__name__)
