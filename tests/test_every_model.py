@@ -21,7 +21,7 @@ from fm_jax.interpret import capture
 from fm_jax.layers import tap as taps
 from fm_jax.layers.tap import Tap
 from fm_jax.models.language import classifier, decoder, encoder, encoder_decoder, masked_lm, sentence, span, tagger
-from fm_jax.models.vision import efficientnet, faster_rcnn, mae, resnet, vit
+from fm_jax.models.vision import efficientnet, faster_rcnn, mae, resnet, vit, yolov3
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.simclr import SimCLR
 from tests.close import close
@@ -97,6 +97,7 @@ MODELS: list[tuple[str, nn.Module, tuple[np.ndarray, ...]]] = [
     ("vit, scaled and gated", ImageClassifier(VIT, 6), (IMAGE,)),
     ("faster r-cnn, rematerialised", Flat(RCNN, ("objectness", "deltas", "logits", "refined")), (SCENE,)),
     ("mae", mae.MAE(mae.decoder(1, 16, 2), vit.ViT(vit.tiny())), (IMAGE, NOISE)),
+    ("yolov3", Flat(yolov3.YOLOv3(yolov3.tiny()), ("boxes", "objectness", "classes")), (IMAGE,)),
 ]
 
 MESHES = [
@@ -281,6 +282,6 @@ def test_a_model_need_not_know_of_devices():
 
 @pytest.mark.parametrize("model", [model for _, model, _ in MODELS], ids=[name for name, *_ in MODELS])
 def test_a_checkpoint_gives_back_the_model_that_it_describes(model):
-    inner = model.inner if isinstance(model, Joined) else model
+    inner = model.inner if isinstance(model, Joined | Flat) else model
     data = json.loads(json.dumps(models.describe(inner)))
     assert models.build({"model": data}, "runs/one") == inner
