@@ -21,7 +21,7 @@ from fm_jax.interpret import capture
 from fm_jax.layers import tap as taps
 from fm_jax.layers.tap import Tap
 from fm_jax.models.language import classifier, decoder, encoder, encoder_decoder, masked_lm, sentence, span, tagger
-from fm_jax.models.vision import efficientnet, faster_rcnn, mae, resnet, vit, yolov3
+from fm_jax.models.vision import efficientnet, faster_rcnn, mae, resnet, vit, yolov3, yolox
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.simclr import SimCLR
 from tests.close import close
@@ -44,6 +44,7 @@ GATED = replace(T5.mlp, activation="gelu_tanh", gated=True)
 T5_V1_1 = replace(T5, num_encoder_layers=3, mlp=GATED, tied=False, scale_head=False, remat="dots")
 TYPES = np.tile(np.arange(16) > 6, (ROWS, 1)).astype(np.int32)
 IMAGE = np.random.default_rng(0).normal(size=(ROWS, 8, 8, 3)).astype(np.float32)
+PHOTO = np.random.default_rng(0).normal(size=(ROWS, 32, 32, 3)).astype(np.float32)
 NOISE = np.random.default_rng(1).uniform(size=(ROWS, 16)).astype(np.float32)
 VIT = vit.ViT(replace(vit.tiny(), registers=2, layer_scale=0.5, pool="both", mlp=vit.MLPConfig(64, "silu", gated=True)))
 LENGTHS, FULL = np.arange(9, 17, dtype=np.int32), np.full(ROWS, 16, np.int32)
@@ -76,6 +77,14 @@ RCNN_HEAD, RCNN_BASE = faster_rcnn.tiny()
 RCNN = faster_rcnn.FasterRCNN(RCNN_HEAD, resnet.ResNet(replace(RCNN_BASE, zero_init=False, remat="full")))
 SCENE = np.random.default_rng(0).normal(size=(ROWS, 32, 32, 3)).astype(np.float32)
 
+class Detected(Joined):
+    """A detector, whose outputs are of one anchor point each."""
+
+    def __call__(self, *inputs, tap=None):
+        raw = self.inner(*inputs, tap=tap)
+        return jnp.concatenate([raw.boxes, raw.objectness[..., None], raw.classes], axis=-1)
+
+
 # name, module, its inputs (every array has the batch first)
 MODELS: list[tuple[str, nn.Module, tuple[np.ndarray, ...]]] = [
     ("gpt", decoder.Decoder(GPT), (ids(16),)),
@@ -94,6 +103,7 @@ MODELS: list[tuple[str, nn.Module, tuple[np.ndarray, ...]]] = [
     ("resnet", ImageClassifier(resnet.ResNet(resnet.tiny()), 6), (IMAGE,)),
     ("efficientnet", ImageClassifier(efficientnet.EfficientNet(efficientnet.tiny()), 6), (IMAGE,)),
     ("simclr", SimCLR(resnet.ResNet(resnet.tiny()), 8), (IMAGE,)),
+    ("yolox, rematerialised", Detected(yolox.YOLOX(replace(yolox.tiny(), width=4, remat="full"))), (PHOTO,)),
     ("vit, scaled and gated", ImageClassifier(VIT, 6), (IMAGE,)),
     ("faster r-cnn, rematerialised", Flat(RCNN, ("objectness", "deltas", "logits", "refined")), (SCENE,)),
     ("mae", mae.MAE(mae.decoder(1, 16, 2), vit.ViT(vit.tiny())), (IMAGE, NOISE)),

@@ -4,7 +4,7 @@ Every tensor is drawn anew, running moments among them. Wrong programs must be s
 """
 
 import copy
-from dataclasses import replace
+import re
 from functools import cache, partial
 from types import SimpleNamespace
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from fm_jax.core import statistics, tree
+from fm_jax.core.errors import CheckpointError
 from fm_jax.hub import families, pretrained, table
 from fm_jax.hub.files import safetensors
 from fm_jax.hub.files.weights import Spec
@@ -277,6 +278,20 @@ def test_a_file_of_libreyolos_opens_by_its_names_alone_and_goes_back(tmp_path):
         again.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()})
         for name, tensor in again.state_dict().items():
             np.testing.assert_array_equal(tensor.numpy(), state[name], err_msg=name)
+
+
+def test_the_two_lines_that_convert_a_pickle_do(tmp_path, monkeypatch):
+    module, params, peer, _ = made("yolox")
+    torch.save({"model": peer.state_dict(), "epoch": 300}, tmp_path / "yolox.pth")
+    with pytest.raises(CheckpointError) as refused:
+        pretrained.load(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    lines, scope = re.findall("`(import [^`]*|safetensors[^`]*)`", str(refused.value)), {}
+    assert len(lines) == 2
+    exec("\n".join(lines), scope)
+    found = pretrained.load(tmp_path)
+    assert found.module == module
+    jax.tree.map(np.testing.assert_array_equal, found.params, params)
 
 
 @pytest.mark.parametrize("size", ["nano", "tiny", "s", "m", "l", "x"])
