@@ -22,9 +22,11 @@ LOSS = Config(anchors=32, proposals=16)
 RNG = np.random.default_rng(0)
 CORNER = RNG.uniform(0, 16, (4, 3, 2))
 MASK = np.array([[True, True, False], [False] * 3, [True] * 3, [True, False, False]])
+IMAGES = RNG.normal(size=(4, 32, 32, 3)).astype(np.float32)
+BOXES = np.concatenate([CORNER, CORNER + RNG.uniform(5, 16, (4, 3, 2))], axis=2)
 BATCH = {
-    "images": RNG.normal(size=(4, 32, 32, 3)).astype(np.float32),
-    "boxes": np.where(MASK[..., None], np.concatenate([CORNER, CORNER + RNG.uniform(5, 16, (4, 3, 2))], 2), 0).astype(np.float32),
+    "images": IMAGES,
+    "boxes": np.where(MASK[..., None], BOXES, 0).astype(np.float32),
     "labels": np.where(MASK, RNG.integers(0, 2, (4, 3)), 0).astype(np.int32),
     "box_mask": MASK,
     "weights": np.ones(4, np.float32),
