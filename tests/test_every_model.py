@@ -96,7 +96,7 @@ MODELS: list[tuple[str, nn.Module, tuple[np.ndarray, ...]]] = [
     ("simclr", SimCLR(resnet.ResNet(resnet.tiny()), 8), (IMAGE,)),
     ("vit, scaled and gated", ImageClassifier(VIT, 6), (IMAGE,)),
     ("mae", mae.MAE(mae.decoder(1, 16, 2), vit.ViT(vit.tiny())), (IMAGE, NOISE)),
-    ("yolov3", Flat(yolov3.YOLOv3(yolov3.tiny())), (IMAGE,)),
+    ("yolov3, rematerialised", Flat(yolov3.YOLOv3(replace(yolov3.tiny(), remat="full"))), (IMAGE,)),
 ]
 
 MESHES = [
