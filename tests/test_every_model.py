@@ -107,7 +107,7 @@ MODELS: list[tuple[str, nn.Module, tuple[np.ndarray, ...]]] = [
     ("vit, scaled and gated", ImageClassifier(VIT, 6), (IMAGE,)),
     ("faster r-cnn, rematerialised", Flat(RCNN, ("objectness", "deltas", "logits", "refined")), (SCENE,)),
     ("mae", mae.MAE(mae.decoder(1, 16, 2), vit.ViT(vit.tiny())), (IMAGE, NOISE)),
-    ("yolov3", Flat(yolov3.YOLOv3(yolov3.tiny()), ("boxes", "objectness", "classes")), (IMAGE,)),
+    ("yolov3, rematerialised", Flat(yolov3.YOLOv3(replace(yolov3.tiny(), remat="full")), ("boxes", "objectness", "classes")), (IMAGE,)),
 ]
 
 MESHES = [

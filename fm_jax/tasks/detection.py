@@ -1,5 +1,6 @@
 """Open a detector, of a run of this project or public, and find objects with it."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,28 +8,27 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from fm_jax.checkpoint import surgery
 from fm_jax.core.config import from_dict
 from fm_jax.core.errors import CheckpointError, ConfigError, shown
-from fm_jax.core.types import Batch, Params, backbone
+from fm_jax.core.types import Batch, Params
 from fm_jax.data.boxes import pipeline
 from fm_jax.data.images.pictures import IMAGENET_MEAN, IMAGENET_STD
 from fm_jax.evals.scores.detector import Detect
-from fm_jax.hub import families
 from fm_jax.hub import pretrained as public
+from fm_jax.hub.pretrained import Pretrained
 from fm_jax.models.vision import faster_rcnn, yolov3, yolox
 from fm_jax.models.vision.faster_rcnn import FasterRCNN
 from fm_jax.models.vision.yolov3 import YOLOv3
 from fm_jax.models.vision.yolox import YOLOX
+from fm_jax.tasks import detector_start
 from fm_jax.tasks.init import Init, open_run, resumes
 
 Detector = YOLOX | YOLOv3 | FasterRCNN
 
-CLASS_LEAVES: dict[type[nn.Module], tuple[str, ...]] = {
-    YOLOX: (r"head\d+/class/.*",),
-    YOLOv3: (r"predict\d+/.*",),
-    FasterRCNN: ("box/logits/.*", "box/deltas/.*"),
-}
-"""Patterns of the parameters whose shapes depend on the number of classes."""
+_log = logging.getLogger(__name__)
+_CLASSES: dict[type[nn.Module], tuple[str, ...]] = {YOLOX: (r"head\d+/class/.*",), YOLOv3: (r"predict\d+/.*",)}
+"""Patterns of the parameters whose rows are classes."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,17 @@ class Opened:
     """A model to start from or to find objects with."""
 
     module: nn.Module
-    params: Params  # or their shapes
+    params: Params
     classes: tuple[str, ...]  # () if the source names none
     data: pipeline.Config | None  # the preprocessing of a run's data; None for a public folder
 
 
-def load(source: Path, init: Init | None = None, *, shapes: bool = False) -> Opened:
+def load(source: Path, init: Init | None = None) -> Opened:
     """Open the model of a run, or of a public folder.
 
     Args:
         source: a run's work directory, a checkpoint folder, a Darknet model, or OWNER/NAME.
         init: revision, step and fields to ignore.
-        shapes: give the parameters' shapes and read no weights: enough for a run that is resumed.
 
     Raises:
         CheckpointError: the source is missing or damaged.
@@ -55,17 +54,29 @@ def load(source: Path, init: Init | None = None, *, shapes: bool = False) -> Ope
     init = init or Init()
     run = open_run(source, init.revision, init.step, ignore=init.ignore)
     if run is None:
-        given = public.load(source, revision=init.revision, ignore=init.ignore, shapes=shapes)
+        given = public.load(source, revision=init.revision, ignore=init.ignore)
         return Opened(given.module, given.params, given.labels, None)
     module = run.model()
-    params = families.abstract(module) if shapes else run.params()
     data = from_dict(pipeline.Config, run.config["data"]) if isinstance(module, Detector) else None
-    return Opened(module, params, run.classes, data)
+    return Opened(module, run.params(), run.classes, data)
 
 
-def start_of(cfg: Init, workdir: Path) -> Opened | None:
-    """Return the model that a training starts from: None for a random start, and for a run that goes on by itself."""
-    return None if cfg.from_ is None or resumes(workdir) else load(cfg.from_, cfg)
+def start_of(cfg: Init, module: Detector, workdir: Path) -> Pretrained | None:
+    """Return the model that a training starts from: None for a random start, and for a run that goes on from its own checkpoint.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+        ConfigError: it cannot start such a detector.
+    """
+    if cfg.from_ is None or resumes(workdir):
+        return None
+    if isinstance(module, FasterRCNN):
+        return detector_start.load(cfg.from_, **cfg.options)
+    opened = load(cfg.from_, cfg)
+    if type(opened.module) is not type(module):
+        kinds = type(opened.module).__name__, type(module).__name__
+        raise ConfigError(f"{cfg.from_} has a {kinds[0]}, from which a {kinds[1]} cannot start; give one of that kind")
+    return Pretrained(opened.module, opened.params, None, opened.classes)
 
 
 def detector(opened: Opened, source: Path) -> Detector:
@@ -80,31 +91,21 @@ def detector(opened: Opened, source: Path) -> Detector:
     return opened.module
 
 
-def start(fresh: Params, module: Detector, opened: Opened, source: Path) -> tuple[Params, dict[str, Any]]:
-    """Return what `surgery.load` needs to begin with an opened model: its parameters, and patterns that stay random.
+def onto(fresh: Params, module: Detector, given: Pretrained, classes: tuple[str, ...]) -> Params:
+    """Return a detector's initialised parameters with the given ones in their place.
 
-    A detector of the same kind gives all its parameters, but for those of the classes if their number differs. A
-    network with a backbone, or a bare one, gives the backbone of a Faster R-CNN.
+    Those whose rows are classes stay random, unless the given ones are for the same classes in the same order.
 
     Raises:
-        ConfigError: the model cannot start this one.
+        CheckpointError: weights do not fit; the message names them.
     """
-    old = opened.module
-    if type(old) is type(module):
-        same = count_classes(old) == count_classes(module)  # type: ignore[arg-type]
-        return opened.params, {} if same else _without_classes(opened.params, CLASS_LEAVES[type(old)])
-    bare, params = backbone(old), opened.params
-    if isinstance(module, FasterRCNN) and isinstance(bare, type(module.backbone)):
-        own = params["backbone"] if bare is not old else {name: part for name, part in params.items() if name != "head"}
-        return {"backbone": own}, {"fresh": tuple(f"{part}/.*" for part in fresh if part != "backbone")}
-    wanted = type(module).__name__ + (
-        f" or a {type(module.backbone).__name__}" if isinstance(module, FasterRCNN) else ""
-    )
-    raise ConfigError(f"{source} has a {type(old).__name__}; init.from must be a {wanted}")
-
-
-def _without_classes(params: Params, patterns: tuple[str, ...]) -> dict[str, Any]:
-    return {"fresh": patterns, "unused": patterns}
+    if isinstance(module, FasterRCNN):
+        return detector_start.onto(fresh, module, given, classes)
+    if given.labels == classes:
+        return surgery.load(fresh, given.params)
+    _log.info("the detector was trained on other classes, so the layers for classes start randomly")
+    own = _CLASSES[type(module)]
+    return surgery.load(fresh, given.params, fresh=own, unused=own)
 
 
 def finder(module: Detector) -> Detect:

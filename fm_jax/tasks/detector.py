@@ -10,7 +10,6 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from fm_jax.checkpoint import surgery
 from fm_jax.core import statistics, tree
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
@@ -95,7 +94,7 @@ class Setup:
         self.classes = (*names, *(f"class {number}" for number in range(len(names), count)))
         self.train = Training(self.images["train"], cfg.data)
         self.splits = {split: Evaluation(images, cfg.data) for split, images in self.images.items()}
-        self.opened = detection.start_of(cfg.init, workdir)
+        self.given = detection.start_of(cfg.init, model, workdir)
         self.find = detection.finder(model)
         self.inputs = (np.zeros((2, *cfg.data.size, 3), np.float32),)
         jax.eval_shape(self.start)  # raises if the weights do not fit
@@ -103,10 +102,8 @@ class Setup:
     def start(self) -> tuple[Params, Params]:
         """Return the initial (trained parameters, frozen parameters and running statistics)."""
         params = state.init_params(self.model, self.inputs, jax.random.key(self.cfg.seed), self.mesh)
-        if self.opened is not None:
-            source = self.cfg.init.source
-            given, options = detection.start(params, self.model, self.opened, source)
-            params = surgery.load(params, given, **options)
+        if self.given is not None:
+            params = detection.onto(params, self.model, self.given, self.classes)
         trained, still = (tree.flatten(part) for part in statistics.split(params))
         for pattern in self.cfg.frozen:
             chosen = [path for path in trained if re.fullmatch(pattern, path)]

@@ -3,6 +3,7 @@
     python -m tests.goldens.make NAME|all        (with torch 2.13.0 and transformers 5.23.0 beside the project)
     python -m tests.goldens.make faster_rcnn     (with torch 2.13.0 and torchvision 0.28.0, without transformers)
     python -m tests.goldens.make yolox           (with torch 2.13.0 and what .lock/detectors.txt names)
+    python -m tests.goldens.make yolov3          (with torch 2.13.0 and libreyolo 1.6.0, without transformers)
 
 The default tests read the files with numpy alone (test_goldens.py).
 """

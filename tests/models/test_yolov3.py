@@ -101,6 +101,17 @@ def test_training_moves_the_running_statistics():
     assert 0 < np.abs(moved - old).max() < 0.05
 
 
+@pytest.mark.parametrize("cfg", [TINY, POOLED], ids=["residual", "pooled"])
+def test_remat_computes_again_and_keeps_the_parameters(cfg):
+    def traced(cfg):
+        def score(params):
+            return sum(jnp.square(part).sum() for part in YOLOv3(cfg).apply({"params": params}, X))
+
+        return str(jax.make_jaxpr(jax.grad(score))(init(TINY if cfg.depths else POOLED)))
+
+    assert ["checkpoint" in traced(replace(cfg, remat=remat)) for remat in ("full", "none")] == [True, False]
+
+
 def test_half_precision_stays_near():
     cfg = replace(TINY, dtype="bfloat16")
     got, want = forward(cfg)(init(TINY), X), forward(TINY)(init(TINY), X)
@@ -120,9 +131,10 @@ def test_detections_are_darknets():
     drawn[0] += [0, 0, 0.7, 0.7]  # large enough to overlap
     out = Outputs(*drawn)
     boxes, scores = (np.asarray(part) for part in yolov3.decode(cfg, out, size))
-    detect = jax.jit(lambda out: yolov3.detect(cfg, out, size, threshold=0.3, overlap=0.4, limit=20))
+    detect = jax.jit(lambda out: yolov3.detect(cfg, out, size, score=0.3, overlap=0.4, limit=20))
     found = detect(out)
-    assert not detect(out._replace(objectness=np.full((2, 80), -20, np.float32))).valid.any()
+    nothing = detect(out._replace(objectness=np.full((2, 80), -20, np.float32)))
+    assert not any(part.any() for part in nothing)
 
     def iou(a, b):
         shared = np.prod(np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0))

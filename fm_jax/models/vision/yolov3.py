@@ -22,11 +22,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fm_jax.core.config import precision
+from fm_jax.core.config import precision, training
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.sharding import constrain
 from fm_jax.layers.batch_norm import BatchNorm
 from fm_jax.layers.conv import check_images, conv
+from fm_jax.layers.stack import rematerialised
 from fm_jax.layers.tap import Tap, stages, visit
 from fm_jax.ops import anchor_grid
 from fm_jax.ops.boxes import Detections, nms
@@ -60,6 +61,7 @@ class Config:
     in_channels: int = 3
     norm_epsilon: float = 1e-6  # added to the standard deviation
     norm_momentum: float = 0.99  # share of the old running moments at each step
+    remat: Literal["none", "full"] = training("none")  # whether the backward pass computes the blocks and necks again
     dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # compute dtype; parameters are float32
 
     def __post_init__(self) -> None:
@@ -175,7 +177,7 @@ class YOLOv3(nn.Module):
             if scale > 1:
                 x = Layer(cfg, width // 2, 1, ("embed", "mlp"), name=f"lateral{scale}")(x)
                 x = jnp.concatenate([_doubled(x), maps[cfg.halvings + 1 - scale]], axis=-1)
-            x = Neck(cfg, scale, name=f"neck{scale}")(x)
+            x = rematerialised(Neck, cfg.remat)(cfg, scale, name=f"neck{scale}")(x)
             features = Layer(cfg, width, 3, ("embed", "mlp"), name=f"head{scale}")(x)
             features = visit(self, tap, f"final.scale{scale}", features)
             options: dict[str, Any] = {"bias": True, "init": _INIT, "dtype": dtype, "name": f"predict{scale}"}
@@ -199,10 +201,10 @@ class Stage(nn.Module):
             # Darknet pads at the right and at the bottom, with -inf
             stride, after = (2, (0, 0)) if self.number <= cfg.halvings else (1, (0, 1))
             x = nn.max_pool(x, (2, 2), (stride, stride), (after, after))
-            return Layer(cfg, width, 3, ("embed", "mlp"), name="conv")(x)
+            return rematerialised(Layer, cfg.remat)(cfg, width, 3, ("embed", "mlp"), name="conv")(x)
         x = Layer(cfg, width, 3, ("embed", "mlp"), stride=2, name="down")(x)
         for block in range(cfg.depths[self.number - 1]):
-            x = Block(cfg, width, name=f"block{block}")(x)
+            x = rematerialised(Block, cfg.remat)(cfg, width, name=f"block{block}")(x)
         return x
 
 
@@ -301,7 +303,7 @@ def detect(
     outputs: Outputs,
     size: tuple[int, int],
     *,
-    threshold: float = 0.005,
+    score: float = 0.005,
     overlap: float = 0.45,
     limit: int = 100,
     candidates: int = 1000,
@@ -309,16 +311,19 @@ def detect(
     """Return the best boxes of each image, in pixels of the network's input.
 
     As in Darknet, every pair of a box and a class is a detection of its own, and only boxes of one class suppress each
-    other. The defaults of `threshold` and `overlap` are those with which Darknet scores COCO.
+    other. The defaults of `score` and `overlap` are those with which Darknet scores COCO.
 
     Args:
         cfg: the model's config.
         outputs: what the model returned.
         size: (height, width) of the images.
-        threshold: score that a detection must exceed.
+        score: what the score of a detection must exceed.
         overlap: IoU above which the better of two boxes suppresses the other.
         limit: detections of an image.
         candidates: best pairs of an image that are looked at.
+
+    Returns:
+        `limit` places an image, the best first; those without a detection are zeros and not valid.
     """
     boxes, scores = decode(cfg, outputs, size)
 
@@ -326,7 +331,8 @@ def detect(
         best, place = jax.lax.top_k(scores.reshape(-1), min(candidates, scores.size))
         candidate, kind = place // cfg.num_classes, (place % cfg.num_classes).astype(jnp.int32)
         near = boxes[candidate]
-        kept, valid = nms(near, jnp.where(best > threshold, best, -jnp.inf), overlap, limit, groups=kind)
-        return Detections(near[kept], best[kept], kind[kept], valid)
+        kept, valid = nms(near, jnp.where(best > score, best, -jnp.inf), overlap, limit, groups=kind)
+        found = Detections(near[kept], best[kept], kind[kept], valid)
+        return jax.tree.map(lambda part: jnp.where(valid.reshape(-1, *(1,) * (part.ndim - 1)), part, 0), found)
 
     return jax.vmap(one)(boxes, scores)

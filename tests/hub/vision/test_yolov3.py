@@ -101,9 +101,9 @@ OTHER = [
     ("yolov3", 17, {"iou_tresh": "0.2"}, "layer 16 [yolo] has the unknown option 'iou_tresh'"),
     ("yolov3-tiny", 2, None, "layer 1 [convolutional] is neither YOLOv3's nor YOLOv3-tiny's"),
     ("yolov3", 5, None, "layer 4 [convolutional] halves the image, and no [shortcut] is in the stage before it"),
-    ("yolov3", 9, None, "TODO1"),
+    ("yolov3", 9, None, "depths must be at least 1, not (1, 0)"),
     ("yolov3", 29, None, "layer 17 [route] comes after YOLOv3's last [yolo]"),
-    ("yolov3", 17, None, "TODO2"),
+    ("yolov3", 17, None, "layer 9 [convolutional] has filters 8; YOLOv3 of these widths has 4"),
 ]  # fmt: skip
 
 

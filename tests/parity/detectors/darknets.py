@@ -1,4 +1,4 @@
-"""What YOLOv3 is compared on: Darknet's cfg files as libreyolo builds them, whole and narrow; and both answers."""
+"""What YOLOv3 is compared on: Darknet's cfg files as libreyolo builds them, whole, narrow and small; and both answers."""
 
 import re
 import struct
@@ -11,6 +11,7 @@ import numpy as np
 
 from fm_jax.core import statistics, tree
 from fm_jax.models.vision.yolov3 import decode
+from tests.hub.darknet_files import CLASSES, NETWORKS, sections, text
 from tests.parity.detectors.libreyolo_peer import imported
 from tests.parity.distances import steepest
 
@@ -23,17 +24,21 @@ CASES = {
     "narrow-spp": ("yolov3-spp", 32, 4, (128, 96)),
     "narrow-tiny": ("yolov3-tiny", 16, 3, (96, 64)),
 }
+SMALL = {f"small-{name}": name for name in NETWORKS}  # case -> network of tests/hub/darknet_files.py
+CASES |= {case: ("", 1, CLASSES, (16, 24)) for case in SMALL}
 NARROW = tuple(case for case in CASES if case.startswith("narrow"))
 
 
 def cfg_text(case: str) -> str:
-    """Return the .cfg of a case: a published one, with every width divided and other classes."""
+    """Return the .cfg of a case: a published one, with every width divided and other classes, or a small one."""
+    if case in SMALL:
+        return text(sections(NETWORKS[SMALL[case]]))
     name, divisor, classes, (height, width) = CASES[case]
-    text = imported("models.darknet.cfg").bundled_cfg_path(name).read_text()
-    text = re.sub(r"filters=(\d+)", lambda found: f"filters={max(1, int(found[1]) // divisor)}", text)
-    text = re.sub(rf"filters={255 // divisor}(?=\s+activation=linear)", f"filters={3 * (5 + classes)}", text)
-    text = re.sub(r"classes=80", f"classes={classes}", text)
-    return re.sub(r"height=\d+", f"height={height}", re.sub(r"width=\d+", f"width={width}", text))
+    cfg = imported("models.darknet.cfg").bundled_cfg_path(name).read_text()
+    cfg = re.sub(r"filters=(\d+)", lambda found: f"filters={max(1, int(found[1]) // divisor)}", cfg)
+    cfg = re.sub(rf"filters={255 // divisor}(?=\s+activation=linear)", f"filters={3 * (5 + classes)}", cfg)
+    cfg = re.sub(r"classes=80", f"classes={classes}", cfg)
+    return re.sub(r"height=\d+", f"height={height}", re.sub(r"width=\d+", f"width={width}", cfg))
 
 
 def images(case: str) -> np.ndarray:
@@ -169,7 +174,7 @@ def ours(model: Any, image: np.ndarray) -> Any:
 
 
 def distances(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, float]:
-    """Return the largest differences of all outputs, in standard deviations of the peer's, and of the gradients.
+    """Return the largest differences of all outputs, in standard deviations of the peer's, and of the gradients if any.
 
     Decoded boxes are measured by the largest coordinate: the exponential magnifies an error as it does the side.
     """
@@ -177,4 +182,6 @@ def distances(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, flo
     for name, want in peer["outputs"].items():
         unit = np.abs(want).max() if name == "decoded" else want.std()
         found[name] = float(np.abs(np.asarray(mine["outputs"][name]) - want).max() / unit)
-    return found | {"gradients": steepest(mine["gradients"], peer["gradients"])}
+    return found | {
+        name: steepest(mine[name], gradients) for name, gradients in peer.items() if name == "gradients"
+    }
