@@ -52,8 +52,8 @@ class Config(detector.Config):
         super().__post_init__()
         if not 0 <= self.closing <= 1:
             raise ConfigError(f"closing must be a share of the steps, 0 to 1, not {self.closing}")
-        if self.data.recipe.close:
-            raise ConfigError("data.recipe.close must be 0: closing says when strong augmentation ends")
+        if self.closing and self.data.recipe.close:
+            raise ConfigError("data.recipe.close must be 0 beside closing, which says when strong augmentation ends")
 
 
 def config(net: Callable[..., yolox.Config] = yolox.yolox_s, side: int = 640) -> Config:
@@ -140,7 +140,7 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     model = yolox.YOLOX(cfg.model)
     closed = round((1 - cfg.closing) * cfg.fit.num_steps)
     loss = objective.yolox(model.apply, l1_from=closed if cfg.closing else None)
-    recipe = replace(cfg.data.recipe, close=closed) if cfg.closing else cfg.data.recipe
+    recipe = replace(cfg.data.recipe, close=max(closed, 1)) if cfg.closing else cfg.data.recipe
     return detector.run(model, loss, replace(cfg, data=replace(cfg.data, recipe=recipe), closing=0.0), workdir)
 
 

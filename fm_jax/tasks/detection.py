@@ -62,7 +62,7 @@ def load(source: Path, init: Init | None = None) -> Opened:
 
 
 def start_of(cfg: Init, module: Detector, workdir: Path) -> Pretrained | None:
-    """Return the model that a training starts from: None for a random start, and for a run that goes on from its own checkpoint.
+    """Return the model that a training starts from: None for a random start, and for a run that is resumed.
 
     Raises:
         CheckpointError: it is missing or damaged.
