@@ -23,6 +23,7 @@ from experiments.benchmarks import (
     checkpoint,
     data,
     decode,
+    detectors,
     growth,
     hub_load,
     image_pipeline,
@@ -145,6 +146,7 @@ NAMES = (
 PAIRS = {
     "train_step": train_step,
     "decode": decode,
+    "detectors": detectors,
     "startup": startup,
     "checkpoint": checkpoint,
     "precision": precision,
