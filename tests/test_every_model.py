@@ -77,6 +77,7 @@ RCNN_HEAD, RCNN_BASE = faster_rcnn.tiny()
 RCNN = faster_rcnn.FasterRCNN(RCNN_HEAD, resnet.ResNet(replace(RCNN_BASE, zero_init=False, remat="full")))
 SCENE = np.random.default_rng(0).normal(size=(ROWS, 32, 32, 3)).astype(np.float32)
 
+
 class Detected(Joined):
     """A detector, whose outputs are of one anchor point each."""
 
@@ -107,7 +108,11 @@ MODELS: list[tuple[str, nn.Module, tuple[np.ndarray, ...]]] = [
     ("vit, scaled and gated", ImageClassifier(VIT, 6), (IMAGE,)),
     ("faster r-cnn, rematerialised", Flat(RCNN, ("objectness", "deltas", "logits", "refined")), (SCENE,)),
     ("mae", mae.MAE(mae.decoder(1, 16, 2), vit.ViT(vit.tiny())), (IMAGE, NOISE)),
-    ("yolov3, rematerialised", Flat(yolov3.YOLOv3(replace(yolov3.tiny(), remat="full")), ("boxes", "objectness", "classes")), (IMAGE,)),
+    (
+        "yolov3, rematerialised",
+        Flat(yolov3.YOLOv3(replace(yolov3.tiny(), remat="full")), ("boxes", "objectness", "classes")),
+        (IMAGE,),
+    ),
 ]
 
 MESHES = [

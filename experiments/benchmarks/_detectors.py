@@ -54,7 +54,7 @@ def infer(folder: str, batch: str, *, cache: str | None = None) -> Prepared:
 
 
 def decoded(raw: Raw, size: tuple[int, int]) -> jax.Array:
-    """Return centre and sides in pixels, objectness and probabilities of the classes: [B, A, 5 + C], the peer's form."""
+    """Return centre and sides in pixels, objectness and classes' probabilities: [B, A, 5 + C], the peer's form."""
     low, high = jnp.split(anchor_points.decode(raw.boxes, anchor_points.points(*size, STRIDES)), 2, axis=-1)
     sure = jax.nn.sigmoid(jnp.concatenate([raw.objectness[..., None], raw.classes], axis=-1))
     return jnp.concatenate([(low + high) / 2, high - low, sure], axis=-1)

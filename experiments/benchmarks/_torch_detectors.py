@@ -80,7 +80,6 @@ def _model(folder: str, depth: int, width: int, classes: int) -> Any:
         package = types.ModuleType(f"libreyolo{name}")
         package.__path__ = [str(root.joinpath(*name.split(".")[1:]))]
         sys.modules.setdefault(f"libreyolo{name}", package)
-    import libreyolo.training.distributed
     import torch
     from libreyolo.models.yolox import nn
     from safetensors.torch import load_file

@@ -82,7 +82,6 @@ def small() -> Config:
         batch_size=16,
         warmup=0.05,
         optimizer=optimizers.Config(weight_decay=1e-2),
-        ema_decay=0.99,
     )
 
 

@@ -44,10 +44,11 @@ def filled(module: Any, side: int, value: float) -> Any:
     return jax.tree.map(lambda leaf: np.full(leaf.shape, value, np.float32), shapes(module, side))
 
 
-@pytest.mark.parametrize(("module", "side"), DETECTORS[:2], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 1], ids=["yolox", "yolov3"])
 def test_only_what_has_a_row_for_each_class_starts_randomly_for_other_classes(
-    module: Any, side: int, caplog: pytest.LogCaptureFixture
+    number: int, caplog: pytest.LogCaptureFixture
 ) -> None:
+    module, side = DETECTORS[number]
     fresh, old = filled(module, side, 0.0), filled(module, side, 1.0)
     same = detection.onto(fresh, module, Pretrained(module, old, None, NAMES), NAMES)
     assert all(leaf.min() == 1 for leaf in jax.tree.leaves(same))
@@ -88,13 +89,29 @@ def test_a_public_folder_has_its_authors_preprocessing_and_a_run_its_own(module:
         detection.named(bare, ("cat",), Path("x"))
 
 
+def test_detections_have_one_form_whatever_the_detector() -> None:
+    raw = {"boxes": (21, 4), "objectness": (21,), "classes": (21, 3)}
+    image = {"images": jax.ShapeDtypeStruct((2, 32, 32, 3), np.float32)}
+    outputs = [yolox.Raw(**{name: np.zeros((2, *shape), np.float32) for name, shape in raw.items()})]
+    found = [yolox.detect(outputs[0], (32, 32), limit=6)]
+    cfg = yolov3.tiny()
+    count = sum(len(pairs) * (8 // stride) ** 2 for stride, pairs in zip(cfg.strides, cfg.anchors, strict=True))
+    shapes3 = (count, 4), (count,), (count, cfg.num_classes)
+    found.append(yolov3.detect(cfg, yolov3.Outputs(*(np.zeros((2, *shape), np.float32) for shape in shapes3)), (8, 8)))
+    rcnn = DETECTORS[2][0]
+    found.append(jax.eval_shape(detection.finder(rcnn), shapes(rcnn, 32), image))
+    for one in found:
+        assert [part.dtype for part in one] == [np.float32, np.float32, np.int32, np.bool_]
+        assert one.boxes.shape == (*one.scores.shape, 4) and one.valid.shape == one.classes.shape == one.scores.shape
+
+
 def config(**options: Any) -> detector.Config:
     source = scenes.Config(side=32, kinds=3, train=10, validation=2, test=2)
     return detector.Config(
         data=pipeline.Config(source, (32, 32), max_boxes=4),
         fit=loop.FitConfig(2),
         learning_rate=1e-3,
-        batch_size=2,
+        batch_size=8,
         **options,
     )
 

@@ -333,6 +333,8 @@ def detect(
         near = boxes[candidate]
         kept, valid = nms(near, jnp.where(best > score, best, -jnp.inf), overlap, limit, groups=kind)
         found = Detections(near[kept], best[kept], kind[kept], valid)
-        return jax.tree.map(lambda part: jnp.where(valid.reshape(-1, *(1,) * (part.ndim - 1)), part, 0), found)
+        kept = (valid.reshape(-1, *(1,) * (part.ndim - 1)) for part in found)
+        # zeros of each part's own dtype: a Python 0 would turn the mask `valid` into integers
+        return Detections(*(jnp.where(here, part, jnp.zeros_like(part)) for here, part in zip(kept, found, strict=True)))
 
     return jax.vmap(one)(boxes, scores)

@@ -35,7 +35,7 @@ def test_predictions_have_the_peers_form() -> None:
     offsets = np.zeros((1, 21, 4), np.float32)
     raw = yolox.Raw(offsets, np.zeros((1, 21), np.float32), np.zeros((1, 21, 2), np.float32))  # type: ignore[arg-type]
     found = np.asarray(_detectors.decoded(raw, (32, 32)))
-    close(found[0, [0, 16, 20], :4], [[0, 0, 8, 8], [0, 0, 16, 16], [0, 0, 32, 32]])
+    close(found[0, [0, 16, 20], :4], np.array([[0, 0, 8, 8], [0, 0, 16, 16], [0, 0, 32, 32]]))
     close(found[..., 4:], np.full((1, 21, 3), 0.5))
     assert len(_detectors.shown(found)) == _detectors.SHOWN
 

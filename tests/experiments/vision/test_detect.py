@@ -62,7 +62,7 @@ def test_boxes_are_in_pixels_of_each_photograph(
         (only,) = found[name]["objects"]  # the other one is below the score
         assert only["class"] == "dog"
         close(only["score"], 0.9)
-        close(only["box"], box)
+        close(np.array(only["box"]), np.array(box))
         assert (tmp_path / "drawn" / f"{name}.png").exists()
     said = capsys.readouterr().out
     assert list(measured["unreadable"]) == ["c.jpg"] and "left out: " in said and "c.jpg" in said
@@ -74,7 +74,7 @@ def test_one_photograph_and_another_size(photos: Path, tmp_path: Path) -> None:
     measured = detect.run(cfg, tmp_path)
     objects = measured["images"]["a.png"]["objects"]
     assert [one["class"] for one in objects] == ["y", "z"] and not (tmp_path / "drawn").exists()
-    close(objects[0]["box"], [0, 0, 16, 16])
+    close(np.array(objects[0]["box"]), np.array([0, 0, 16, 16]))
 
 
 def test_bad_settings_and_empty_folders_are_refused(photos: Path, tmp_path: Path) -> None:
