@@ -34,6 +34,7 @@ from fm_jax.models.vision import faster_rcnn, resnet
 from fm_jax.objectives.detection import faster_rcnn as objective
 from fm_jax.optim import optimizer as optimizers
 from fm_jax.tasks import detector
+from fm_jax.tasks.init import Init
 from fm_jax.train import loop, stage
 
 SGD = optimizers.Config(name="sgd", momentum=0.9, weight_decay=1e-4, clip_norm=None)
@@ -82,7 +83,7 @@ def config() -> Config:
         warmup=1 / 90,
         optimizer=SGD,
         frozen=FIRST,
-        init=detector.Init(Path("models/resnet50")),
+        init=Init(Path("models/resnet50")),
         workers=16,
     )
 

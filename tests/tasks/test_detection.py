@@ -23,6 +23,7 @@ from fm_jax.models.vision.yolox import YOLOX
 from fm_jax.objectives.detection import yolox as objective
 from fm_jax.tasks import detection, detector
 from fm_jax.tasks.detection import Opened
+from fm_jax.tasks.init import Init
 from fm_jax.train import loop
 
 NAMES = ("cat", "dog", "hen")
@@ -69,8 +70,8 @@ def test_a_run_of_another_kind_cannot_start_a_detector(tmp_path: Path, monkeypat
     given = Opened(DETECTORS[1][0], {}, (), None)
     monkeypatch.setattr(detection, "load", lambda *_: given)
     with pytest.raises(ConfigError, match="has a YOLOv3, from which a YOLOX cannot start"):
-        detection.start_of(detector.Init(Path("runs/x")), DETECTORS[0][0], tmp_path)
-    assert detection.start_of(detector.Init(), DETECTORS[0][0], tmp_path) is None
+        detection.start_of(Init(Path("runs/x")), DETECTORS[0][0], tmp_path)
+    assert detection.start_of(Init(), DETECTORS[0][0], tmp_path) is None
     with pytest.raises(CheckpointError, match="ResNet, which finds no objects"):
         detection.detector(Opened(resnet.ResNet(BASE), {}, (), None), Path("x"))
 
