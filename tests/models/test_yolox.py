@@ -1,5 +1,5 @@
 from dataclasses import replace
-from functools import cache
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +18,11 @@ from fm_jax.ops import anchor_points
 from fm_jax.train import state
 from fm_jax.train.step import make_train_step
 from tests.close import close
+from tests.parity.vision import yolox as drawn
 
 TINY = replace(yolox.tiny(), width=4)
 IMAGE = np.random.default_rng(0).normal(size=(4, 32, 64, 3)).astype(np.float32)
 AT = anchor_points.points(32, 64, yolox.STRIDES)
-
-
-@cache
-def fresh():
-    return jax.jit(lambda key: meta.unbox(yolox.YOLOX(TINY).init(key, IMAGE)["params"]))(jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -44,31 +40,34 @@ def test_presets_have_the_published_sizes(size, millions):
 
 def test_the_head_begins_sure_of_nothing():
     """Every last bias gives the prior, and boxes begin without a bias of their own."""
-    for level in (1, 2, 3):
-        head = fresh()[f"head{level}"]
-        for name in ("object", "class"):
-            close(jax.nn.sigmoid(head[name]["bias"]), TINY.prior, 1e-5)
-        assert not head["box"]["bias"].any()
+    head = jax.jit(yolox.Head(TINY).init)(jax.random.key(0), IMAGE[:, :4, :4])["params"]
+    for name in ("object", "class"):
+        close(jax.nn.sigmoid(meta.unbox(head[name]["bias"])), TINY.prior)
+    assert not meta.unbox(head["box"]["bias"]).any()
 
 
-def test_remat_changes_neither_the_parameters_nor_what_is_computed():
-    full = yolox.YOLOX(replace(TINY, remat="full"))
-    shapes = jax.eval_shape(full.init, jax.random.key(0), IMAGE)["params"]
-    assert tree.flatten(meta.unbox(shapes)).keys() == tree.flatten(fresh()).keys()
-    grad = jax.grad(lambda params, model: sum((part**2).mean() for part in model.apply({"params": params}, IMAGE)))
-    names = [str(jax.make_jaxpr(lambda p, m=model: grad(p, m))(fresh())) for model in (full, yolox.YOLOX(TINY))]
-    assert ["remat" in name or "checkpoint" in name for name in names] == [True, False]
+def test_remat_changes_no_path_and_computes_again():
+    found = []
+    for remat in ("none", "full"):
+        stage = yolox.Stage(replace(TINY, remat=remat), 8, 1, last=False)
+        shapes = meta.unbox(jax.eval_shape(stage.init, jax.random.key(0), IMAGE)["params"])
+        grad = jax.grad(lambda params, stage=stage: stage.apply({"params": params}, IMAGE).sum())
+        found.append((tree.flatten(shapes).keys(), "prevent_cse" in str(jax.make_jaxpr(grad)(shapes))))
+    assert found[0][0] == found[1][0]
+    assert [again for _, again in found] == [False, True]
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_and_returns_float32():
-    params = fresh()
-    half = yolox.YOLOX(replace(TINY, dtype="bfloat16"))
-    found = jax.jit(half.apply)({"params": params}, IMAGE)
-    whole = jax.jit(yolox.YOLOX(TINY).apply)({"params": params}, IMAGE)
+    module, params = drawn.load("yolox")
+    whole, half = (
+        jax.jit(module.clone(cfg=replace(module.cfg, dtype=dtype)).apply)({"params": params}, IMAGE)
+        for dtype in ("float32", "bfloat16")
+    )
     for name in Raw._fields:
-        got, want = (np.asarray(getattr(raw, name)) for raw in (found, whole))
+        got, want = (np.asarray(getattr(raw, name)) for raw in (half, whole))
         assert got.dtype == np.float32 and np.isfinite(got).all()
-        assert 0 < np.abs(got - want).max() < 0.1 * max(1.0, np.abs(want).max())
+        assert 0 < np.abs(got - want).max() < 0.2 * np.abs(want).max()
 
 
 @pytest.mark.parametrize(
@@ -99,14 +98,15 @@ def test_predictions_become_objects():
         where = 3 * place
         raw.boxes[0, where] = anchor_points.encode(np.tile(box, (len(AT.cell), 1)), AT)[where]
         raw.objectness[0, where], raw.classes[0, where, label] = np.log(p / (1 - p)), 30
-    found = detect(raw, (32, 64), limit=4)
+    found_by = jax.jit(partial(detect, size=(32, 64), limit=4))
+    found = found_by(raw, score=0.01, overlap=0.65)
     assert found.valid.tolist() == [[True, True, True, False], [False] * 4]
     close(found.boxes[0, :3], boxes[[0, 2, 3]])
     close(found.scores[0, :3], sure[[0, 2, 3]])
     assert found.classes[0, :3].tolist() == [0, 2, 1] and found.classes.dtype == jnp.int32
     assert not found.boxes[0, 3:].any() and not found.scores[1].any()
-    assert detect(raw, (32, 64), limit=4, score=0.65).valid.sum() == 2
-    assert detect(raw, (32, 64), limit=4, overlap=0.95).valid.sum() == 4
+    assert found_by(raw, score=0.65, overlap=0.65).valid.sum() == 2
+    assert found_by(raw, score=0.01, overlap=0.95).valid.sum() == 4
 
 
 @pytest.mark.slow

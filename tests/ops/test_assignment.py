@@ -18,7 +18,11 @@ def drawn(seed, count=None):
     count = rng.integers(0, MOST + 1) if count is None else count
     centre, half = rng.uniform(5, 60, (MOST, 2)), rng.uniform(3, 25, (MOST, 2))
     boxes = np.concatenate([centre - half, centre + half], axis=1)
-    guess = boxes[np.abs(AT.centre[:, None] - centre[:count]).max(-1).argmin(1)] if count else np.tile(boxes[:1], (POINTS, 1))
+    guess = (
+        boxes[np.abs(AT.centre[:, None] - centre[:count]).max(-1).argmin(1)]
+        if count
+        else np.tile(boxes[:1], (POINTS, 1))
+    )
     predicted = guess + rng.normal(0, rng.choice([1, 3, 9], (POINTS, 1)), (POINTS, 4))
     logits, sure = rng.normal(-1, 2, (POINTS, CLASSES)), rng.normal(-1, 2, POINTS)
     floats = [array.astype(np.float32) for array in (predicted, logits, sure, boxes)]
@@ -65,7 +69,7 @@ def test_points_are_assigned_as_by_hand():
         found, (owner, iou) = assign(given), by_hand(*given)
         assert set(np.flatnonzero(found.positive)) == set(owner)
         assert {point: int(found.box[point]) for point in owner} == owner
-        close(found.iou, [iou.get(point, 0.0) for point in range(POINTS)], 1e-4, scale=1.0)
+        close(found.iou, np.array([iou.get(point, 0.0) for point in range(POINTS)]), 1e-4, scale=1.0)
         contested += len(owner)
     assert contested > 400  # k is more than one
 

@@ -80,9 +80,7 @@ def _distinct(records: Sequence[Record], files: Sequence[Path]) -> Sequence[Reco
         return records
     paths = [os.path.abspath(file) for file in files]
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return [
-        replace(record, id=os.path.relpath(path, root)) for record, path in zip(records, paths, strict=True)
-    ]
+    return [replace(record, id=os.path.relpath(path, root)) for record, path in zip(records, paths, strict=True)]
 
 
 def inside(folder: Path, name: str) -> Path | None:

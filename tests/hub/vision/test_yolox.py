@@ -22,7 +22,7 @@ def folder(path, arrays, name="model.safetensors"):
 
 
 def test_a_folder_of_tensors_alone_is_opened_by_their_names(tmp_path):
-    for form in ("yolox-deep", "yolox-depthwise"):
+    for form in ("yolox", "yolox-depthwise"):
         module, _ = build(FORMS[form])
         params = draw(module)
         arrays = tensors(module, params)

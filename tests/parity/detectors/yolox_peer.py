@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tests.parity.detectors.libreyolo_peer import imported
-from tests.parity.vision.yolox import CLASSES, FORMS, TERMS
+from tests.parity.vision.yolox import CLASSES, FORMS, LARGER, TERMS
 
 
 def peer(form: str, weights: Mapping[str, np.ndarray]) -> Any:
@@ -16,7 +16,7 @@ def peer(form: str, weights: Mapping[str, np.ndarray]) -> Any:
 
     imported("training.distributed")  # with a bare package around it
     nn = imported("models.yolox.nn")
-    config = FORMS[form]
+    config = (FORMS | LARGER)[form]
     sizes: dict[str, Any] = {"width": config["width"] / 64, "depthwise": config.get("depthwise", False)}
 
     class Model(torch.nn.Module):

@@ -23,8 +23,8 @@ _yolox = {
 FORMS = {
     "yolox": _yolox,
     "yolox-depthwise": {**_yolox, "depthwise": True},
-    "yolox-deep": {**_yolox, "depth": 2},
 }
+LARGER = {"yolox-deep": {**_yolox, "depth": 2}}  # compared with the peer alone
 
 FEW = ("yolox", "yolox-depthwise")  # one of each way of naming and storing
 
@@ -82,7 +82,7 @@ def numbered(module: Any) -> dict[str, np.ndarray]:
 
 def load(form: str) -> tuple[Any, Any]:
     """Return our module and its drawn parameters."""
-    module = convert.module(FORMS[form])
+    module = convert.module((FORMS | LARGER)[form])
     return module, convert.params(module, drawn(module))
 
 
