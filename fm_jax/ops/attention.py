@@ -139,20 +139,33 @@ def attention(
     if mask is None and not in_flags:
         mask = visible(query.shape[1], key.shape[1], **seen)
     if bias is None and platform() == "gpu" and _fits_cudnn(query, key, mask):
-        window = window if mask is None and isinstance(window, int) else 0
-        return jax.nn.dot_product_attention(
-            query,
-            key,
-            value,
-            mask=None if mask is None else mask[:, None],
-            scale=scale,
-            is_causal=mask is None and is_causal,
-            local_window_size=(window - 1, 0) if window else None,
-            implementation="cudnn",
-        )
+        return _cudnn(query, key, value, scale, mask, is_causal, window)
     if mask is None:
         mask = visible(query.shape[1], key.shape[1], **seen)
     return mix(pattern(scores(query, key, scale, bias), mask), value)
+
+
+def _cudnn(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    scale: float,
+    mask: jax.Array | None,
+    is_causal: bool,
+    window: int | jax.Array,
+) -> jax.Array:
+    """Run cuDNN's kernel; a mask is complete, so the other arguments count only without one."""
+    last = window if mask is None and isinstance(window, int) else 0
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        mask=None if mask is None else mask[:, None],
+        scale=scale,
+        is_causal=mask is None and is_causal,
+        local_window_size=(last - 1, 0) if last else None,
+        implementation="cudnn",
+    )
 
 
 def _fits_cudnn(query: jax.Array, key: jax.Array, mask: jax.Array | None) -> bool:
