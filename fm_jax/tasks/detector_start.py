@@ -76,7 +76,7 @@ def form(given: Pretrained, base: resnet.Config) -> resnet.Config:
     Among them is `norm_frozen`, so a backbone whose batch norms were trained can be frozen in a detector.
     """
     own: resnet.Config = backbone(given.module).cfg
-    return replace(own, **{name: value for name, value in _settings(base, form=False)})
+    return replace(own, **dict(_settings(base, form=False)))
 
 
 def onto(fresh: Params, model: nn.Module, given: Pretrained, classes: Iterable[str] = ()) -> Params:

@@ -164,16 +164,19 @@ def test_roi_align_is_torchvisions(monkeypatch, form, aligned, sampling):
 
 @pytest.mark.slow
 def test_resnet50_fpn_is_torchvisions():
-    """At full width and with the published numbers of anchors and proposals."""
+    """At full width, with fewer proposals: of thousands some have scores too close for one order in float32."""
+    counts = {"rpn_pre_nms_top_n_train": 96, "rpn_pre_nms_top_n_test": 48}
+    counts |= {"rpn_post_nms_top_n_train": 200, "rpn_post_nms_top_n_test": 100}
     peer = peers.torchvision().models.detection.fasterrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, image_mean=[0.0] * 3, image_std=[1.0] * 3, min_size=128, max_size=160
-    )
+        weights=None, weights_backbone=None, image_mean=[0.0] * 3, image_std=[1.0] * 3, min_size=128, max_size=160,
+        **counts,
+    )  # fmt: skip
     assert sum(x.numel() for x in peer.parameters()) == 41_808_406
     tensors = ours.draw(peers.shapes(peer))
     rows = ours.batch(classes=90, size=(128, 160))
-    quotas = 256, 64  # of so few proposals of a small image
+    quotas = 256, 32
     answer, samples = peers.theirs(peers.fill(peer.eval(), tensors), rows, quotas)
-    module, _ = build({"model_type": "faster_rcnn", "norm_frozen": False})
+    module, _ = build({"model_type": "faster_rcnn", "norm_frozen": False, **counts})
     params = convert.params(module, tensors)
     loss = objective.Config(anchors=quotas[0], proposals=quotas[1])
     mine = ours.ours(module, rows, samples, loss)(params), regions(module, rows)(params)
@@ -224,7 +227,7 @@ WRONG = {
     "v1 instead of v1.5": (BOTH, lambda m, p: (change(m, stride_first=True), p), {}, "maps"),
     "height and width of kernels": (
         FIRST, lambda m, p: (m, edit(p, "out1/kernel", lambda k: k.swapaxes(0, 1))), {}, "maps"),
-    "other anchors": (FIRST, head(anchor_sizes=(12.0, 16.0, 24.0, 44.0)), {}, "proposals"),
+    "other anchors": (FIRST, head(anchor_sizes=(12.0, 14.0, 24.0, 44.0)), {}, "proposals"),
     "ratios of width to height": (FIRST, head(anchor_ratios=(2.0, 1.0, 0.5)), {}, "proposals"),
     "another suppression of proposals": (FIRST, head(proposal_overlap=0.5), {}, "proposals"),
     "fewer anchors decoded": (FIRST, head(decoded=(96, 12)), {}, "proposals"),
@@ -262,8 +265,8 @@ CODE = {
         lambda real: lambda x, h, w: jax.image.resize(x, (*x.shape[:1], h, w, x.shape[-1]), "linear"), "maps"),
     "gradients through proposals": (
         (anchor_ops, "jax"),
-        lambda real: SimpleNamespace(
-            vmap=real.vmap, Array=real.Array, lax=SimpleNamespace(top_k=real.lax.top_k, stop_gradient=lambda x: x)), "gradients"),
+        lambda real: SimpleNamespace(vmap=real.vmap, Array=real.Array, lax=SimpleNamespace(
+            top_k=real.lax.top_k, stop_gradient=lambda x: x)), "gradients"),
     "suppression across levels": (
         (anchor_ops, "ops"),
         lambda real: SimpleNamespace(**{**vars(real), "nms": lambda b, s, t, k, g: real.nms(b, s, t, k)}),
