@@ -16,7 +16,8 @@ MUTANTS = {"gpt2": 11, "llama": 18, "bert": 18, "t5": 11, "resnet": 8, "efficien
 NAMED = {("test_t5", "CODE"): 3, ("test_vit", "BROKEN"): 7}  # file, wrong programs -> how many
 TESTS = {
     "test_adapters": 2, "test_benchmarks": 4, "test_bert": 5, "test_chat": 4, "test_conv_nets": 12,
-    "detectors/test_yolov3": 9, "test_defaults": 5, "test_folder": 1, "test_gguf": 6, "test_harness": 4, "test_hub": 13, "test_live": 2,
+    "detectors/test_yolov3": 9,
+    "test_defaults": 5, "test_folder": 1, "test_gguf": 6, "test_harness": 4, "test_hub": 13, "test_live": 2,
     "test_preprocessing": 4, "test_rope": 2, "test_t5": 7, "test_tokenizer": 4, "test_transfer": 1, "test_vit": 10,
 }  # fmt: skip
 
