@@ -136,17 +136,7 @@ def save(
             computes the same.
     """
     family = families.writing(module)
-    data = family.fields(module) | _special(tokenizer) | dict(generation.ids if generation else {})
-    if labels:
-        if len(labels) != len(data.get("id2label", ())):
-            raise CheckpointError(f"{len(labels)} labels for a model of {len(data.get('id2label', ()))} classes")
-        data |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
-    check_form(module, data)
-    _check_params(module, params)
-    if tokenizer is not None:
-        _check_tokenizer(tokenizer, module)
-    if preprocessing is not None:
-        _check_preprocessing(preprocessing, module)
+    data = _fields(module, params, tokenizer, labels, preprocessing, generation)
     names = family.table(module)
     if darknet_model.writes(module):
         if dtype not in (None, "float32") or tokenizer or preprocessing or generation:
@@ -173,6 +163,30 @@ def save(
             preprocessors.write(part, preprocessing)
         if generation is not None:
             generations.write(part, generation)
+
+
+def _fields(
+    module: nn.Module,
+    params: Params,
+    tokenizer: Tokenizer | None,
+    labels: Sequence[str],
+    preprocessing: Preprocessing | None,
+    generation: Generation | None,
+) -> dict[str, Any]:
+    """Return what config.json is to hold of the parts of a model, after all of them are checked."""
+    family = families.writing(module)
+    data = family.fields(module) | _special(tokenizer) | dict(generation.ids if generation else {})
+    if labels:
+        if len(labels) != len(data.get("id2label", ())):
+            raise CheckpointError(f"{len(labels)} labels for a model of {len(data.get('id2label', ()))} classes")
+        data |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    check_form(module, data)
+    _check_params(module, params)
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, module)
+    if preprocessing is not None:
+        _check_preprocessing(preprocessing, module)
+    return data
 
 
 @contextlib.contextmanager

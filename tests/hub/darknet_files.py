@@ -15,7 +15,7 @@ POOLED = "4.3 p2 8.3 p2 16.3 p1 24.3 8.1 16.3 =2,3 <-4 4.1 ^ <-1,2 8.3 =0,1"
 SPP = """8.3 8.3/2 4.1 8.3 + 16.3/2 8.1 16.3 + 8.1 16.3 8.1 m3 <-2 m5 <-1,-3,-4 8.1 16.3 8.1 16.3 =2,3
     <-4 4.1 ^ <-1,4 4.1 8.3 4.1 8.3 4.1 8.3 =0,1"""
 NETWORKS = {"yolov3": RESIDUAL, "yolov3-tiny": POOLED, "yolov3-spp": SPP}
-ANCHORS, CLASSES = "2,3, 4,3, 6,5, 8,12", 4
+ANCHORS, CLASSES = "2,3,4,3,6,5,8,12", 4
 
 
 def sections(words, *, width=24, height=16, classes=CLASSES):
@@ -53,7 +53,8 @@ def text(listed):
     """Return the text of a .cfg as people write it: comments, empty lines, spaces."""
     lines = ["# a small network"]
     for kind, options in listed:
-        lines += [f"[{kind}]", *(f"{name} = {value}" for name, value in options.items()), "", "; --"]
+        lines += [f"[{kind}]", *(f"{name} = {value.replace(',', ', ')}" for name, value in options.items())]
+        lines += ["", "; --"]
     return "\n".join(lines) + "\n"
 
 

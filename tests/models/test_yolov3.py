@@ -109,7 +109,8 @@ def test_remat_computes_again_and_keeps_the_parameters(cfg):
 
         return str(jax.make_jaxpr(jax.grad(score))(init(TINY if cfg.depths else POOLED)))
 
-    assert ["checkpoint" in traced(replace(cfg, remat=remat)) for remat in ("full", "none")] == [True, False]
+    programs = [traced(replace(cfg, remat=remat)) for remat in ("full", "none")]
+    assert ["nothing_saveable" in program for program in programs] == [True, False]
 
 
 def test_half_precision_stays_near():

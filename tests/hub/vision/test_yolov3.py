@@ -81,7 +81,7 @@ def test_the_cfg_of_a_preset_builds_the_preset(preset):
 
 # (network, number of the section, change, what the message must name)
 OTHER = [
-    ("yolov3", 1, {"activation": "mish"}, "layer 0 [convolutional] has activation 'mish'; YOLOv3 of these widths has 'leaky'"),
+    ("yolov3", 1, {"activation": "mish"}, "activation 'mish'; YOLOv3 of these widths has 'leaky'"),
     ("yolov3", 3, {"filters": "6"}, "layer 2 [convolutional] has filters 6; YOLOv3 of these widths has 4"),
     ("yolov3", 3, {"pad": "0", "size": "3"}, "layer 2 [convolutional] has size 3"),
     ("yolov3", 5, {"activation": "leaky"}, "layer 4 [shortcut] has activation 'leaky'"),

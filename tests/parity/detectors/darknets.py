@@ -1,4 +1,4 @@
-"""What YOLOv3 is compared on: Darknet's cfg files as libreyolo builds them, whole, narrow and small; and both answers."""
+"""What YOLOv3 is compared on: Darknet's cfg files as libreyolo builds them, whole, narrow, small; and both answers."""
 
 import re
 import struct
@@ -25,7 +25,7 @@ CASES = {
     "narrow-tiny": ("yolov3-tiny", 16, 3, (96, 64)),
 }
 SMALL = {f"small-{name}": name for name in NETWORKS}  # case -> network of tests/hub/darknet_files.py
-CASES |= {case: ("", 1, CLASSES, (16, 24)) for case in SMALL}
+CASES |= dict.fromkeys(SMALL, ("", 1, CLASSES, (16, 24)))
 NARROW = tuple(case for case in CASES if case.startswith("narrow"))
 
 
@@ -182,6 +182,4 @@ def distances(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, flo
     for name, want in peer["outputs"].items():
         unit = np.abs(want).max() if name == "decoded" else want.std()
         found[name] = float(np.abs(np.asarray(mine["outputs"][name]) - want).max() / unit)
-    return found | {
-        name: steepest(mine[name], gradients) for name, gradients in peer.items() if name == "gradients"
-    }
+    return found | {name: steepest(mine[name], gradients) for name, gradients in peer.items() if name == "gradients"}
