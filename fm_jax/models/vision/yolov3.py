@@ -333,8 +333,8 @@ def detect(
         near = boxes[candidate]
         kept, valid = nms(near, jnp.where(best > score, best, -jnp.inf), overlap, limit, groups=kind)
         found = Detections(near[kept], best[kept], kind[kept], valid)
-        kept = (valid.reshape(-1, *(1,) * (part.ndim - 1)) for part in found)
+        masks = (valid.reshape(-1, *(1,) * (part.ndim - 1)) for part in found)
         # zeros of each part's own dtype: a Python 0 would turn the mask `valid` into integers
-        return Detections(*(jnp.where(on, part, jnp.zeros_like(part)) for on, part in zip(kept, found, strict=True)))
+        return Detections(*(jnp.where(on, part, jnp.zeros_like(part)) for on, part in zip(masks, found, strict=True)))
 
     return jax.vmap(one)(boxes, scores)
