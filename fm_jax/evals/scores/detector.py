@@ -154,5 +154,5 @@ def sheet(
             [objects, pictures.draw(pixels, guess.boxes[sure], guess.labels[sure], classes, guess.scores[sure])]
         )
     beside = [[*first, *(second or [])] for first, second in zip_longest(rows[::2], rows[1::2])]
-    heads = ["objects", f"detections of score ≥ {SURE:g}"]
+    heads = ["objects", f"detections, score {SURE:g} or more"]  # Pillow's font has no sign for it
     return pictures.sheet(beside, heads * (len(beside[0]) // 2))
