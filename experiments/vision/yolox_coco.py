@@ -19,6 +19,9 @@ which the strong ones end 15 epochs before the end, when an L1 term begins; side
 the warm-up of 5 epochs is linear, not quadratic, and the learning rate is constant nowhere. Expected AP on val2017 (the
 authors' README): nano 25.8 and tiny 32.8 at 416 pixels, s 40.5, m 46.9, l 49.7, x 51.1 at 640.
 Hardware: these need GPUs and were not run here.
+
+Measured with `small` (2.2 million parameters, 1,000 steps, 294 CPU-seconds on a busy machine, seed 0): AP 0.704 and
+AP50 0.896 on 512 test scenes. Baselines: blobs of colour 0.459 and 0.610, each class's mean box 0.000 and 0.002.
 """
 
 from collections.abc import Callable
