@@ -18,6 +18,9 @@ differences: one size instead of shorter sides of 640 to 800, and a canvas of 1,
 orientations. Expected AP on val2017: 37.9 (its model zoo; 37.0 for torchvision's weights). The paper's VGG-16 has 21.9
 on test-dev.
 Hardware: this needs GPUs and was not run here.
+
+Measured with `small` (0.9 million parameters, 800 steps, about 330 CPU-seconds on a busy machine, seed 0, interrupted
+once and resumed): AP 0.642 and AP50 0.859 on 512 test scenes; baselines as in `yolox_coco`.
 """
 
 from collections.abc import Callable
