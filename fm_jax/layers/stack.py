@@ -85,6 +85,14 @@ def stack(
     return scanned if shared else _either(scanned, block, length)
 
 
+def rematerialised(block: type[nn.Module], remat: Remat) -> Any:
+    """Return the class of a block that is computed again in the backward pass, for a model that loops over its blocks.
+
+    Its parameters have the same paths if every block is given a name.
+    """
+    return block if remat == "none" else nn.remat(block, policy=POLICIES[remat])
+
+
 def _unroll(length: int, remat: Remat) -> int:
     """Return how many layers one iteration of the compiled loop applies: all on a CPU, otherwise one.
 

@@ -23,6 +23,7 @@ from experiments.benchmarks import (
     checkpoint,
     data,
     decode,
+    detectors,
     growth,
     hub_load,
     image_pipeline,
@@ -43,19 +44,24 @@ from experiments.language import (
     text_classify,
 )
 from experiments.vision import (
+    detect,
     efficientnet_imagenet,
+    faster_rcnn_coco,
     linear_probe,
     mae_pretrain,
     resnet_imagenet,
     simclr_pretrain,
     vit_finetune,
     vit_imagenet,
+    yolov3_coco,
+    yolox_coco,
 )
 from fm_jax import cli
 from fm_jax.checkpoint.store import load_params
 from fm_jax.core.config import changes
 from fm_jax.core.errors import ConfigError
 from fm_jax.data.packages.sources import SOURCES
+from fm_jax.evals.report import boxes as pictures
 from fm_jax.tasks.init import Init
 from fm_jax.tasks.text_classifier import METHODS, Method
 from fm_jax.train.plan import target
@@ -70,6 +76,8 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lm_pretrain.run(lm_pretrain.debug(), workdir)
     simclr_pretrain.run(simclr_pretrain.debug(), workdir / "images")
     mae_pretrain.run(mae_pretrain.debug(), workdir / "masked")
+    yolox_coco.run(yolox_coco.debug(), workdir / "boxes")
+    pictures.save(workdir / "photos" / "grey.png", np.full((48, 64, 3), 128, np.uint8))
     return workdir
 
 
@@ -101,6 +109,14 @@ def configs(pretrained: Path) -> dict[str, tuple[Any, Any, str]]:
             replace(vit_finetune.debug(), init=Init(pretrained / "masked")),
             "checkpoints",
         ),
+        "yolox_coco": (yolox_coco, replace(yolox_coco.debug(), baselines=True), "checkpoints"),
+        "yolov3_coco": (yolov3_coco, yolov3_coco.debug(), "checkpoints"),
+        "faster_rcnn_coco": (faster_rcnn_coco, faster_rcnn_coco.debug(), "checkpoints"),
+        "detect": (
+            detect,
+            replace(detect.debug(), init=Init(pretrained / "boxes"), images=pretrained / "photos"),
+            "",
+        ),
     }
 
 
@@ -122,6 +138,10 @@ NAMES = (
     "vit_imagenet",
     "mae_pretrain",
     "vit_finetune",
+    "yolox_coco",
+    "yolov3_coco",
+    "faster_rcnn_coco",
+    "detect",
 )
 
 
@@ -129,6 +149,7 @@ NAMES = (
 PAIRS = {
     "train_step": train_step,
     "decode": decode,
+    "detectors": detectors,
     "startup": startup,
     "checkpoint": checkpoint,
     "precision": precision,

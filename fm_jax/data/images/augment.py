@@ -104,19 +104,24 @@ def affine(
     return warp(image, turn @ [[1, slant], [0, 1]] * (1 + stretch), moved, fill=fill)
 
 
-def warp(image: np.ndarray, matrix: np.ndarray, shift: np.ndarray, *, fill: int = 0) -> Moved:
-    """Move every point p (x, y from the centre) of [H, W, 3] to matrix [2, 2] @ p + shift [2]; bilinear."""
+def warp(
+    image: np.ndarray, matrix: np.ndarray, shift: np.ndarray, *, fill: int = 0, size: tuple[int, int] | None = None
+) -> Moved:
+    """Move every point p (x, y from the centre) of [H, W, 3] to matrix [2, 2] @ p + shift [2]; bilinear.
+
+    The new image has `size` (height, width), by default the old one's, and its points count from its own centre.
+    """
     from PIL import Image
 
-    height, width = image.shape[:2]
-    middle = np.array([width / 2, height / 2])
+    height, width = size or image.shape[:2]
+    middle, target = np.array(image.shape[1::-1]) / 2, np.array([width, height]) / 2
     back = np.linalg.inv(matrix)  # Pillow takes the map from new pixels to old ones
-    origin = middle - back @ (middle + shift)
+    origin = middle - back @ (target + shift)
     data = (back[0, 0], back[0, 1], origin[0], back[1, 0], back[1, 1], origin[1])
     moved = Image.fromarray(image).transform(
         (width, height), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=(fill,) * 3
     )
-    onward = np.column_stack([matrix, middle + shift - np.asarray(matrix) @ middle])
+    onward = np.column_stack([matrix, target + shift - np.asarray(matrix) @ middle])
     return np.asarray(moved), Move(onward, (height, width))
 
 

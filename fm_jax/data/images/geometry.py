@@ -51,6 +51,41 @@ def mirror(size: Sequence[int]) -> Move:
     return along_axes(size, (-1.0, 1.0), (float(size[1]), 0.0))
 
 
+def letterbox(old: Sequence[int], new: Sequence[int]) -> Move:
+    """Return the move of an image of size `old` (height, width) that fits it whole into the top left of size `new`.
+
+    Both sides are scaled by about the same ratio, each by the exact one of its rounded length.
+    """
+    ratio = min(new[0] / old[0], new[1] / old[1])
+    return _corner(old, ratio, new)
+
+
+def short_side(old: Sequence[int], new: Sequence[int], short: float, long: float) -> Move:
+    """Return the move that scales the shorter side to `short`, or the longer one to `long` if that is less.
+
+    The image is then in the top left of size `new`, and smaller if it would not fit in it (Ren et al. 2015, section
+    3.3).
+    """
+    ratio = min(short / min(old), long / max(old), new[0] / old[0], new[1] / old[1])
+    return _corner(old, ratio, new)
+
+
+def content(old: Sequence[int], move: Move) -> tuple[int, int]:
+    """Return height and width that an image of size `old` (height, width) has after a move along the axes."""
+    return round(float(old[0] * move.matrix[1, 1])), round(float(old[1] * move.matrix[0, 0]))
+
+
+def restore(corners: np.ndarray, moves: Sequence[Move], old: Sequence[int]) -> np.ndarray:
+    """Move boxes [N, 4] back into the first image, of size `old` (height, width), and clip them: float64 [N, 4].
+
+    It inverts `boxes` where nothing was lost and nothing was turned, as after `letterbox` and `short_side`.
+    """
+    back = np.linalg.inv(np.vstack([compose(moves), (0.0, 0.0, 1.0)]))
+    low, high = (_floats(corners, 4, "boxes")[:, side : side + 2] @ back[:2, :2].T + back[:2, 2] for side in (0, 2))
+    limit = np.array([old[1], old[0]], np.float64)
+    return np.concatenate([np.clip(np.minimum(low, high), 0, limit), np.clip(np.maximum(low, high), 0, limit)], axis=1)
+
+
 def compose(moves: Sequence[Move]) -> np.ndarray:
     """Return one affine map, float64 [2, 3], that does what all moves do to a point."""
     whole = np.eye(3)
@@ -109,6 +144,11 @@ def mask(pixels: np.ndarray, moves: Sequence[Move], fill: int = 0) -> np.ndarray
     column, row = np.floor(places[known]).astype(int).T
     moved[known] = pixels[row, column]
     return moved.reshape(height, width, *pixels.shape[2:])
+
+
+def _corner(old: Sequence[int], ratio: float, new: Sequence[int]) -> Move:
+    height, width = (max(1, min(round(side * ratio), limit)) for side, limit in zip(old, new, strict=True))
+    return along_axes(new, (width / old[1], height / old[0]))
 
 
 def _floats(values: np.ndarray, width: int, what: str) -> np.ndarray:

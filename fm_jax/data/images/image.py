@@ -25,11 +25,11 @@ MOST_PIXELS = 89_478_485  # upper bound of max_pixels: Pillow treats more as a d
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 # `catch_warnings` changes the whole process, not one thread: use it only under this lock.
-_WARNINGS = threading.Lock()
+_WARNINGS = threading.RLock()
 _ORIENTATION, _SAMPLE_FORMAT = 0x0112, 0x0153
 
 
-def decode(file: bytes | Path, *, max_pixels: int = MAX_PIXELS, name: str = "") -> np.ndarray:
+def decode(file: bytes | Path, *, max_pixels: int = MAX_PIXELS, name: str = "", upright: bool = True) -> np.ndarray:
     """Decode an image to uint8 [H, W, 3], EXIF orientation applied, transparent pixels on white.
 
     Greyscale is repeated to three channels, an animation gives its first frame. 16 bits are scaled to 8. Values of 32
@@ -40,6 +40,7 @@ def decode(file: bytes | Path, *, max_pixels: int = MAX_PIXELS, name: str = "") 
         file: the file's bytes or its path.
         max_pixels: limit on height × width, checked in the header before decoding.
         name: name for messages; by default the path.
+        upright: apply the EXIF orientation; without, the pixels are as they are stored.
 
     Raises:
         DataError: missing, empty, truncated, too large, not in FORMATS, or 32-bit values in none of these ranges.
@@ -73,12 +74,31 @@ def decode(file: bytes | Path, *, max_pixels: int = MAX_PIXELS, name: str = "") 
     try:
         picture.load()
         pixels = _rgb(picture, name)
-        return np.ascontiguousarray(_upright(pixels, _orientation(picture)))
+        return np.ascontiguousarray(_upright(pixels, _orientation(picture) if upright else 1))
     except DataError:
         raise
     except Exception as error:  # OSError if truncated, SyntaxError for a broken PNG, anything from a plugin
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"{name}: cannot decode the {picture.format} file: {lines[0][:120]}") from error
+
+
+def size(file: Path, *, upright: bool = True) -> tuple[int, int]:
+    """Return height and width of an image file from its header, by the EXIF orientation if `upright`.
+
+    Raises:
+        DataError: missing, or its header is damaged or of no format in FORMATS.
+    """
+    from PIL import Image
+
+    try:
+        with _WARNINGS, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=FORMATS) as picture:
+                width, height = picture.size
+                turned = upright and _orientation(picture) in (5, 6, 7, 8)
+    except Exception as error:
+        raise DataError(f"{file}: not an image in {', '.join(FORMATS)}, or its header is damaged") from error
+    return (width, height) if turned else (height, width)
 
 
 def resize(

@@ -5,6 +5,7 @@ place, size, rotation and background are independent of it.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Literal, NamedTuple
@@ -27,6 +28,9 @@ COLOURS = {
 }
 SPLITS = ("train", "validation", "test")
 _FINE = 4  # samples per pixel and axis (antialiasing)
+
+Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Points (x, y) in units of the radius -> whether they are inside, or how opaque they are."""
 
 
 @dataclass(frozen=True)
@@ -107,20 +111,37 @@ def draw(cfg: Config, rng: np.random.Generator, size: int, split: str = "train")
     radius = rng.uniform(0.22, 0.42) * size
     x, y = rng.uniform(radius, size - radius, 2)
     angle = rng.uniform(-math.pi, math.pi) if cfg.objects == "shapes" else rng.uniform(-0.35, 0.35)
-    backdrop = _colours(rng, size) if cfg.background == "colour" else _photograph(rng, size)
+    behind = backdrop(cfg.background, rng, size)
 
+    def shape(right: np.ndarray, below: np.ndarray) -> np.ndarray:
+        return inside(kind, right, below) if cfg.objects == "shapes" else _digit(kind, rng, right, below, split)
+
+    opacity = cover(shape, size, (float(x), float(y)), radius, angle)
+    paint = np.array(list(COLOURS.values())[colour]) * rng.uniform(0.8, 1.0)
+    image = behind + opacity[..., None] * (paint - behind)
+    return Scene(to_bytes(image), kind, colour, box_around(opacity))
+
+
+def backdrop(kind: Literal["colour", "photograph"], rng: np.random.Generator, size: int) -> np.ndarray:
+    """Draw what lies behind the objects: float64 [size, size, 3], 0 to 255."""
+    return _colours(rng, size) if kind == "colour" else _photograph(rng, size)
+
+
+def cover(shape: Shape, size: int, centre: tuple[float, float], radius: float, angle: float) -> np.ndarray:
+    """Return how much of each pixel a turned shape covers: float64 [size, size], 0 to 1; centre (x, y) in pixels."""
     places = (np.arange(size * _FINE) + 0.5) / _FINE
-    across, down = (places[None, :] - x) / radius, (places[:, None] - y) / radius
+    across, down = (places[None, :] - centre[0]) / radius, (places[:, None] - centre[1]) / radius
     right = across * math.cos(angle) + down * math.sin(angle)
     below = down * math.cos(angle) - across * math.sin(angle)
-    fine = inside(kind, right, below) if cfg.objects == "shapes" else _digit(kind, rng, right, below, split)
-    cover = fine.astype(np.float64).reshape(size, _FINE, size, _FINE).mean(axis=(1, 3))
-    paint = np.array(list(COLOURS.values())[colour]) * rng.uniform(0.8, 1.0)
-    image = backdrop + cover[..., None] * (paint - backdrop)
+    fine = shape(right, below).astype(np.float64)
+    opacity: np.ndarray = fine.reshape(size, _FINE, size, _FINE).mean(axis=(1, 3))
+    return opacity
 
-    rows, columns = np.flatnonzero(cover.any(axis=1)), np.flatnonzero(cover.any(axis=0))
-    box = float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
-    return Scene(to_bytes(image), kind, colour, box)
+
+def box_around(opacity: np.ndarray) -> tuple[float, float, float, float]:
+    """Return the box (left, top, right, bottom) around all pixels of [H, W] that an object covers at all."""
+    rows, columns = np.flatnonzero(opacity.any(axis=1)), np.flatnonzero(opacity.any(axis=0))
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 def inside(kind: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 from fm_jax.core.errors import ConfigError, DataError, ResourceError
 from fm_jax.data.stream import mixture
 from fm_jax.data.stream.mixture import Mixture
-from fm_jax.data.stream.source import Drawn, Source
+from fm_jax.data.stream.source import Drawn, Source, Staged
 
 HostBatch = dict[str, np.ndarray]
 
@@ -159,11 +159,12 @@ class _Reader:
 
     def __call__(self, step: int) -> HostBatch:
         begin = step * self.batch_size + self.first
+        sources = [source.at(step, self.seed) if isinstance(source, Staged) else source for source in self.sources]
         picked = [self.order[_visited(i, self.repeats)] for i in range(begin, begin + self.rows)]
-        rows = [_row(self.sources[number], row, (self.seed, begin + k)) for k, (number, row) in enumerate(picked)]
-        batch = _stack(rows, *self.sources)
-        for number, source in enumerate(self.sources):
-            mine = slice(None) if len(self.sources) == 1 else [k for k, (n, _) in enumerate(picked) if n == number]
+        rows = [_row(sources[number], row, (self.seed, begin + k)) for k, (number, row) in enumerate(picked)]
+        batch = _stack(rows, *sources)
+        for number, source in enumerate(sources):
+            mine = slice(None) if len(sources) == 1 else [k for k, (n, _) in enumerate(picked) if n == number]
             _check_limits({name: value[mine] for name, value in batch.items()}, source)
         return batch
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fm_jax.core.errors import DataError
-from fm_jax.data.stream.source import Drawn, Source
+from fm_jax.data.stream.source import Drawn, Source, Staged
 
 
 class Rows:
@@ -36,6 +36,12 @@ class Rows:
         """Return a random draw of one row, or the row itself if the source is not random."""
         row = int(self._rows[index])
         return self._source.draw(row, rng) if isinstance(self._source, Drawn) else self._source[row]
+
+    def at(self, step: int, seed: int) -> Source:
+        """Return the rows as batch `step` reads them."""
+        if not isinstance(self._source, Staged):
+            return self
+        return Rows(self._source.at(step, seed), self._rows)
 
 
 def spread(source: Source, count: int) -> Rows:

@@ -25,3 +25,12 @@ class Drawn(Protocol):
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return one random row; every random choice uses `rng`."""
         ...
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A source that changes in the course of training: the size of its images, or which augmentations it applies."""
+
+    def at(self, step: int, seed: int) -> Source:
+        """Return the source as batch `step` reads it; what it depends on is part of the fingerprint."""
+        ...
