@@ -21,7 +21,7 @@ from fm_jax.interpret import capture
 from fm_jax.layers import tap as taps
 from fm_jax.layers.tap import Tap
 from fm_jax.models.language import classifier, decoder, encoder, encoder_decoder, masked_lm, sentence, span, tagger
-from fm_jax.models.vision import efficientnet, mae, resnet, vit, yolox
+from fm_jax.models.vision import efficientnet, faster_rcnn, mae, resnet, vit, yolov3, yolox
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.simclr import SimCLR
 from tests.close import close
@@ -63,6 +63,21 @@ class Joined(nn.Module):
         return jnp.stack(self.inner(*inputs, tap=tap), axis=1)
 
 
+class Flat(Joined):
+    """A model of several outputs of different shapes, seen as one array of those that `keep` names."""
+
+    keep: tuple[str, ...] = ()
+
+    def __call__(self, *inputs, tap=None):
+        found = self.inner(*inputs, tap=tap)._asdict()
+        return jnp.concatenate([found[name].reshape(ROWS, -1) for name in self.keep], axis=1)
+
+
+RCNN_HEAD, RCNN_BASE = faster_rcnn.tiny()
+RCNN = faster_rcnn.FasterRCNN(RCNN_HEAD, resnet.ResNet(replace(RCNN_BASE, zero_init=False, remat="full")))
+SCENE = np.random.default_rng(0).normal(size=(ROWS, 32, 32, 3)).astype(np.float32)
+
+
 class Detected(Joined):
     """A detector, whose outputs are of one anchor point each.
 
@@ -96,7 +111,13 @@ MODELS: list[tuple[str, nn.Module, tuple[np.ndarray, ...]]] = [
     ("simclr", SimCLR(resnet.ResNet(resnet.tiny()), 8), (IMAGE,)),
     ("yolox, rematerialised", Detected(yolox.YOLOX(replace(yolox.tiny(), width=4, remat="full"))), (PHOTO,)),
     ("vit, scaled and gated", ImageClassifier(VIT, 6), (IMAGE,)),
+    ("faster r-cnn, rematerialised", Flat(RCNN, ("objectness", "deltas", "logits", "refined")), (SCENE,)),
     ("mae", mae.MAE(mae.decoder(1, 16, 2), vit.ViT(vit.tiny())), (IMAGE, NOISE)),
+    (
+        "yolov3, rematerialised",
+        Flat(yolov3.YOLOv3(replace(yolov3.tiny(), remat="full")), ("boxes", "objectness", "classes")),
+        (IMAGE,),
+    ),
 ]
 
 MESHES = [
@@ -291,6 +312,6 @@ def test_a_model_need_not_know_of_devices():
 
 @pytest.mark.parametrize("model", [model for _, model, _ in MODELS], ids=[name for name, *_ in MODELS])
 def test_a_checkpoint_gives_back_the_model_that_it_describes(model):
-    inner = model.inner if isinstance(model, Joined) else model
+    inner = model.inner if isinstance(model, Joined | Flat) else model
     data = json.loads(json.dumps(models.describe(inner)))
     assert models.build({"model": data}, "runs/one") == inner

@@ -34,6 +34,7 @@ STAGES = {
 # composites: (the model's file, the leaf model it is made of)
 COMPOSITES = {
     ("fm_jax.models.language.masked_lm", "fm_jax.models.language.encoder"),
+    ("fm_jax.models.vision.faster_rcnn", "fm_jax.models.vision.resnet"),
     ("fm_jax.models.vision.mae", "fm_jax.models.vision.vit"),
 }
 
@@ -48,7 +49,8 @@ JSON_READERS = {
     "experiments/benchmarks/hub_load.py",  # the last line that its own child process printed
     "experiments/benchmarks/_sides.py",  # what it and its own child processes told each other
 }
-PEERS = {"experiments/benchmarks/_torch.py"}  # what is measured beside ours: torch is imported in its functions
+# what is measured beside ours: torch is imported in their functions
+PEERS = {"experiments/benchmarks/_torch.py", "experiments/benchmarks/_torch_detectors.py"}
 NEVER = {"torch", "tensorflow", "pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 VAGUE = {"utils", "util", "common", "lib", "helpers", "helper", "manager", "base", "factory", "registry", "misc"}
 

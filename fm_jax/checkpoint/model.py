@@ -21,15 +21,17 @@ from fm_jax.models.language.span import SpanFinder
 from fm_jax.models.language.tagger import Tagger
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.efficientnet import EfficientNet
+from fm_jax.models.vision.faster_rcnn import FasterRCNN
 from fm_jax.models.vision.mae import MAE
 from fm_jax.models.vision.resnet import ResNet
 from fm_jax.models.vision.simclr import SimCLR
 from fm_jax.models.vision.vit import ViT
+from fm_jax.models.vision.yolov3 import YOLOv3
 from fm_jax.models.vision.yolox import YOLOX
 
 _ALLOWED: tuple[type[nn.Module], ...] = (
     *(Classifier, Decoder, Encoder, EncoderDecoder, MaskedLM, SentenceEncoder, SpanFinder, Tagger),
-    *(EfficientNet, ImageClassifier, MAE, ResNet, SimCLR, ViT, YOLOX),
+    *(EfficientNet, FasterRCNN, ImageClassifier, MAE, ResNet, SimCLR, ViT, YOLOv3, YOLOX),
 )
 
 

@@ -35,6 +35,7 @@ class Entry:
     part: int = 0  # index of this leaf among the `parts` equal parts along our last axis (a fused projection)
     parts: int = 1
     singles: int = 0  # leading axes of size 1 of their tensor
+    merged: bool = False  # their tensor is a matrix: all axes but the first, in their order, are one
     order: tuple[int, ...] = ()  # of each of our inputs (last axis but one), its place in theirs; () if it is the same
 
     @property
@@ -257,7 +258,7 @@ def _their_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
     theirs = [1] * entry.singles + theirs
     if entry.parts > 1:
         theirs[entry.fused] *= entry.parts
-    return tuple(theirs)
+    return (theirs[0], math.prod(theirs[1:])) if entry.merged else tuple(theirs)
 
 
 def _piece(
@@ -283,6 +284,10 @@ def _piece(
     if entry.order:  # read all inputs, and choose ours
         rows, theirs[axes[-2] + entry.singles] = cuts[-2], slice(None)
     name = stored[entry.name.replace("{}", str(layer))]
+    if entry.merged:
+        matrix = weights.read(name, (theirs[0], slice(0, weights.specs[name].shape[1])))
+        whole = matrix.reshape(len(matrix), *(shape[axes.index(axis)] for axis in range(1, len(axes))))
+        return whole[(slice(None), *theirs[1:])].transpose(axes)
     same_axes = axes == tuple(range(len(shape))) and not entry.singles and not entry.order
     if out is not None and same_axes and weights.specs[name].dtype == out.dtype.name:
         return weights.read(name, tuple(theirs), out)
@@ -296,7 +301,7 @@ def _theirs(entry: Entry, leaf: Any, layer: int) -> np.ndarray:
     piece = np.asarray(jax.device_get(leaf[layer] if entry.stacked else leaf))
     piece = piece[..., np.argsort(entry.order), :] if entry.order else piece
     piece = piece.transpose(np.argsort(entry.axes)) if entry.axes else piece
-    return piece.reshape((1,) * entry.singles + piece.shape)
+    return piece.reshape(len(piece), -1) if entry.merged else piece.reshape((1,) * entry.singles + piece.shape)
 
 
 def _some(problems: list[str]) -> str:

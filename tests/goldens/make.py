@@ -1,7 +1,9 @@
 """Write NAME.npz, what torch and transformers compute on the cases that NAME.py beside it lists, or all of them.
 
     python -m tests.goldens.make NAME|all        (with torch 2.13.0 and transformers 5.23.0 beside the project)
+    python -m tests.goldens.make faster_rcnn     (with torch 2.13.0 and torchvision 0.28.0, without transformers)
     python -m tests.goldens.make yolox           (with torch 2.13.0 and what .lock/detectors.txt names)
+    python -m tests.goldens.make yolov3          (with torch 2.13.0 and libreyolo 1.6.0, without transformers)
 
 The default tests read the files with numpy alone (test_goldens.py).
 """
@@ -22,6 +24,9 @@ NAMES = ("conv_nets", "decoder", "encoder", "t5", "vit")
 def arrays(name: str) -> dict[str, np.ndarray]:
     """Compute what a file is to hold."""
     file: Any = importlib.import_module(f"tests.goldens.{name}")
+    if hasattr(file, "made"):  # of a peer that is not among transformers' models
+        made: dict[str, np.ndarray] = file.made()
+        return made
     if hasattr(file, "answers"):  # of a peer that lives in a process of its own
         answers: dict[str, np.ndarray] = file.answers()
         return answers

@@ -1,4 +1,4 @@
-"""Open the weights of a checkpoint folder: one file, shards and their index, old Flax files, or a GGUF file.
+"""Open the weights of a checkpoint: one file, shards and their index, old Flax files, a GGUF file or Darknet's files.
 
 Nothing that could run code is opened: a pickle is recognised by its content, whatever its name.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from fm_jax.core import files, json_file
 from fm_jax.core.errors import CheckpointError, shown
-from fm_jax.hub.files import gguf, msgpack, safetensors
+from fm_jax.hub.files import darknet, gguf, msgpack, safetensors
 from fm_jax.hub.files.weights import Index, Spec, Weights
 
 MAX_INDEX = 64_000_000  # bytes
@@ -51,12 +51,12 @@ class Shards:
 
 
 def open_weights(folder: str | Path, *, allow_nonfinite: bool = False) -> Weights:
-    """Return the tensors of a folder, unread, from safetensors or else from an old Flax file; or those of a GGUF file.
+    """Return the tensors of a folder, unread: of safetensors, else of old Flax files; or of a GGUF or Darknet file.
 
     Symbolic links are followed anywhere, as the download cache needs; an index can only name files beside it.
 
     Args:
-        folder: a folder written by `save_pretrained`, or what `gguf_file` finds.
+        folder: a folder written by `save_pretrained`, or what `gguf_file` or `darknet_files` finds.
         allow_nonfinite: allow infinities and NaNs; otherwise reading a tensor that holds one is an error.
 
     Raises:
@@ -65,6 +65,8 @@ def open_weights(folder: str | Path, *, allow_nonfinite: bool = False) -> Weight
     folder = Path(folder)
     if (file := gguf_file(folder)) is not None:
         return gguf.open_file(sound(file), allow_nonfinite=allow_nonfinite)
+    if (drawn := darknet_files(folder)) is not None:
+        return open_darknet(drawn, allow_nonfinite=allow_nonfinite)[1]
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give the folder that holds config.json and the weights")
     there = sorted(path.name for path in folder.iterdir())
@@ -124,6 +126,57 @@ def gguf_file(source: Path) -> Path | None:
     if len(found) > 1:
         raise CheckpointError(f"{source} holds {_some([file.name for file in found])}; give the path of one of them")
     return found[0] if found else None
+
+
+class DarknetFiles(NamedTuple):
+    """The files of a Darknet model."""
+
+    cfg: Path
+    weights: Path
+    names: Path | None  # the classes, one a line
+
+
+def darknet_files(source: Path) -> DarknetFiles | None:
+    """Return the Darknet model that a path belongs to, or that a folder holds instead of config.json; None for others.
+
+    Raises:
+        CheckpointError: the folder holds several, or a part is missing.
+    """
+    others = ["config.json", *(kind.single + ending for kind in KINDS for ending in ("", ".index.json"))]
+    if source.is_dir():
+        if any((source / name).exists() for name in others):
+            return None
+        there = sorted(path for path in source.iterdir() if path.suffix.lower() == darknet.WEIGHTS)
+        if not there:
+            return None
+        if len(there) > 1:
+            raise CheckpointError(
+                f"{source} holds {_some([file.name for file in there])}; give the path of one of them"
+            )
+        weights = there[0]
+    elif source.is_file() and source.suffix.lower() in (darknet.CFG, darknet.WEIGHTS):
+        weights = source if source.suffix.lower() == darknet.WEIGHTS else source.with_suffix(darknet.WEIGHTS)
+    else:
+        return None
+    cfg = source if source.suffix.lower() == darknet.CFG else weights.with_suffix(darknet.CFG)
+    for file in (cfg, weights):
+        if not files.there(file, CheckpointError):
+            raise CheckpointError(f"there is no {file}; a Darknet model is NAME.cfg and NAME.weights in one folder")
+    listed = sorted(path for path in weights.parent.iterdir() if path.suffix.lower() == darknet.NAMES)
+    same = [path for path in listed if path.stem == weights.stem] or listed
+    return DarknetFiles(cfg, weights, same[0] if len(same) == 1 else None)
+
+
+def open_darknet(model: DarknetFiles, *, allow_nonfinite: bool = False) -> tuple[darknet.Header, Weights]:
+    """Return the header and the tensors, unread, of a Darknet model's .weights.
+
+    Raises:
+        CheckpointError: a file is malformed, or they do not belong together.
+    """
+    where = str(model.cfg)
+    net, layers = darknet.layers(darknet.sections(darknet.read_text(model.cfg), where), where)
+    listed = darknet.convolutions(net, layers, where)
+    return darknet.open_weights(sound(model.weights), listed, allow_nonfinite=allow_nonfinite)
 
 
 def _differences(listed: Mapping[str, str], shards: Mapping[str, Weights]) -> Iterator[str]:

@@ -28,6 +28,7 @@ from fm_jax.core.errors import ConfigError
 from fm_jax.core.sharding import constrain
 from fm_jax.layers.batch_norm import BatchNorm
 from fm_jax.layers.conv import check_images, conv
+from fm_jax.layers.stack import rematerialised
 from fm_jax.layers.tap import Tap, stages, visit
 from fm_jax.ops.pooling import max_pool
 
@@ -48,6 +49,8 @@ class Config:
     zero_init: bool = training(True)  # initialise the scale of each block's last norm with 0
     norm_epsilon: float = 1e-5
     norm_momentum: float = 0.9  # share of the old running moments at each step
+    norm_frozen: bool = training(False)  # train with the running moments, and leave them, scales and biases unchanged
+    remat: Literal["none", "full"] = training("none")  # full: compute each block again in the backward pass
     dtype: Literal["float32", "bfloat16", "float16"] = precision("float32")  # compute dtype; parameters are float32
 
     def __post_init__(self) -> None:
@@ -69,9 +72,9 @@ class Config:
                 f"shortcut 'pad' only adds channels, so stem_width {self.stem_width} and widths {self.widths} "
                 "must not decrease"
             )
-        if self.norm_epsilon <= 0 or not 0 <= self.norm_momentum < 1:
+        if self.norm_epsilon < 0 or not 0 <= self.norm_momentum < 1:
             raise ConfigError(
-                f"norm_epsilon must be above 0 and norm_momentum in [0, 1), not {self.norm_epsilon}, "
+                f"norm_epsilon must be at least 0 and norm_momentum in [0, 1), not {self.norm_epsilon}, "
                 f"{self.norm_momentum}"
             )
 
@@ -135,9 +138,13 @@ class ResNet(nn.Module):
         """Return the last feature map's mean over positions: [B, H, W, in_channels] -> [B, C] in float32."""
         return self.hidden(image, tap=tap).astype(jnp.float32).mean(axis=(1, 2))
 
-    @nn.compact
     def hidden(self, image: jax.Array, *, tap: Tap | None = None) -> jax.Array:
-        """Return the last feature map [B, H', W', C].
+        """Return the last feature map [B, H', W', C]; arguments and errors are those of `maps`."""
+        return visit(self, tap, "final", self.maps(image, tap=tap)[-1])
+
+    @nn.compact
+    def maps(self, image: jax.Array, *, tap: Tap | None = None) -> tuple[jax.Array, ...]:
+        """Return the feature map [B, H', W', C] of every stage, fine to coarse.
 
         Args:
             image: normalised images [B, H, W, in_channels] of any size.
@@ -154,10 +161,12 @@ class ResNet(nn.Module):
         if cfg.stem == "pooled":
             x = max_pool(x, 3, stride=2, padding=1)
         x = constrain(visit(self, tap, "embed", x), "batch", None, None, "width")
+        maps = list[jax.Array]()
         for stage, (depth, width) in enumerate(zip(cfg.depths, cfg.widths, strict=True), 1):
             x = Stage(cfg, depth, width, cfg.first_stride if stage == 1 else 2, name=f"stage{stage}")(x)
             x = visit(self, tap, f"conv.stage{stage}", x)
-        return visit(self, tap, "final", x)
+            maps.append(x)
+        return tuple(maps)
 
 
 class Stage(nn.Module):
@@ -171,8 +180,9 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply the blocks: [B, H, W, C] -> [B, H', W', width]."""
+        make = rematerialised(Block, self.cfg.remat)
         for block in range(self.depth):
-            x = Block(self.cfg, self.width, self.stride if block == 0 else 1, name=f"block{block}")(x)
+            x = make(self.cfg, self.width, self.stride if block == 0 else 1, name=f"block{block}")(x)
         return x
 
 
@@ -225,4 +235,5 @@ class Block(nn.Module):
 
 def _norm(cfg: Config, name: str, zero: bool = False) -> BatchNorm:
     start = nn.initializers.zeros_init() if zero else nn.initializers.ones_init()
-    return BatchNorm(cfg.norm_epsilon, cfg.norm_momentum, start, jnp.dtype(cfg.dtype), name=name)
+    dtype = jnp.dtype(cfg.dtype)
+    return BatchNorm(cfg.norm_epsilon, cfg.norm_momentum, start, dtype, cfg.norm_frozen, name=name)

@@ -117,7 +117,9 @@ def detect(
         candidates = jnp.where(scores >= score, scores, -jnp.inf)
         kept, valid = nms(boxes, candidates, overlap, limit, groups=labels)
         found = Detections(boxes[kept], scores[kept], labels[kept], valid)
-        return jax.tree.map(lambda part: jnp.where(valid.reshape(-1, *(1,) * (part.ndim - 1)), part, 0), found)
+        masks = (valid.reshape(-1, *(1,) * (part.ndim - 1)) for part in found)
+        # zeros of each part's own dtype: a Python 0 would turn the mask `valid` into integers
+        return Detections(*(jnp.where(on, part, jnp.zeros_like(part)) for on, part in zip(masks, found, strict=True)))
 
     return jax.vmap(one)(boxes, scores, labels)
 
