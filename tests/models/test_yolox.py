@@ -121,8 +121,9 @@ def test_it_learns_one_batch_on_a_mesh_and_keeps_an_average():
         left, top = rng.integers(2, 40), rng.integers(2, 12)
         boxes[row, 0] = (left, top, left + 16, top + 16)
         images[row, top : top + 16, left : left + 16, row % 3] += 2
+    labels = np.pad(np.arange(8)[:, None] % 3, [(0, 0), (0, 2)]).astype(np.int32)
     batch = {
-        "images": images, "boxes": boxes, "labels": np.pad(np.arange(8)[:, None] % 3, [(0, 0), (0, 2)]).astype(np.int32),
+        "images": images, "boxes": boxes, "labels": labels,
         "box_mask": np.arange(3) < np.array([[1]] * 7 + [[0]]), "weights": np.array([1] * 6 + [0, 1], np.float32),
     }  # fmt: skip
     params = state.init_params(model, [images], jax.random.key(0), mesh)

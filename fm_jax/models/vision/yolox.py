@@ -131,7 +131,7 @@ class YOLOX(nn.Module):
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Return the names of the sites: stem, stages, the pyramid's maps, and box, objectness and classes [B, A, 5 + C]."""
+        """Return the sites: stem, stages, the pyramid's maps, and box, objectness and classes [B, A, 5 + C]."""
         *trunk, last = stages(4)
         return (*trunk, *(f"pyramid.level{level}" for level in _LEVELS), last)
 
@@ -228,7 +228,7 @@ class Head(nn.Module):
 
 
 class CSP(nn.Module):
-    """Two halves of the channels, of which bottlenecks change one: [B, H, W, F] -> [B, H, W, width] (Wang et al. 2020)."""
+    """Bottlenecks on one half of the channels: [B, H, W, F] -> [B, H, W, width] (Wang et al. 2020)."""
 
     cfg: Config
     width: int

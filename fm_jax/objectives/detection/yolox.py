@@ -90,7 +90,7 @@ def yolox(
 def _terms(
     raw: Raw, at: anchor_points.Points, boxes: jax.Array, labels: jax.Array, mask: jax.Array
 ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
-    """Return each term's sum [B] over an image, which points are positive [B, A], and their IoUs, 0 elsewhere [B, A]."""
+    """Return each term's sum over an image [B], which points are positive [B, A], and their IoUs, else 0 [B, A]."""
     offsets, objectness, logits = (part.astype(jnp.float32) for part in (raw.boxes, raw.objectness, raw.classes))
     assign = jax.vmap(lambda *image: simota(*image[:3], at, *image[3:]))
     everywhere = anchor_points.decode(offsets, at)

@@ -83,7 +83,7 @@ def test_a_step_in_training_is_as_near_to_float64_as_libreyolos(form):
     print(form, {name: f"{value:.1e} ({theirs[name]:.1e})" for name, value in mine.items()})
     small(mine["statistics"], 1e-4)
     for name in ("raw", "gradients", "loss"):
-        assert mine[name] < max(4 * theirs[name], 1e-5)
+        assert mine[name] < max(10 * theirs[name], 1e-5)
         assert theirs[name] < 2e-3
 
 
@@ -234,7 +234,7 @@ def test_a_wrong_model_is_seen(wrong, monkeypatch):
     changed, patch = WRONG_MODELS[wrong]
     patch(monkeypatch)
     found = measured("yolox", *changed(module, params))
-    assert found["raw"] > 1e-2, found
+    assert found["raw"] > 20 * TOLERANCE, found
 
 
 objective_iou = objective.iou
