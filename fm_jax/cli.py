@@ -52,12 +52,13 @@ def main(
     configs: Mapping[str, Callable[[], Any]],
     *,
     resumable: Sequence[str] = (),
+    unplanned: str = "",
     argv: Sequence[str] | None = None,
 ) -> None:
     """Run an experiment from its command line: `run(cfg, workdir)`; the first of `configs` is the default.
 
     `resumable`: patterns of config keys (`fit.num_steps`, `log.*`) that may change when a run is resumed in its
-    work directory; any other change is refused.
+    work directory; any other change is refused. `unplanned`: why there is no one training step to `--plan`.
 
     Exit status: 0 done; `FmError.code` for an error that one line explains (2 usage, 3 data, 4 checkpoint,
     5 resources, 6 numbers, 75 stopped and saved: start again); 130 interrupted; 1 a bug, with its traceback.
@@ -66,7 +67,7 @@ def main(
     experiment = _experiment(run)
     try:
         with preemptible():
-            _start(run, configs, resumable, list(sys.argv[1:] if argv is None else argv), experiment)
+            _start(run, configs, resumable, unplanned, list(sys.argv[1:] if argv is None else argv), experiment)
     except KeyboardInterrupt:
         _leave(130, f"{experiment.name}: interrupted")
     except Exception as error:
@@ -86,6 +87,7 @@ def _start(
     run: Callable[[Any, Path], Any],
     configs: Mapping[str, Callable[[], Any]],
     resumable: Sequence[str],
+    unplanned: str,
     argv: list[str],
     experiment: _Experiment,
 ) -> None:
@@ -95,6 +97,8 @@ def _start(
     preset, cfg, workdir, plan = _resolve(argv, configs, experiment.name)
     config = to_dict(cfg)
     if plan is not None:
+        if unplanned:
+            raise ConfigError(f"--plan: {unplanned}")
         _plan(run, cfg, workdir, plan)
         return
     host_memory.keep_freed()
@@ -118,12 +122,13 @@ def _plan(run: Callable[[Any, Path], Any], cfg: Any, workdir: Path, text: str) -
     """Compile the training step for chips that need not be here; print what it takes and write plan.json.
 
     Raises:
+        ConfigError: the experiment trains nothing, or the chips are unknown.
         ResourceError: the step does not fit; the message names the nearest options that fit.
     """
     from fm_jax.train.plan import search, target  # nothing else needs them
 
+    search.check(cfg)
     jax.config.update("jax_platforms", "cpu")  # nothing is run
-    _use_compile_cache()
     report, changed, found = search.plan(run, cfg, target.resolve(text), print)
     data = report.json() | {"nearest": {"options": changed, **found.json()} if found else None}
     workdir.mkdir(parents=True, exist_ok=True)

@@ -49,7 +49,8 @@ JSON_READERS = {
     "experiments/benchmarks/hub_load.py",  # the last line that its own child process printed
     "experiments/benchmarks/_sides.py",  # what it and its own child processes told each other
 }
-PEERS = {"experiments/benchmarks/_torch.py"}  # what is measured beside ours: torch is imported in its functions
+# what is measured beside ours: torch is imported in their functions
+PEERS = {"experiments/benchmarks/_torch.py", "experiments/benchmarks/_torch_detectors.py"}
 NEVER = {"torch", "tensorflow", "pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 VAGUE = {"utils", "util", "common", "lib", "helpers", "helper", "manager", "base", "factory", "registry", "misc"}
 

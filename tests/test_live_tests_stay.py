@@ -11,16 +11,28 @@ import pytest
 from tests.parity.all_families import FAMILIES, FAMILY
 
 PARITY = Path(__file__).parent / "parity"
-CASES = {"gpt2": 6, "llama": 18, "bert": 22, "t5": 6, "resnet": 7, "efficientnet": 4, "faster_rcnn": 0, "vit": 12}
-MUTANTS = {"gpt2": 11, "llama": 18, "bert": 18, "t5": 11, "resnet": 8, "efficientnet": 3, "faster_rcnn": 0, "vit": 18}
-NAMED = {  # file, wrong programs -> how many
-    ("test_t5", "CODE"): 3, ("test_vit", "BROKEN"): 7,
-    ("detectors/test_faster_rcnn", "WRONG"): 14, ("detectors/test_faster_rcnn", "CODE"): 6,
+CASES = {
+    "gpt2": 6, "llama": 18, "bert": 22, "t5": 6, "resnet": 7, "efficientnet": 4, "vit": 12, "faster_rcnn": 0,
+    "yolox": 0, "yolov3": 0,
 }  # fmt: skip
+MUTANTS = {
+    "gpt2": 11, "llama": 18, "bert": 18, "t5": 11, "resnet": 8, "efficientnet": 3, "vit": 18, "faster_rcnn": 0,
+    "yolox": 0, "yolov3": 0,
+}  # fmt: skip
+NAMED = {  # file, wrong programs -> how many
+    ("test_t5", "CODE"): 3,
+    ("test_vit", "BROKEN"): 7,
+    ("detectors/test_yolox", "WRONG_ASSIGNMENTS"): 5,
+    ("detectors/test_yolox", "WRONG_MODELS"): 6,
+    ("detectors/test_faster_rcnn", "WRONG"): 14,
+    ("detectors/test_faster_rcnn", "CODE"): 6,
+}
 TESTS = {
     "test_adapters": 2, "test_benchmarks": 4, "test_bert": 5, "test_chat": 4, "test_conv_nets": 12,
+    "detectors/test_yolov3": 9,
     "test_defaults": 5, "test_folder": 1, "test_gguf": 6, "test_harness": 4, "test_hub": 13, "test_live": 2,
     "test_preprocessing": 4, "test_rope": 2, "test_t5": 7, "test_tokenizer": 4, "test_transfer": 1, "test_vit": 10,
+    "detectors/test_yolox": 11,
     "detectors/test_faster_rcnn": 11,
 }  # fmt: skip
 

@@ -65,7 +65,7 @@ class Start:
     @property
     def is_ours(self) -> bool:
         """Say whether the side is this project's code, and has the environment that launch.sh gives it."""
-        return self.module != "_torch"
+        return not self.module.startswith("_torch")
 
 
 class Side:

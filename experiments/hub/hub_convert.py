@@ -90,7 +90,8 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     print(f"writing {cfg.target}: {tree.count(model.params):,} parameters as {dtype}", flush=True)
     pretrained.save(
         cfg.target, model.module, model.params, model.tokenizer, labels=model.labels,
-        preprocessing=model.preprocessing, generation=model.generation, dtype=dtype, shard_bytes=cfg.shard_bytes,
+        preprocessing=model.preprocessing, generation=model.generation, header=model.header, dtype=dtype,
+        shard_bytes=cfg.shard_bytes,
     )  # fmt: skip
     written_at = time.perf_counter()
     tensors, count = check(cfg.target, model.module, model.params, dtype)

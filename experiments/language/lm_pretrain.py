@@ -20,8 +20,8 @@ remat count. The results then also have the metrics before the first step. `--ex
 
 `--data.kind` has the kinds of files of `fm_jax/README.md`. A folder of ready-made tokens has its own tokenizer.
 Presets: `default` (6 layers, width 512, 8 heads, vocabulary 10,000, Adam at 1e-3), `small` and `passages` (4 layers of
-width 128, Muon; beside byte n-grams and xz), `gpt2_*`, `gpt3_*`, `llama2_*`,
-`llama3_8b`.
+width 128, Muon; beside byte n-grams and xz), `gpt2_*`, `gpt3_*`, `llama2_*`, `llama3_8b`; and with a mesh for so many
+TPUs, compiled by `--plan` (`experiments/README.md`): `gpt3_6_7b_v6e_256`, `llama3_8b_v5p_64`.
 Hardware: the default runs anywhere. `gpt2_small` needs one 80 GB GPU (half a million tokens per step, with
 `--accumulate`); `gpt3_6_7b` and larger need a pod (`--mesh.fsdp`, `--mesh.tensor`).
 Expected: the quickstart's language model is trained by this module; its results are in `experiments/README.md`. The
@@ -41,6 +41,7 @@ from fm_jax.checkpoint import surgery
 from fm_jax.core import files
 from fm_jax.core.config import check_least, to_dict
 from fm_jax.core.errors import CheckpointError, ConfigError, DataError
+from fm_jax.core.mesh import MeshConfig
 from fm_jax.core.types import Params
 from fm_jax.data.packages import cache
 from fm_jax.data.text import corpus, documents
@@ -107,6 +108,11 @@ def paper(model: decoder.Config, learning_rate: float, batch_size: int, accumula
     )
 
 
+def pod(cfg: Config, chips: int, accumulate: int) -> Config:
+    """Return a recipe for so many chips, which each hold one part of the parameters, the optimiser and the batch."""
+    return replace(cfg, mesh=MeshConfig(data=1, fsdp=chips), accumulate=accumulate)
+
+
 def config() -> Config:
     """Return a Transformer of 29 M parameters with Adam at 1e-3, sized for Python's documentation."""
     fit = loop.FitConfig(2000, eval_every=200, save_every=200)
@@ -161,6 +167,10 @@ CONFIGS: dict[str, Callable[[], Config]] = {
     "llama2_13b": lambda: paper(decoder.llama2_13b(), 3e-4, 1024, 8),
     "llama2_70b": lambda: paper(decoder.llama2_70b(), 1.5e-4, 1024, 8),
     "llama3_8b": lambda: paper(replace(decoder.llama3_8b(), max_length=8192), 3e-4, 512, 8),
+}
+CONFIGS |= {
+    "gpt3_6_7b_v6e_256": lambda: pod(CONFIGS["gpt3_6_7b"](), 256, 1),
+    "llama3_8b_v5p_64": lambda: pod(CONFIGS["llama3_8b"](), 64, 8),
 }
 
 

@@ -308,4 +308,5 @@ def table(measured: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    cli.main(run, {"default": config, "debug": debug}, resumable=stage.RESUMABLE)
+    unplanned = "linear_probe measures frozen features and trains many small networks; plan the pretraining instead"
+    cli.main(run, {"default": config, "debug": debug}, resumable=stage.RESUMABLE, unplanned=unplanned)

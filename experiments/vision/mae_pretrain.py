@@ -36,6 +36,7 @@ import numpy as np
 from fm_jax import cli
 from fm_jax.core.config import to_dict
 from fm_jax.core.errors import ConfigError
+from fm_jax.core.mesh import MeshConfig
 from fm_jax.core.types import Batch, Params
 from fm_jax.data.images import pictures, views
 from fm_jax.data.images.image import denormalise
@@ -109,6 +110,7 @@ CONFIGS: dict[str, Callable[[], Config]] = {
     "default": config,
     "large": lambda: config(mae.mae_large()),
     "huge": lambda: config(mae.mae_huge()),
+    "huge_v5e_64": lambda: replace(config(mae.mae_huge()), mesh=MeshConfig(data=1, fsdp=64)),
     "demo": demo,
     "demo75": lambda: replace(demo(), decoder=replace(demo().decoder, mask_ratio=0.75)),
     "debug": debug,

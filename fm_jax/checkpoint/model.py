@@ -26,10 +26,12 @@ from fm_jax.models.vision.mae import MAE
 from fm_jax.models.vision.resnet import ResNet
 from fm_jax.models.vision.simclr import SimCLR
 from fm_jax.models.vision.vit import ViT
+from fm_jax.models.vision.yolov3 import YOLOv3
+from fm_jax.models.vision.yolox import YOLOX
 
 _ALLOWED: tuple[type[nn.Module], ...] = (
     *(Classifier, Decoder, Encoder, EncoderDecoder, MaskedLM, SentenceEncoder, SpanFinder, Tagger),
-    *(EfficientNet, FasterRCNN, ImageClassifier, MAE, ResNet, SimCLR, ViT),
+    *(EfficientNet, FasterRCNN, ImageClassifier, MAE, ResNet, SimCLR, ViT, YOLOv3, YOLOX),
 )
 
 

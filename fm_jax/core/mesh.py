@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from fm_jax.core.errors import ConfigError
@@ -49,7 +50,9 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
     elif fixed != len(devices):
         raise ConfigError(f"the mesh {_product(sizes)} = {fixed} does not match the {len(devices)} available devices")
     shape = tuple(sizes[name] for name in AXES)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # An axis of 4 on a torus of 16×16 takes a part of a physical axis, which `jax.make_mesh` refuses.
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def platform() -> str:

@@ -14,10 +14,10 @@ from fm_jax.core.errors import CheckpointError, ConfigError, shown
 from fm_jax.core.types import Params, backbone
 from fm_jax.hub.example import Example, Size
 from fm_jax.hub.fields import Fields
-from fm_jax.hub.files.weights import Weights
+from fm_jax.hub.files.weights import Spec, Weights
 from fm_jax.hub.language import bert, gpt2, llama, t5
 from fm_jax.hub.table import Table
-from fm_jax.hub.vision import efficientnet, faster_rcnn, resnet, vit
+from fm_jax.hub.vision import efficientnet, faster_rcnn, resnet, vit, yolov3, yolox
 
 
 class Family(Protocol):
@@ -62,7 +62,16 @@ class Settling(Family, Protocol):
         ...
 
 
-FAMILIES: tuple[Family, ...] = (gpt2, llama, bert, t5, resnet, efficientnet, vit, faster_rcnn)
+@runtime_checkable
+class Described(Family, Protocol):
+    """What a family's file also offers if its public weights have no config.json beside them."""
+
+    def describe(self, specs: Mapping[str, Spec]) -> dict[str, Any] | None:
+        """Return the config.json that names and shapes of stored tensors tell; None if they are another family's."""
+        ...
+
+
+FAMILIES: tuple[Family, ...] = (gpt2, llama, bert, t5, resnet, efficientnet, vit, faster_rcnn, yolox, yolov3)
 """All families. To add one, name its file here and in the import."""
 
 BY_KIND: dict[str, Family] = {kind: family for family in FAMILIES for kind in family.KINDS}
@@ -80,6 +89,12 @@ def reading(fields: Fields) -> Family:
         problem = f"model_type {shown(fields.kind)} is not supported" if fields.kind else "model_type is missing"
         raise CheckpointError(f"{fields.where}: {problem}; supported are {known}")
     return BY_KIND[fields.kind]
+
+
+def described(weights: Weights) -> Fields | None:
+    """Return the config.json that stored tensors tell by themselves; None if no family knows them."""
+    told = (family.describe(weights.specs) for family in FAMILIES if isinstance(family, Described))
+    return next((Fields(data, weights.where) for data in told if data is not None), None)
 
 
 def build(fields: Fields, ignore: Iterable[str] = ()) -> tuple[Family, nn.Module]:

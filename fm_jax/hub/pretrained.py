@@ -2,8 +2,8 @@
 
 A checkpoint folder has the files that `save_pretrained` writes: config.json, model.safetensors (or shards and their
 index), tokenizer.json, generation_config.json and, for an image model, preprocessor_config.json. A GGUF file holds all
-of a language model's. Arrays go straight from the file to their shards; nothing in a folder is ever executed or
-unpickled.
+of a language model's; a YOLOv3 is Darknet's NAME.cfg and NAME.weights. Arrays go straight from the file to their
+shards; nothing in a folder is ever executed or unpickled.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ from jax.sharding import Mesh
 
 from fm_jax.core import files, tree
 from fm_jax.core.errors import CheckpointError, DataError
-from fm_jax.core.types import Featured, Headed, Params, backbone
+from fm_jax.core.types import Headed, Params, backbone
 from fm_jax.data.packages import cache
 from fm_jax.data.text import tokenizer as tokenizers
 from fm_jax.data.text.tokenizer import Tokenizer
-from fm_jax.hub import download, families, gguf_model, table
+from fm_jax.hub import darknet_model, download, families, gguf_model, table
 from fm_jax.hub import generation as generations
 from fm_jax.hub import preprocessing as preprocessors
 from fm_jax.hub.fields import Fields
-from fm_jax.hub.files import gguf, safetensors, stored
+from fm_jax.hub.files import darknet, gguf, safetensors, stored
 from fm_jax.hub.generation import Generation
 from fm_jax.hub.preprocessing import Preprocessing
 from fm_jax.layers.attention import AttentionConfig
@@ -50,6 +50,7 @@ class Pretrained:
     labels: tuple[str, ...] = ()  # names of a classifier's classes, in order
     preprocessing: Preprocessing | None = None  # of an image model; None if the folder names none
     generation: Generation | None = None  # end tokens and settings of a language model; None if the folder names none
+    header: darknet.Header | None = None  # of a Darknet model's .weights
 
     def backbone(self) -> tuple[nn.Module, Params]:
         """Return the model without its head, to fine-tune on a new task."""
@@ -67,35 +68,38 @@ def load(
     ignore: Iterable[str] = (),
     shapes: bool = False,
 ) -> Pretrained:
-    """Read a checkpoint folder or a GGUF file, or download a public checkpoint by name and read it.
+    """Read a checkpoint folder, a GGUF file or a Darknet model, or download a public checkpoint by name and read it.
 
     Args:
-        source: a local folder, or a GGUF file (or a folder with one and no config.json); or OWNER/NAME, if no such
-            folder exists.
+        source: a local folder, a GGUF file, or a Darknet model's .cfg or .weights (or a folder with one of these and no
+            config.json); or OWNER/NAME, if no such folder exists.
         dtype: dtype of the parameters and of the computation, whatever dtype the file has.
         mesh: device mesh to shard the parameters over (`core/sharding.py`); None puts all on the first local device.
         revision: commit, branch or tag of a checkpoint downloaded by name; the commit of a branch or tag is printed.
-        ignore: unknown fields of config.json, or of a GGUF file's metadata, that do not change the computation; or
-            preprocessor_config.json or generation_config.json, to load the model without it.
+        ignore: unknown fields of config.json, of a GGUF file's metadata, or of a Darknet .cfg (as KIND.OPTION), that do
+            not change the computation; or preprocessor_config.json or generation_config.json, to load the model without
+            it.
         shapes: give the parameters' shapes and read no weights: enough for a run that is resumed.
 
     Raises:
         CheckpointError: anything missing, damaged, unsupported or unknown, before memory is allocated.
     """
     folder, ignore = find(source, revision), tuple(ignore)
-    opened = _gguf(folder, ignore)
-    config = opened.config if opened else Fields.open(folder / "config.json")
+    opened, drawn = _gguf(folder, ignore), darknet_model.find(folder)
+    whole = opened or drawn
+    config = whole.config if whole else _config(folder)
     family, module = families.build(config, ignore)
     alone = (generations.FILE,) if folder.is_file() else ()  # a GGUF file's neighbours may be of other models
     generation = None if _channels(module) else generations.read(folder, config, (*ignore, *alone))
-    weights = opened.weights if opened else stored.open_weights(folder)
+    weights = whole.weights if whole else stored.open_weights(folder)
     module = computing(families.settled(family, module, weights), dtype)
     names = family.table(module)
     wanted = families.abstract(module, dtype, mesh)
     tokenizer = _tokenizer(folder, module, opened)
     preprocessing = _preprocessing(folder, module, config.kind, ignore)
     params = wanted if shapes else table.read(names, wanted, weights)
-    return Pretrained(module, params, tokenizer, _labels(config), preprocessing, generation)
+    header = drawn.header if drawn else None
+    return Pretrained(module, params, tokenizer, _labels(config), preprocessing, generation, header)
 
 
 def save(
@@ -107,10 +111,13 @@ def save(
     labels: Sequence[str] = (),
     preprocessing: Preprocessing | None = None,
     generation: Generation | None = None,
+    header: darknet.Header | None = None,
     dtype: Dtype | None = None,
     shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Write a folder that `transformers` opens with equal results; it appears complete or not at all.
+    """Write a folder that `transformers` (or Darknet: a YOLOv3) opens with equal results.
+
+    It appears complete or not at all.
 
     Args:
         folder: new or empty folder to write.
@@ -120,6 +127,7 @@ def save(
         labels: names of a classifier's classes.
         preprocessing: image preprocessing that the model expects.
         generation: written as it was read: its ids, null ones too, are in config.json instead of the tokenizer's.
+        header: version and seen images of a Darknet model's .weights, as they were read.
         dtype: dtype of the stored weights (except running statistics, see `families.abstract`); None keeps each dtype.
         shard_bytes: a larger model is written as several files and an index.
 
@@ -127,6 +135,45 @@ def save(
         CheckpointError: the folder exists, the parts do not fit each other, or transformers has no class that
             computes the same.
     """
+    family = families.writing(module)
+    data = _fields(module, params, tokenizer, labels, preprocessing, generation)
+    names = family.table(module)
+    if darknet_model.writes(module):
+        if dtype not in (None, "float32") or tokenizer or preprocessing or generation:
+            raise CheckpointError("Darknet's files hold layers in float32 and labels; leave out the dtype and the rest")
+        with appearing(folder) as part:
+            darknet_model.write(part, module, table.write(names, params), labels, header)
+        return
+    specs = table.specs(names, params if dtype is None else families.abstract(module, dtype))
+    blanks = table.blanks(names, specs)
+    written = chain(
+        ((name, array.astype(np.dtype(specs[name].dtype), copy=False)) for name, array in table.write(names, params)),
+        ((name, np.zeros(spec.shape, spec.dtype)) for name, spec in blanks.items()),
+    )
+    stored_as = dtype or _dtype(params)  # transformers 4 knows it by its former name
+    data |= {"dtype": stored_as, "torch_dtype": stored_as}
+    if not isinstance(family, families.Described):  # which is none of transformers
+        data |= {"transformers_version": "5.0.0"}
+    with appearing(folder) as part:
+        safetensors.write(part, specs | blanks, written, shard_bytes=shard_bytes)
+        (part / "config.json").write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", "utf-8")
+        if tokenizer is not None:
+            tokenizer.save(part)
+        if preprocessing is not None:
+            preprocessors.write(part, preprocessing)
+        if generation is not None:
+            generations.write(part, generation)
+
+
+def _fields(
+    module: nn.Module,
+    params: Params,
+    tokenizer: Tokenizer | None,
+    labels: Sequence[str],
+    preprocessing: Preprocessing | None,
+    generation: Generation | None,
+) -> dict[str, Any]:
+    """Return what config.json is to hold of the parts of a model, after all of them are checked."""
     family = families.writing(module)
     data = family.fields(module) | _special(tokenizer) | dict(generation.ids if generation else {})
     if labels:
@@ -139,24 +186,7 @@ def save(
         _check_tokenizer(tokenizer, module)
     if preprocessing is not None:
         _check_preprocessing(preprocessing, module)
-    names = family.table(module)
-    specs = table.specs(names, params if dtype is None else families.abstract(module, dtype))
-    blanks = table.blanks(names, specs)
-    written = chain(
-        ((name, array.astype(np.dtype(specs[name].dtype), copy=False)) for name, array in table.write(names, params)),
-        ((name, np.zeros(spec.shape, spec.dtype)) for name, spec in blanks.items()),
-    )
-    stored_as = dtype or _dtype(params)  # transformers 4 knows it by its former name
-    data |= {"dtype": stored_as, "torch_dtype": stored_as, "transformers_version": "5.0.0"}
-    with appearing(folder) as part:
-        safetensors.write(part, specs | blanks, written, shard_bytes=shard_bytes)
-        (part / "config.json").write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", "utf-8")
-        if tokenizer is not None:
-            tokenizer.save(part)
-        if preprocessing is not None:
-            preprocessors.write(part, preprocessing)
-        if generation is not None:
-            generations.write(part, generation)
+    return data
 
 
 @contextlib.contextmanager
@@ -182,13 +212,13 @@ def appearing(folder: str | Path) -> Iterator[Path]:
 
 
 def find(source: str | Path, revision: str | None = None) -> Path:
-    """Return the folder or GGUF file of a checkpoint; download it first if `source` is a public name.
+    """Return the folder or file of a checkpoint; download it first if `source` is a public name.
 
     Raises:
         CheckpointError: there is no such folder, and no such public checkpoint or no network.
     """
     folder = Path(source)
-    if folder.is_dir() or gguf.is_gguf(folder):
+    if folder.is_dir() or gguf.is_gguf(folder) or stored.darknet_files(folder):
         if revision is not None:
             what = "a folder" if folder.is_dir() else "a file"
             raise CheckpointError(f"{folder} is {what} and has no revision {revision!r}; leave the revision out")
@@ -250,6 +280,13 @@ def _form(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from _form(part, f"{path}.{field.name}" if path else field.name)
 
 
+def _config(folder: Path) -> Fields:
+    """Read config.json; without one, tell it from the weights, if they are of a family that has none in public."""
+    file = folder / "config.json"
+    told = families.described(stored.open_weights(folder)) if stored.is_bare(folder) else None
+    return told or Fields.open(file)
+
+
 def _gguf(source: Path, ignore: tuple[str, ...]) -> gguf_model.Opened | None:
     """Open a GGUF file; a tokenizer.json beside the one of a folder replaces the file's own tokenizer."""
     if (file := stored.gguf_file(source)) is None:
@@ -286,7 +323,7 @@ def _check_tokenizer(tokenizer: Tokenizer, module: nn.Module) -> None:
 
 def _preprocessing(folder: Path, module: nn.Module, kind: str, ignore: tuple[str, ...]) -> Preprocessing | None:
     """Read the preprocessing of an image model."""
-    if preprocessors.FILE in ignore or not _channels(module):
+    if preprocessors.FILE in ignore or not _channels(module) or folder.is_file():
         return None
     try:
         return preprocessors.read(folder, kind, ignore)
@@ -308,7 +345,7 @@ def _check_preprocessing(preprocessing: Preprocessing, module: nn.Module) -> Non
 
 def _channels(module: nn.Module) -> int:
     """Return the number of channels of the images that a module reads; 0 if it reads no images."""
-    return backbone(module).cfg.in_channels if isinstance(backbone(module), Featured) else 0
+    return getattr(backbone(module).cfg, "in_channels", 0)
 
 
 def _labels(config: Fields) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ class Entry:
     parts: int = 1
     singles: int = 0  # leading axes of size 1 of their tensor
     merged: bool = False  # their tensor is a matrix: all axes but the first, in their order, are one
+    order: tuple[int, ...] = ()  # of each of our inputs (last axis but one), its place in theirs; () if it is the same
 
     @property
     def stacked(self) -> bool:
@@ -279,21 +280,26 @@ def _piece(
     if entry.parts > 1:
         start, last = entry.part * shape[-1], theirs[entry.fused]
         theirs[entry.fused] = slice(last.start + start, last.stop + start)
+    rows = slice(None)
+    if entry.order:  # read all inputs, and choose ours
+        rows, theirs[axes[-2] + entry.singles] = cuts[-2], slice(None)
     name = stored[entry.name.replace("{}", str(layer))]
     if entry.merged:
-        rows = weights.read(name, (theirs[0], slice(0, weights.specs[name].shape[1])))
-        whole = rows.reshape(len(rows), *(shape[axes.index(axis)] for axis in range(1, len(axes))))
+        matrix = weights.read(name, (theirs[0], slice(0, weights.specs[name].shape[1])))
+        whole = matrix.reshape(len(matrix), *(shape[axes.index(axis)] for axis in range(1, len(axes))))
         return whole[(slice(None), *theirs[1:])].transpose(axes)
-    same_axes = axes == tuple(range(len(shape))) and not entry.singles
+    same_axes = axes == tuple(range(len(shape))) and not entry.singles and not entry.order
     if out is not None and same_axes and weights.specs[name].dtype == out.dtype.name:
         return weights.read(name, tuple(theirs), out)
     tensor = weights.read(name, tuple(theirs))
-    return tensor.reshape(tensor.shape[entry.singles :]).transpose(axes)
+    tensor = tensor.reshape(tensor.shape[entry.singles :]).transpose(axes)
+    return tensor[..., list(entry.order[rows]), :] if entry.order else tensor
 
 
 def _theirs(entry: Entry, leaf: Any, layer: int) -> np.ndarray:
     """Return one layer of a leaf with the axes of their tensor, or of its part of a fused one."""
     piece = np.asarray(jax.device_get(leaf[layer] if entry.stacked else leaf))
+    piece = piece[..., np.argsort(entry.order), :] if entry.order else piece
     piece = piece.transpose(np.argsort(entry.axes)) if entry.axes else piece
     return piece.reshape(len(piece), -1) if entry.merged else piece.reshape((1,) * entry.singles + piece.shape)
 

@@ -4,7 +4,7 @@ The running mean and variance are ordinary leaves of the parameters, so checkpoi
 special case. They are never trained (`core/statistics.py` splits them off); the training step replaces them.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -30,6 +30,7 @@ class BatchNorm(nn.Module):
     scale_init: Initializer = nn.initializers.ones_init()
     dtype: Any = jnp.float32
     frozen: bool = False  # whether training, too, uses the running moments, and moves neither these nor scale and bias
+    added_to: Literal["variance", "deviation"] = "variance"  # what epsilon is added to; "deviation": as in Darknet
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -57,7 +58,10 @@ class BatchNorm(nn.Module):
                 moved = constrain(self.momentum * old + (1 - self.momentum) * new, "norm")
                 self.put_variable("statistics", name, moved)
             mean, var = batch_mean, batch_var
-        factor = jax.lax.rsqrt(var + self.epsilon) * held["scale"]
+        if self.added_to == "variance":
+            factor = jax.lax.rsqrt(var + self.epsilon) * held["scale"]
+        else:  # at least 1e-15, far below epsilon: the gradient of a root is infinite at 0
+            factor = held["scale"] / (jnp.sqrt(jnp.maximum(var, 1e-30)) + self.epsilon)
         return ((x - _wide(mean, x)) * _wide(factor, x) + _wide(held["bias"], x)).astype(self.dtype)
 
 

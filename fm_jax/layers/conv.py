@@ -34,6 +34,7 @@ def conv(
     padding: Padding | int | None = None,
     bias: bool = False,
     init: Initializer | None = None,
+    bias_init: Initializer | None = None,
     dtype: Any = jnp.float32,
     name: str | None = None,
 ) -> "Conv":
@@ -48,6 +49,7 @@ def conv(
             padding; None is torch's usual (k - 1) / 2.
         bias: whether to add a bias; a normalisation after it makes it redundant.
         init: kernel initialiser; by default He's.
+        bias_init: initialiser of the bias; by default zeros.
         dtype: compute dtype.
         name: name of the module.
     """
@@ -57,7 +59,8 @@ def conv(
     elif isinstance(padding, int):
         padding = [(padding, padding)] * 2
     pads: Any = padding if isinstance(padding, str) else tuple(padding)
-    return Conv(features, sides, axes, stride, pads, bias, init or fan_out(), dtype, name=name)
+    inits = (init or fan_out(), bias_init or nn.initializers.zeros_init())
+    return Conv(features, sides, axes, stride, pads, bias, *inits, dtype, name=name)
 
 
 class Conv(nn.Module):
@@ -70,6 +73,7 @@ class Conv(nn.Module):
     padding: Padding
     use_bias: bool
     kernel_init: Initializer
+    bias_init: Initializer
     dtype: Any
 
     @nn.compact
@@ -83,8 +87,8 @@ class Conv(nn.Module):
         kernel = constrain(kernel.astype(self.dtype), None, None, *kept)
         out = convolve(x.astype(self.dtype), kernel, stride=self.stride, padding=self.padding)
         if self.use_bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[1:])
-            out = out + self.param("bias", zeros, (self.features,), jnp.float32).astype(self.dtype).reshape(1, 1, 1, -1)
+            start = nn.with_logical_partitioning(self.bias_init, self.axes[1:])
+            out = out + self.param("bias", start, (self.features,), jnp.float32).astype(self.dtype).reshape(1, 1, 1, -1)
         return out
 
 

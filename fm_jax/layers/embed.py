@@ -28,7 +28,7 @@ def _whole_forward(table: jax.Array, dtype: Any) -> tuple[jax.Array, None]:
 
 
 def _whole_backward(dtype: Any, _: None, grad: jax.Array) -> tuple[jax.Array]:
-    return (constrain(grad.astype(jnp.float32), "vocab", "embed"),)
+    return (constrain(grad, "vocab", "embed").astype(jnp.float32),)
 
 
 _whole.defvjp(_whole_forward, _whole_backward)

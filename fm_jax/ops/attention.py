@@ -138,7 +138,7 @@ def attention(
     in_flags = segments is None and keys is None and isinstance(window, int)  # all that cuDNN knows but a mask
     if mask is None and not in_flags:
         mask = visible(query.shape[1], key.shape[1], **seen)
-    if bias is None and platform() == "gpu" and _fits_cudnn(query, key, mask):
+    if bias is None and platform() == "gpu" and _fits_cudnn(query, key):
         return _cudnn(query, key, value, scale, mask, is_causal, window)
     if mask is None:
         mask = visible(query.shape[1], key.shape[1], **seen)
@@ -168,8 +168,11 @@ def _cudnn(
     )
 
 
-def _fits_cudnn(query: jax.Array, key: jax.Array, mask: jax.Array | None) -> bool:
-    """Return whether cuDNN has a kernel: half precision, head width 8, 16 … 128, even lengths if there is a mask."""
+def _fits_cudnn(query: jax.Array, key: jax.Array) -> bool:
+    """Return whether cuDNN has a kernel, and a gradient: half precision, head width 8, 16 … 128, even lengths.
+
+    JAX refuses the gradient of odd lengths: without a bias too, because it then passes an empty one.
+    """
     half = query.dtype in (jnp.bfloat16, jnp.float16)
-    even = mask is None or (query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0)
+    even = query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0
     return half and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128 and even

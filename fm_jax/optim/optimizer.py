@@ -60,6 +60,7 @@ class Config:
     b2: float | None = None
     eps: float | None = None
     momentum: float | None = None  # sgd, lars, muon, rmsprop
+    nesterov: bool = False  # sgd: the update looks ahead along the momentum
     clip_norm: float | None = 1.0  # maximum global norm of the gradient; none: no clipping
     layer_decay: float = 1.0  # factor of the learning rate from one layer to the one below (`depth.multipliers`)
     no_decay: tuple[str, ...] = NO_DECAY  # paths without weight decay (and without LARS's ratio); vectors have none
@@ -76,6 +77,8 @@ class Config:
                 raise ConfigError(f"optimizer.{field} is not read by {self.name}; leave it unset")
             if not fits(value):
                 raise ConfigError(f"optimizer.{field} must be {wanted}, not {value}")
+        if self.nesterov and (self.name != "sgd" or not self.value("momentum")):
+            raise ConfigError(f"optimizer.nesterov is read by sgd with a momentum; unset it for {self.name}")
 
     def value(self, field: str) -> float:
         """Return a number of the optimiser: the configured one, or its default."""
@@ -130,7 +133,7 @@ def decay_mask(params: Params, no_decay: tuple[str, ...] = NO_DECAY) -> Params:
 def _rule(cfg: Config, params: Params) -> optax.GradientTransformation:
     """Return the transformation from gradient to direction, before decay and rate."""
     if cfg.name == "sgd":
-        return optax.trace(cfg.value("momentum"))
+        return optax.trace(cfg.value("momentum"), nesterov=cfg.nesterov)
     if cfg.name == "lars":
         trust = optax.scale_by_trust_ratio(trust_coefficient=LARS_TRUST)
         return _per_layer(trust, params, only=decay_mask(params, cfg.no_decay))

@@ -36,7 +36,7 @@ from fm_jax.train.step import Combine, Step, make_train_step
 RESUMABLE = ("fit.log_every", "fit.save_every", "fit.profile_*", "fit.stall_after", "mesh.*", "workers")
 """Options of a plan that may change when a run is resumed: they change no result."""
 
-_FEW = 2  # rows that `--plan` reads; mixing images needs a pair
+_FEW = 2  # rows that `--plan` reads; mixing images needs pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,8 @@ def batches(cfg: Plan, source: Source, *, repeats: int = 1) -> loader.Batches:
     """
     options = {"seed": cfg.seed, "workers": cfg.workers, "repeats": repeats}
     if targets.current() is not None:
-        return loader.Batches(source, max(_FEW, repeats), cfg.seed, repeats=repeats, threads=0)
+        few = max(_FEW, repeats + repeats % 2)
+        return loader.Batches(source, few, cfg.seed, repeats=repeats, threads=0)
     return loader.Batches(source, cfg.batch_size, **options, **_place())
 
 

@@ -23,6 +23,7 @@ from experiments.benchmarks import (
     checkpoint,
     data,
     decode,
+    detectors,
     growth,
     hub_load,
     image_pipeline,
@@ -43,19 +44,27 @@ from experiments.language import (
     text_classify,
 )
 from experiments.vision import (
+    detect,
     efficientnet_imagenet,
+    faster_rcnn_coco,
     linear_probe,
     mae_pretrain,
     resnet_imagenet,
     simclr_pretrain,
     vit_finetune,
     vit_imagenet,
+    yolov3_coco,
+    yolox_coco,
 )
 from fm_jax import cli
 from fm_jax.checkpoint.store import load_params
+from fm_jax.core.config import changes
+from fm_jax.core.errors import ConfigError
 from fm_jax.data.packages.sources import SOURCES
+from fm_jax.evals.report import boxes as pictures
 from fm_jax.tasks.init import Init
 from fm_jax.tasks.text_classifier import METHODS, Method
+from fm_jax.train.plan import target
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -67,6 +76,8 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lm_pretrain.run(lm_pretrain.debug(), workdir)
     simclr_pretrain.run(simclr_pretrain.debug(), workdir / "images")
     mae_pretrain.run(mae_pretrain.debug(), workdir / "masked")
+    yolox_coco.run(yolox_coco.debug(), workdir / "boxes")
+    pictures.save(workdir / "photos" / "grey.png", np.full((48, 64, 3), 128, np.uint8))
     return workdir
 
 
@@ -98,6 +109,14 @@ def configs(pretrained: Path) -> dict[str, tuple[Any, Any, str]]:
             replace(vit_finetune.debug(), init=Init(pretrained / "masked")),
             "checkpoints",
         ),
+        "yolox_coco": (yolox_coco, replace(yolox_coco.debug(), baselines=True), "checkpoints"),
+        "yolov3_coco": (yolov3_coco, yolov3_coco.debug(), "checkpoints"),
+        "faster_rcnn_coco": (faster_rcnn_coco, faster_rcnn_coco.debug(), "checkpoints"),
+        "detect": (
+            detect,
+            replace(detect.debug(), init=Init(pretrained / "boxes"), images=pretrained / "photos"),
+            "",
+        ),
     }
 
 
@@ -119,6 +138,10 @@ NAMES = (
     "vit_imagenet",
     "mae_pretrain",
     "vit_finetune",
+    "yolox_coco",
+    "yolov3_coco",
+    "faster_rcnn_coco",
+    "detect",
 )
 
 
@@ -126,6 +149,7 @@ NAMES = (
 PAIRS = {
     "train_step": train_step,
     "decode": decode,
+    "detectors": detectors,
     "startup": startup,
     "checkpoint": checkpoint,
     "precision": precision,
@@ -133,6 +157,7 @@ PAIRS = {
     "growth": growth,
 }
 ONCE = ("fetch", "hub_convert", "hub_verify", "hub_load", "image_pipeline", *PAIRS)
+UNPLANNED = {"harness", "generate", "linear_probe", *ONCE}  # nothing, or many networks at once, to train
 
 
 def numbers(found: Any) -> Iterator[float]:
@@ -184,6 +209,31 @@ def test_debug_runs_and_resumes_to_the_same_numbers(name: str, pretrained: Path,
     shutil.rmtree(newest)  # the run was cut off before its last save
     module.run(cfg, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, before, load_params(tmp_path / checkpoints, "last"))
+
+
+@pytest.mark.parametrize("name", [*NAMES, *ONCE])
+def test_a_plan_compiles_the_first_training_and_what_has_none_refuses_it(
+    name: str, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(target, "_described", lambda *_, **__: target._virtual(2))  # the estimate, in any environment
+    argv = [name, "--config", "debug", "--plan", "v5e:1x2", "--workdir", str(tmp_path / "run")]
+    if name in NAMES:
+        module, cfg, _ = configs(pretrained)[name]
+        argv += [part for key, (_, new) in changes(module.debug(), cfg).items() for part in (f"--{key}", new)]
+    (path,) = (ROOT / "experiments").rglob(f"{name}.py")
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.delitem(sys.modules, spelt := ".".join(path.relative_to(ROOT).with_suffix("").parts), raising=False)
+    if name in UNPLANNED:
+        with pytest.raises(SystemExit) as left:
+            runpy.run_module(spelt, run_name="__main__")
+        assert left.value.code == ConfigError.code
+        assert capsys.readouterr().err.startswith(f"{name}: error: --plan: ")
+        assert not (tmp_path / "run").exists()
+        return
+    runpy.run_module(spelt, run_name="__main__")
+    said = json.loads((tmp_path / "run/plan.json").read_text())
+    assert said["fits"] and 0 < said["trained"] <= said["parameters"]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["plan.json"]  # nothing was trained
 
 
 @pytest.mark.parametrize("name", ONCE)

@@ -2,6 +2,8 @@
 
     python -m tests.goldens.make NAME|all        (with torch 2.13.0 and transformers 5.23.0 beside the project)
     python -m tests.goldens.make faster_rcnn     (with torch 2.13.0 and torchvision 0.28.0, without transformers)
+    python -m tests.goldens.make yolox           (with torch 2.13.0 and what .lock/detectors.txt names)
+    python -m tests.goldens.make yolov3          (with torch 2.13.0 and libreyolo 1.6.0, without transformers)
 
 The default tests read the files with numpy alone (test_goldens.py).
 """
@@ -25,6 +27,9 @@ def arrays(name: str) -> dict[str, np.ndarray]:
     if hasattr(file, "made"):  # of a peer that is not among transformers' models
         made: dict[str, np.ndarray] = file.made()
         return made
+    if hasattr(file, "answers"):  # of a peer that lives in a process of its own
+        answers: dict[str, np.ndarray] = file.answers()
+        return answers
     found = dict(file.beside()) if hasattr(file, "beside") else {}
     for case in file.CASES:
         peer = FAMILY[case].peer(case)

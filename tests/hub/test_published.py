@@ -30,7 +30,8 @@ def test_one_changed_value_is_refused_by_name(name):
 
 def test_every_kind_is_published():
     assert {config["model_type"] for config, _, _ in PUBLISHED.values()} == set(families.BY_KIND) - {
-        "dinov2_with_registers"  # dinov2's fields and one more
+        "dinov2_with_registers",  # dinov2's fields and one more
+        "yolov3",  # published as a Darknet .cfg: tests/hub/vision/test_yolov3.py
     }
 
 

@@ -51,3 +51,19 @@ def test_no_gradient_reaches_the_running_moments(params):
     slopes = jax.grad(score)(params)
     assert not slopes["mean"].any() and not slopes["var"].any()
     assert slopes["scale"].all() and slopes["bias"].all()
+
+
+def test_darknet_adds_its_epsilon_to_the_deviation(params):
+    got = MODEL.clone(added_to="deviation").apply({"params": params}, X)
+    mean, var, scale, bias = (np.asarray(params[name]) for name in ("mean", "var", "scale", "bias"))
+    close(got, (X - mean) / (np.sqrt(var) + 1e-3) * scale + bias)
+    assert np.abs(got - normalised(mean, var, params)).max() > 1e-4
+
+
+def test_a_constant_channel_has_a_finite_gradient(params):
+    def score(x):
+        out, _ = MODEL.clone(added_to="deviation").apply({"params": params}, x, mutable=["statistics"])
+        return jnp.sum(out**2)
+
+    x = jnp.asarray(X).at[..., 0].set(2.0)
+    assert np.isfinite(jax.grad(score)(x)).all()

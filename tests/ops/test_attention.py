@@ -74,6 +74,7 @@ CUDNN = [
     ("heads not in eights", {"width": 20}, False),
     ("heads too wide", {"width": 256}, False),
     ("mask of even lengths", {"mask": True}, True),
+    ("odd lengths", {"time": S - 1, "length": S - 1}, False),
     ("one query against a cache", {"mask": True, "time": 1}, False),
 ]
 
@@ -90,16 +91,17 @@ def test_on_a_gpu_the_fused_kernel_gets_what_it_takes(monkeypatch, name, form, f
 
     monkeypatch.setattr(ops.jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(ops.jax.nn, "dot_product_attention", kernel)
-    form = SimpleNamespace(**{"dtype": jnp.bfloat16, "width": 8, "time": S, "mask": False, **form})
+    form = SimpleNamespace(**{"dtype": jnp.bfloat16, "width": 8, "time": S, "length": S, "mask": False, **form})
     rng = np.random.default_rng(0)
     query = jnp.asarray(rng.normal(size=(B, form.time, H, form.width)), form.dtype)
-    key, value = (jnp.asarray(rng.normal(size=(B, S, G, form.width)), form.dtype) for _ in range(2))
-    mask = jnp.asarray(lower(3))[:, -form.time :] if form.mask else None
+    key, value = (jnp.asarray(rng.normal(size=(B, form.length, G, form.width)), form.dtype) for _ in range(2))
+    seen = lower(3)[:, S - form.time :] if form.mask else lower(3)[:, : form.time, : form.length]
+    mask = jnp.asarray(seen) if form.mask else None
     how = {"mask": mask} if form.mask else {"is_causal": True, "window": 3}
     got = ops.attention(query, key, value, scale=form.width**-0.5, **how)
     assert calls == (["cudnn"] if fused else [])
     exact = (np.asarray(x, np.float32) for x in (query, key, value))
-    want = oracle(*exact, lower(3)[:, -form.time :], form.width**-0.5)
+    want = oracle(*exact, seen, form.width**-0.5)
     close(got.astype(np.float32), want, 0.05 if form.dtype == jnp.bfloat16 else 1e-5)
 
 

@@ -89,6 +89,7 @@ def test_stacked_layers_train_exactly_as_separate_ones(name):
         (Config("adamw", 0.1, b2=0.95), lambda lr, m: optax.adamw(lr, 0.9, 0.95, weight_decay=0.1, mask=m)),
         (Config("adam"), lambda lr, m: optax.adam(lr)),
         (Config("sgd", momentum=0.8), lambda lr, m: optax.sgd(lr, 0.8)),
+        (Config("sgd", momentum=0.8, nesterov=True), lambda lr, m: optax.sgd(lr, 0.8, nesterov=True)),
         (
             Config("sgd", 0.05),
             lambda lr, m: optax.chain(optax.add_decayed_weights(0.05, mask=m), optax.sgd(lr, 0.9)),
@@ -320,6 +321,8 @@ def test_sharded_parameters_get_the_updates_of_whole_ones(name):
         ({"layer_decay": 1.01}, "layer_decay"),
         ({"momentum": 0.9}, "momentum is not read by adamw"),
         ({"name": "sgd", "b2": 0.9}, "b2 is not read by sgd"),
+        ({"name": "adamw", "nesterov": True}, "nesterov is read by sgd with a momentum; unset it for adamw"),
+        ({"name": "sgd", "nesterov": True, "momentum": 0.0}, "nesterov is read by sgd with a momentum"),
         ({"name": "adafactor", "b1": 0.9}, "b1 is not read by adafactor"),
     ],
 )

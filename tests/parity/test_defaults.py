@@ -17,7 +17,9 @@ from fm_jax.hub.fields import Fields
 from fm_jax.models.language.encoder_decoder import EncoderDecoder
 from tests.hub.forms import FORMS
 
-FIRST = {config["model_type"]: config for config in reversed(FORMS.values())}  # one form of each model type
+FIRST = {  # one form of each model type that transformers has
+    config["model_type"]: config for config in reversed(FORMS.values()) if config["model_type"] != "yolov3"
+}
 BOOKKEEPING = {"architectures", "id2label", "label2id", "model_type", "transformers_version"}
 
 
@@ -50,7 +52,7 @@ def missing(config):
 
 
 def test_every_model_type_has_a_form():
-    assert FIRST.keys() == families.BY_KIND.keys()
+    assert FIRST.keys() == families.BY_KIND.keys() - {"yolov3"}
 
 
 @pytest.mark.parametrize("kind", FIRST)

@@ -16,7 +16,7 @@ from fm_jax.core import json_file
 from fm_jax.core.errors import DataError, as_json, shown
 from fm_jax.data.boxes import files
 from fm_jax.data.boxes.files import BoxFiles
-from fm_jax.data.boxes.record import Annotated, Faults, Found, Limits, Record
+from fm_jax.data.boxes.record import Annotated, Faults, Found, Limits, Record, said
 from fm_jax.data.images import image as images
 
 MOST = 4 << 30  # bytes of an annotation file; that of COCO's training images has 450 million
@@ -202,9 +202,9 @@ def _found(entries: list[dict[str, Any]], labels: Mapping[int, int], faults: Fau
 
 def _size(entry: Mapping[str, Any], file: Path) -> tuple[int, int] | None:
     """Return the height and width that an entry says, or else those of the file as it is stored."""
-    said = entry.get("height"), entry.get("width")
-    if all(type(side) is int and side > 0 for side in said):
-        return int(said[0] or 0), int(said[1] or 0)
+    height, width = entry.get("height"), entry.get("width")
+    if type(height) is int and type(width) is int and (sides := said(height, width)):
+        return sides
     try:
         return images.size(file, upright=False)
     except DataError:

@@ -1,7 +1,9 @@
 """Images in files with the objects in them: what the readers of COCO, Pascal VOC and YOLO folders have in common."""
 
 import hashlib
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -45,7 +47,7 @@ class BoxFiles:
         self.name, self.classes, self.faults = faults.name, classes, faults
         if not records or not classes:
             raise DataError(f"{self.name} has no {'images' if classes else 'classes'}")
-        self._table, self._files = Table(records), [str(file) for file in files]
+        self._table, self._files = Table(_distinct(records, files)), [str(file) for file in files]
         self._upright, self._max_pixels = upright, limits.max_pixels
         told = hashlib.sha256("\0".join((*classes, self._table.digest())).encode()).hexdigest()
         self.fingerprint = f"boxes-{told[:16]}"
@@ -70,6 +72,15 @@ class BoxFiles:
     def id(self, index: int) -> str:
         """Return the image's file."""
         return self._files[index]
+
+
+def _distinct(records: Sequence[Record], files: Sequence[Path]) -> Sequence[Record]:
+    """Return the records; where two have one name, as in two folders, all are named by their paths, for the scorers."""
+    if len({record.id for record in records}) == len(records):
+        return records
+    paths = [os.path.abspath(file) for file in files]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [replace(record, id=os.path.relpath(path, root)) for record, path in zip(records, paths, strict=True)]
 
 
 def inside(folder: Path, name: str) -> Path | None:

@@ -115,6 +115,12 @@ def move(cfg: Config, old: Sequence[int], size: Size | None = None) -> Move:
     return geometry.short_side(old, size, *(side * ratio for side in cfg.sides))
 
 
+def resized(cfg: Config, size: Size) -> Config:
+    """Return the preprocessing for another input size; the lengths of `sides` grow with its height."""
+    short, long = (round(side * size[0] / cfg.size[0]) for side in cfg.sides)
+    return replace(cfg, size=size, sides=(short, long), recipe=Recipe())
+
+
 def restore(cfg: Config, boxes: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Move boxes [N, 4] from the network's input back into their image, of `size` (height, width): float64 [N, 4]."""
     return geometry.restore(boxes, (move(cfg, size),), size)

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from fm_jax.core.errors import DataError, shown
-from fm_jax.data.images.image import MAX_PIXELS
+from fm_jax.data.images.image import MAX_PIXELS, MOST_PIXELS
 from fm_jax.data.images.pictures import Pictures
 
 _log = logging.getLogger(__name__)
@@ -110,6 +110,8 @@ class Faults:
                 self.lose_box("without area", each.where)
             elif inner[2] <= inner[0] or inner[3] <= inner[1]:
                 self.lose_box("outside the image", each.where)
+            elif np.float32(inner[2]) <= np.float32(inner[0]) or np.float32(inner[3]) <= np.float32(inner[1]):
+                self.lose_box("without area", each.where)  # as it would be kept
             else:
                 self.boxes += 1
                 if max(abs(a - b) for a, b in zip(inner, each.box, strict=True)) > _ROUNDING:
@@ -188,6 +190,11 @@ def none() -> Objects:
 def chosen(objects: Objects, rows: np.ndarray) -> Objects:
     """Return some of the objects, by a bool array or indices."""
     return Objects(*(column[rows] for column in objects))
+
+
+def said(height: int, width: int) -> tuple[int, int] | None:
+    """Return the sides that an annotation says of its image; None where no image that can be read has such."""
+    return (height, width) if min(height, width) > 0 and height * width <= MOST_PIXELS else None
 
 
 def same_classes(first: Annotated, other: Annotated) -> None:

@@ -17,10 +17,11 @@ from fm_jax.core.errors import DataError, shown
 from fm_jax.data import files as data_files
 from fm_jax.data.boxes import files
 from fm_jax.data.boxes.files import BoxFiles
-from fm_jax.data.boxes.record import Faults, Found, Limits, Record
+from fm_jax.data.boxes.record import Faults, Found, Limits, Record, said
 from fm_jax.data.images import image as images
 
 MOST = 4 << 20  # bytes of an annotation file
+_DIGITS = 9  # of a side in pixels
 _FLAGS = ("-1", "0", "1")  # after the name of an image, in the list of a class
 
 
@@ -162,10 +163,10 @@ def _object(item: ElementTree.Element, file: Path, labels: dict[str, int], fault
 def _size(tree: ElementTree.Element) -> tuple[int, int] | None:
     """Return the height and width that an annotation says; some programs write zeros."""
     size = tree.find("size")
-    said = [_text(size, side) for side in ("height", "width")] if size is not None else []
-    if len(said) == 2 and all(text.isdecimal() and int(text) > 0 for text in said):
-        return int(said[0]), int(said[1])
-    return None
+    texts = [_text(size, side) for side in ("height", "width")] if size is not None else []
+    if not texts or not all(text.isdecimal() and len(text) <= _DIGITS for text in texts):
+        return None
+    return said(int(texts[0]), int(texts[1]))
 
 
 def _stored(file: Path) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ numbers after the class is a polygon, of which the box around it is taken. An em
     classes.txt            without data.yaml: the names, a line each (also obj.names, *.names)
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +160,8 @@ def _objects(file: Path, size: tuple[int, int], faults: Faults) -> Iterator[Foun
             sides = (x - across / 2, y - down / 2, x + across / 2, y + down / 2)
         elif len(numbers) >= 6 and len(numbers) % 2 == 0:
             sides = (min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2]))
+            if not all(map(math.isfinite, numbers)):  # of which min and max may take no notice
+                sides = (math.nan,) * 4
         else:
             faults.lose_box(f"{len(numbers)} numbers after the class, neither a box nor a polygon", where)
             continue

@@ -27,7 +27,8 @@ def write(folder: Path, scheme: corpus.Scheme, vocab_size: int, length: int) -> 
         few = tokenizer.train([text], learnt, sentinels=corpus.SENTINELS if scheme == "t5" else 0)
     filled = few.filled(vocab_size)
     filled.save(folder)
-    texts = _Repeated(text, 1 + 10 * length // _WORDS)  # a word is a token or more
+    # a word is a token or more; a pair of sentences may need two documents
+    texts = _Repeated(text, 2 + 10 * length // _WORDS)
     for split in documents.SPLITS:
         tokens.write(Sentences(texts) if scheme == "wordpiece" else texts, filled, folder / split)
     return documents.Config(kind="tokens", path=folder)

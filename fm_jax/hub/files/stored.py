@@ -1,4 +1,4 @@
-"""Open the weights of a checkpoint folder: one file, shards and their index, old Flax files, or a GGUF file.
+"""Open the weights of a checkpoint: one file, shards and their index, old Flax files, a GGUF file or Darknet's files.
 
 Nothing that could run code is opened: a pickle is recognised by its content, whatever its name.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from fm_jax.core import files, json_file
 from fm_jax.core.errors import CheckpointError, shown
-from fm_jax.hub.files import gguf, msgpack, safetensors
+from fm_jax.hub.files import darknet, gguf, msgpack, safetensors
 from fm_jax.hub.files.weights import Index, Spec, Weights
 
 MAX_INDEX = 64_000_000  # bytes
@@ -51,12 +51,12 @@ class Shards:
 
 
 def open_weights(folder: str | Path, *, allow_nonfinite: bool = False) -> Weights:
-    """Return the tensors of a folder, unread, from safetensors or else from an old Flax file; or those of a GGUF file.
+    """Return the tensors of a folder, unread: of safetensors, else of old Flax files; or of a GGUF or Darknet file.
 
     Symbolic links are followed anywhere, as the download cache needs; an index can only name files beside it.
 
     Args:
-        folder: a folder written by `save_pretrained`, or what `gguf_file` finds.
+        folder: a folder written by `save_pretrained`, or what `gguf_file` or `darknet_files` finds.
         allow_nonfinite: allow infinities and NaNs; otherwise reading a tensor that holds one is an error.
 
     Raises:
@@ -65,6 +65,8 @@ def open_weights(folder: str | Path, *, allow_nonfinite: bool = False) -> Weight
     folder = Path(folder)
     if (file := gguf_file(folder)) is not None:
         return gguf.open_file(sound(file), allow_nonfinite=allow_nonfinite)
+    if (drawn := darknet_files(folder)) is not None:
+        return open_darknet(drawn, allow_nonfinite=allow_nonfinite)[1]
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give the folder that holds config.json and the weights")
     there = sorted(path.name for path in folder.iterdir())
@@ -102,6 +104,13 @@ def _sharded(index: Path, listed: Mapping[str, str], kind: Kind, there: list[str
     return Shards(str(index), shards)
 
 
+def is_bare(folder: Path) -> bool:
+    """Say whether a folder holds weights, or pickles, and no config.json."""
+    there = [path.name for path in folder.iterdir()]
+    weights = (name == kind.single or re.fullmatch(kind.shard, name) for kind in KINDS for name in there)
+    return "config.json" not in there and (any(weights) or any(name.endswith(_PICKLES) for name in there))
+
+
 def gguf_file(source: Path) -> Path | None:
     """Return the GGUF file that a path is, or that a folder holds instead of config.json and weights; None for others.
 
@@ -117,6 +126,57 @@ def gguf_file(source: Path) -> Path | None:
     if len(found) > 1:
         raise CheckpointError(f"{source} holds {_some([file.name for file in found])}; give the path of one of them")
     return found[0] if found else None
+
+
+class DarknetFiles(NamedTuple):
+    """The files of a Darknet model."""
+
+    cfg: Path
+    weights: Path
+    names: Path | None  # the classes, one a line
+
+
+def darknet_files(source: Path) -> DarknetFiles | None:
+    """Return the Darknet model that a path belongs to, or that a folder holds instead of config.json; None for others.
+
+    Raises:
+        CheckpointError: the folder holds several, or a part is missing.
+    """
+    others = ["config.json", *(kind.single + ending for kind in KINDS for ending in ("", ".index.json"))]
+    if source.is_dir():
+        if any((source / name).exists() for name in others):
+            return None
+        there = sorted(path for path in source.iterdir() if path.suffix.lower() == darknet.WEIGHTS)
+        if not there:
+            return None
+        if len(there) > 1:
+            raise CheckpointError(
+                f"{source} holds {_some([file.name for file in there])}; give the path of one of them"
+            )
+        weights = there[0]
+    elif source.is_file() and source.suffix.lower() in (darknet.CFG, darknet.WEIGHTS):
+        weights = source if source.suffix.lower() == darknet.WEIGHTS else source.with_suffix(darknet.WEIGHTS)
+    else:
+        return None
+    cfg = source if source.suffix.lower() == darknet.CFG else weights.with_suffix(darknet.CFG)
+    for file in (cfg, weights):
+        if not files.there(file, CheckpointError):
+            raise CheckpointError(f"there is no {file}; a Darknet model is NAME.cfg and NAME.weights in one folder")
+    listed = sorted(path for path in weights.parent.iterdir() if path.suffix.lower() == darknet.NAMES)
+    same = [path for path in listed if path.stem == weights.stem] or listed
+    return DarknetFiles(cfg, weights, same[0] if len(same) == 1 else None)
+
+
+def open_darknet(model: DarknetFiles, *, allow_nonfinite: bool = False) -> tuple[darknet.Header, Weights]:
+    """Return the header and the tensors, unread, of a Darknet model's .weights.
+
+    Raises:
+        CheckpointError: a file is malformed, or they do not belong together.
+    """
+    where = str(model.cfg)
+    net, layers = darknet.layers(darknet.sections(darknet.read_text(model.cfg), where), where)
+    listed = darknet.convolutions(net, layers, where)
+    return darknet.open_weights(sound(model.weights), listed, allow_nonfinite=allow_nonfinite)
 
 
 def _differences(listed: Mapping[str, str], shards: Mapping[str, Weights]) -> Iterator[str]:
@@ -171,6 +231,14 @@ _CONVERT = (
 )
 
 
+# The public detectors' files have no config.json, and transformers has no class for them.
+_CONVERT_BARE = (
+    "a pickle can run code, so nothing was opened; if you trust it, convert it with the two lines "
+    "`import torch, safetensors.torch; found = torch.load('{0}', map_location='cpu', weights_only=True)` and "
+    "`safetensors.torch.save_file(found.get('model', found), 'model.safetensors')`, and give the folder of that file"
+)
+
+
 def _disguise(file: Path) -> str:
     """Return what a file is by its first bytes if it is not a weights file; "" if it may be one."""
     with file.open("rb") as opened:
@@ -189,7 +257,8 @@ def _nothing(folder: Path, there: list[str]) -> CheckpointError:
     """Return the error for a folder without supported weights."""
     plain = [name for name in there if (folder / name).is_file()]
     if pickles := [name for name in plain if name.endswith(_PICKLES) or _disguise(folder / name) == "pickle"]:
-        return CheckpointError(f"{folder} holds its weights only as pickles ({_some(pickles)}): {_CONVERT}")
+        remedy = _CONVERT if "config.json" in there else _CONVERT_BARE.format(pickles[0])
+        return CheckpointError(f"{folder} holds its weights only as pickles ({_some(pickles)}): {remedy}")
     what = _some(there) if there else "no files"
     if any(name.lower().endswith(gguf.SUFFIX) for name in there):
         what += "; give the path of a GGUF file itself to load it"

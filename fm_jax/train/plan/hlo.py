@@ -25,6 +25,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _EXPLICIT = re.compile(r"\b(?:replica_groups|source_target_pairs)=\{(\{[0-9,{} ]*\})\}")
 _MESH = re.compile(r"\breplica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 _IOTA = re.compile(r"\breplica_groups=\[([0-9,]+)\]<=\[([0-9,]+)\](?:T\(([0-9,]+)\))?")
+_DIMENSION = re.compile(r"\bdimensions=\{(\d+)\}")
 _DESCENDS = ("fusion", "call", "while", "conditional", "async-start")
 
 
@@ -167,16 +168,18 @@ def _parts(shape: str) -> list[str]:
 
 
 def _collective(kind: str, instruction: _Instruction) -> Collective:
-    shape = instruction.shape
-    if instruction.opcode in ("all-gather-start", "collective-permute-start"):
-        shape = _parts(shape)[1]  # (operands, results, …)
+    shape, scattered = instruction.shape, kind == "reduce-scatter"
+    if instruction.opcode.endswith("-start") and kind != "all-reduce":
+        shape, scattered = _parts(shape)[0 if scattered else 1], False  # (operands, results, …)
     arrays = [(dtype, tuple(map(int, sizes.split(","))) if sizes else ()) for dtype, sizes in _ARRAY.findall(shape)]
     total = sum(math.ceil(math.prod(sizes) * _bits(dtype) / 8) for dtype, sizes in arrays)
     groups = _groups(instruction.text)
-    if kind == "reduce-scatter":
-        total *= max(map(len, groups), default=1)
-    largest = max(arrays, key=lambda array: math.prod(array[1]), default=("", ()))
-    return Collective(kind, total, groups, 1, *largest)
+    dtype, sizes = max(arrays, key=lambda array: math.prod(array[1]), default=("", ()))
+    if scattered:  # only its result is known
+        ways, along = max(map(len, groups), default=1), _DIMENSION.search(instruction.text)
+        total *= ways
+        sizes = tuple(size * ways if along and axis == int(along[1]) else size for axis, size in enumerate(sizes))
+    return Collective(kind, total, groups, 1, dtype, sizes)
 
 
 def _scattered(held: list[Collective]) -> list[Collective]:

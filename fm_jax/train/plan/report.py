@@ -1,7 +1,7 @@
 """What a plan found: printed for people, written as plan.json for programs."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fm_jax.train.plan.roofline import Times, Traffic
@@ -38,7 +38,8 @@ class Report:
     collectives: tuple[Traffic, ...] = ()
     unknown_loops: int = 0
     times: Times | None = None  # None: it did not compile, for want of memory
-    largest: tuple[str, ...] = field(default=())  # the largest collectives, in words
+    largest: tuple[str, ...] = ()  # the largest collectives, in words
+    resharded: tuple[str, ...] = ()  # arrays that the partitioner gathers whole, for want of another way to move them
 
     @property
     def fits(self) -> bool:
@@ -90,6 +91,8 @@ class Report:
             yield f"  {one.kind:<15} over {over}: {one.count} executions, {size}"
         if self.largest:
             yield f"  largest         {'; '.join(self.largest)}"
+        if self.resharded:
+            yield f"  gathered whole  {len(self.resharded)} (involuntary full rematerialisation): {self.resharded[0]}"
         if self.unknown_loops:
             yield f"  {self.unknown_loops} loops with collectives have an unknown number of trips and are counted once"
 
@@ -101,8 +104,9 @@ class Report:
         least, most = _ms(times.least), _ms(times.most)
         yield f"  step time       at least {least} (all overlaps) to {most} (no collective overlaps)"
         yield (
-            "  assumptions     peak rates of the data sheets; FLOPs split evenly; state, gradients and temporaries "
-            "written and read once; ring collectives on one axis of the torus, or NVLink; no input or host time"
+            "  assumptions     peak rates of the data sheets; FLOPs split evenly; each microbatch reads the weights "
+            "twice, writes and reads its temporaries and what is exchanged; ring collectives on one axis of the torus, "
+            "or NVLink; no input or host time"
         )
 
 

@@ -12,6 +12,7 @@ from fm_jax.core.errors import ConfigError
 from fm_jax.data.images import digits, pictures
 from fm_jax.data.text import blank, corpus, documents
 from fm_jax.models.language import decoder, encoder, encoder_decoder
+from fm_jax.train import stage
 from fm_jax.train.plan import step
 from fm_jax.train.plan.report import Report, amount
 from fm_jax.train.plan.target import Target, aimed
@@ -28,6 +29,17 @@ _SCHEMES: dict[type, corpus.Scheme] = {
 Run = Callable[[Any, Path], Any]
 
 
+def check(cfg: Any) -> None:
+    """Refuse an experiment that trains nothing: neither its config nor a section of it is a stage's.
+
+    Raises:
+        ConfigError: it is so.
+    """
+    sections = (getattr(cfg, field.name) for field in fields(cfg))
+    if not any(isinstance(one, stage.Plan) for one in (cfg, *sections)):
+        raise ConfigError("--plan: this experiment trains nothing, so it has no step to compile")
+
+
 def plan(
     run: Run, cfg: Any, target: Target, say: Callable[[str], None]
 ) -> tuple[Report, dict[str, str], Report | None]:
@@ -38,8 +50,6 @@ def plan(
     """
     with tempfile.TemporaryDirectory(prefix="fm_jax_plan_") as scratch:
         used = _without_data(cfg, Path(scratch), say)
-        if hasattr(used, "data_dir") and used.data_dir is None:
-            used = replace(used, data_dir=Path(scratch) / "data")  # one for all tries
         report = compiled(run, used, target, Path(scratch))
         for line in report.lines():
             say(line)
@@ -102,6 +112,8 @@ def _without_data(cfg: Any, scratch: Path, say: Callable[[str], None]) -> Any:
 
 def _alternatives(cfg: Any, target: Target, report: Report) -> Iterator[Any]:
     """Yield other settings, those nearest to the given one first: the same batch, then a smaller one."""
+    if not isinstance(cfg, stage.Plan):  # an experiment of several stages
+        return
     ways = report.mesh["data"] * report.mesh["fsdp"]
     room = report.memory.usable - report.memory.weights - report.memory.optimizer
     split = cfg

@@ -1,6 +1,7 @@
 """Compile the step of a stage for chips that are not here; nothing is run and no array is made."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from fm_jax.core import sharding, tree
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.types import Params
 from fm_jax.train import state as states
-from fm_jax.train.plan import flops, hlo, roofline
+from fm_jax.train.plan import flops, hlo, roofline, warned
 from fm_jax.train.plan.report import Memory, Report
 from fm_jax.train.plan.target import Target, with_cudnn
 from fm_jax.train.state import TrainState
@@ -86,14 +87,15 @@ def compile_step(
             "flops": dict(counted),
         }
         try:
-            compiled = traced.lower().compile(compiler_options=target.options)
+            with warned.uncached(), warned.heard() as whole:
+                compiled = traced.lower().compile(compiler_options=target.options)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             used = _USED.search(str(error))
             peak = int(float(used[1]) * _UNIT[used[2].upper()]) if used else 0
             return Report(**facts, memory=_held(state, batch, target, peak))
-    return _measured(compiled, facts, state, batch, target, mesh)
+    return _measured(compiled, {**facts, "resharded": tuple(whole)}, state, batch, target, mesh)
 
 
 def _measured(
@@ -111,8 +113,10 @@ def _measured(
     memory = _held(state, batch, target, peak, said.temp_size_in_bytes, host)
     program = hlo.read(compiled.as_text())
     collectives = roofline.traffic(program, mesh.shape)
-    # The state is read and written, gradients are written and read, and so is every temporary.
-    moved = 2 * (memory.weights + memory.optimizer + memory.activations) + memory.batch
+    # Each microbatch reads the weights forward and backward, and writes and reads its temporaries.
+    parts = facts["accumulate"]
+    moved = (2 * parts + 1) * memory.weights + 2 * memory.optimizer + 2 * parts * memory.activations + memory.batch
+    moved += 2 * sum(one.bytes for one in collectives)
     times = roofline.times(
         target.chip,
         {dtype: count / mesh.size for dtype, count in facts["flops"].items()},
@@ -132,10 +136,14 @@ def _measured(
 
 
 def _largest(program: hlo.Program, mesh: Mesh) -> Iterator[str]:
-    held = [one for one in program.collectives if hlo.axes(one.groups, mesh.shape)]
-    for one in sorted(held, key=lambda one: -one.bytes * one.count)[:_SHOWN]:
-        shape = f"{one.dtype}[{','.join(map(str, one.shape))}]"
-        yield f"{one.kind} {shape}" + (f" ×{one.count}" if one.count > 1 else "")
+    counts, sizes = Counter[str](), Counter[str]()
+    for one in program.collectives:
+        if hlo.axes(one.groups, mesh.shape):
+            name = f"{one.kind} {one.dtype}[{','.join(map(str, one.shape))}]"
+            counts[name] += one.count
+            sizes[name] += one.count * one.bytes
+    for name, _ in sizes.most_common(_SHOWN):
+        yield name + (f" ×{counts[name]}" if counts[name] > 1 else "")
 
 
 def _held(state: TrainState, batch: Any, target: Target, peak: int, temporary: int = 0, host: int = 0) -> Memory:

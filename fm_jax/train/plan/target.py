@@ -22,6 +22,16 @@ _TPUS = ("v5e", "v5p", "v6e")
 _GPUS = ("h100", "h200")
 _HOST = 8  # GPUs of one host, joined by NVLink
 _CUDNN = 90700  # the version a plan assumes: 9.7
+# Nothing is run, so no TPU of this machine is needed, waited for or complained of; but what the partitioner warns of is
+# to be heard.
+_LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans at once, or one beside a run
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_MIN_LOG_LEVEL": "1",
+    "TPU_STDERR_LOG_LEVEL": "1",
+}
 _AIMED: ContextVar["Target | None"] = ContextVar("target", default=None)
 
 
@@ -71,8 +81,6 @@ def resolve(text: str) -> Target:
     if len(sizes) != dimensions:
         wanted = {1: "a number of GPUs, such as 8", 2: "ROWSxCOLUMNS, such as 2x4", 3: "XxYxZ, such as 2x2x1"}
         raise ConfigError(f"--plan: a topology of {name} is {wanted[dimensions]}, not {shape[2]}")
-    # Nothing is run, so no accelerator of this machine is needed, and none is to be waited for.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     if name in _GPUS:
         if importlib.util.find_spec("jax_plugins") is None or not importlib.util.find_spec("jax_plugins.xla_cuda12"):
             wheels = " ".join(f"jax-cuda12-{part}=={jax.__version__}" for part in ("pjrt", "plugin"))
@@ -83,8 +91,11 @@ def resolve(text: str) -> Target:
         wheel = f"{sys.executable} -m pip install 'jax[tpu]=={jax.__version__}'"
         return Target(text, CHIPS[name], _virtual(count), wheel)
     folder = next(iter(found.submodule_search_locations or ()), "")
+    for variable, value in _LIBTPU.items():
+        os.environ.setdefault(variable, value)
     os.environ.setdefault("TPU_LIBRARY_PATH", str(Path(folder) / "libtpu.so"))
-    return Target(text, CHIPS[name], _described("tpu", text))
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if count == 1 else {}
+    return Target(text, CHIPS[name], _described("tpu", text, **alone))
 
 
 def current() -> Target | None:

@@ -111,6 +111,8 @@ WRONG = {
     "yolo class": (read_yolo, "2 0.5 0.5 0.5 0.5", r"unknown class: .*a.txt:1 \(2 0.5"),
     "yolo half": (read_yolo, "1.5 0.5 0.5 0.5 0.5", "unknown class"),
     "yolo nan": (read_yolo, "1 nan 0.5 0.5 0.5", "not finite: .*a.txt:1"),
+    "yolo polygon": (read_yolo, "1 0.1 0.1 nan 0.5 0.5 nan", "not finite: .*a.txt:1"),
+    "coco thin": (read_coco, [annotation(bbox=[9, 1, 1e-9, 2])], "without area: annotation 1"),
     "yolo empty": (read_yolo, "\n1 0.5 0.5 0 0.5", "without area: .*a.txt:2"),
     "yolo words": (read_yolo, "dog 0.5 0.5 0.1 0.1", "not numbers: .*a.txt:1"),
     "yolo five": (read_yolo, "1 0.5 0.5 0.1 0.1 0.9", "5 numbers after the class, neither a box nor a polygon"),
@@ -170,6 +172,27 @@ def test_a_wrong_image_is_named(wrong: dict[str, Any], message: str, tmp_path: P
     assert len(read_coco(tmp_path, [annotation()], images=both)) == 1
     with pytest.raises(DataError, match=message):
         read_coco(tmp_path, [annotation()], LIMITS, images=both)
+
+
+@pytest.mark.parametrize("side", [0, 3_000_000_000, 10**30])
+def test_a_size_that_no_image_has_is_not_believed(side: int, tmp_path: Path) -> None:
+    """That of the file counts then, as where none is said."""
+    written.image(tmp_path / "photos" / "a.png")
+    found = read_coco(tmp_path, [annotation()], images=[entry(height=side)])
+    size = f"<size><width>10</width><height>{'9' * 5000 if side == 10**30 else side}</height></size>"
+    other = voc.read(written.voc(tmp_path / "voc", {"a": voc_object()}, size=size), "train", limits=STRICT)
+    for images in (found, other):
+        assert images.record(0).size == (6, 10) and images[0][0].shape == (6, 10, 3)
+
+
+def test_images_of_one_name_in_two_folders_have_two_names(tmp_path: Path) -> None:
+    """The scorers tell images apart by them."""
+    written.yolo(tmp_path, {"a": LINE, "b": ""})
+    for folder in ("one", "two"):
+        written.image(tmp_path / "images" / "train" / folder / "a.png")
+    found = yolo.read(tmp_path, "train", limits=STRICT)
+    ids = [found.record(index).id for index in range(len(found))]
+    assert sorted(map(str, ids)) == ["a.png", "b.png", "one/a.png", "two/a.png"]
 
 
 def test_images_without_objects_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,6 +10,7 @@ from experiments.benchmarks import (
     checkpoint,
     data,
     decode,
+    detectors,
     growth,
     hub_load,
     image_pipeline,
@@ -75,7 +76,7 @@ def test_no_measurement_is_no_table() -> None:
         history.table([])
 
 
-BENCHMARKS = [checkpoint, data, decode, growth, hub_load, image_pipeline, precision, startup, train_step]
+BENCHMARKS = [checkpoint, data, decode, detectors, growth, hub_load, image_pipeline, precision, startup, train_step]
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda module: module.__name__)

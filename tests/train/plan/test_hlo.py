@@ -109,6 +109,22 @@ def test_groups_of_a_transposed_iota_are_along_the_other_axis() -> None:
     assert hlo.axes(one.groups, MESH) == ("data",)
 
 
+def test_an_asynchronous_collective_is_as_large_as_the_synchronous_one() -> None:
+    """A start gives operands and results; of a scatter the operand is the whole array, of a gather the result."""
+    groups = "channel_id=1, replica_groups=[1,4]<=[4], dimensions={1}"
+    lines = (
+        f"  %a = f32[8,4]{{1,0}} reduce-scatter(%p), {groups}",
+        f"  %b = ((f32[8,16]{{1,0}}), f32[8,4]{{1,0}}) reduce-scatter-start(%p), {groups}",
+        f"  %c = ((f32[8,4]{{1,0}}, s32[4]{{0}}), (f32[8,16]{{1,0}}, s32[16]{{0}})) all-gather-start(%p), {groups}",
+        f"  %d = ((f32[8,16]{{1,0}}), f32[8,16]{{1,0}}) all-to-all-start(%p), {groups}",
+        f"  %e = (f32[8,16]{{1,0}}, f32[]) all-reduce-start(%p), {groups}",
+    )
+    text = "\n".join(["ENTRY %main (p: f32[4]) -> f32[2] {", *lines, "}"])
+    held = hlo.read(text).collectives
+    assert {one.shape for one in held} == {(8, 16)}
+    assert [one.bytes for one in held] == [512, 512, 512 + 64, 512, 512 + 4]
+
+
 def test_a_part_of_a_named_axis_is_between_what_is_before_and_after_it() -> None:
     line = "  ROOT %g = f32[2]{0} all-gather(%p), replica_groups=mesh['a'=2,'b'=4] {'b':(2)2}, dimensions={0}"
     (one,) = hlo.read(f"ENTRY %main (p: f32[1]) -> f32[2] {{\n{line}\n}}\n").collectives

@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from experiments.language import lm_pretrain
-from experiments.vision import mae_pretrain
+from experiments.language import bert_pretrain, generate, lm_pretrain, t5_translate
+from experiments.vision import linear_probe, mae_pretrain
 from fm_jax import cli
 from fm_jax.core.errors import ConfigError
 from fm_jax.train.plan import target
@@ -19,7 +21,8 @@ def plan(workdir: Path, *argv: str, module: object = lm_pretrain) -> tuple[int, 
     """Return the exit status of a plan's command line, and its plan.json."""
     code = 0
     try:
-        cli.main(module.run, module.CONFIGS, argv=["--config", "debug", "--workdir", str(workdir), *argv])
+        configs = getattr(module, "CONFIGS", None) or {"debug": getattr(module, "debug", module.config)}
+        cli.main(module.run, configs, argv=["--config", "debug", "--workdir", str(workdir), *argv])
     except SystemExit as left:
         code = int(left.code or 0)
     file = workdir / "plan.json"
@@ -50,6 +53,30 @@ def test_without_the_compiler_a_plan_is_an_estimate(without_wheels: None, tmp_pa
     assert [row["axes"] for row in gathers] == [["fsdp"]]
     assert 0.5 < sum(said["flops"].values()) / said["model_flops"] < 2
     assert not [path.name for path in tmp_path.iterdir() if path.name != "plan.json"]  # nothing ran
+
+
+def test_what_trains_nothing_is_refused_before_any_work(tmp_path: Path, capsys) -> None:
+    code, _ = plan(tmp_path / "run", "--plan", "v5e:2x4", module=generate)
+    assert code == ConfigError.code
+    assert "generate: error: --plan: this experiment trains nothing" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_what_trains_many_networks_is_refused_before_any_work(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", linear_probe.__name__, "--workdir", str(tmp_path / "run"), "--plan", "v5e:2x4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == ConfigError.code
+    assert done.stderr.splitlines()[-1].startswith("linear_probe: error: --plan: ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [bert_pretrain, t5_translate])
+def test_rows_of_pairs_are_planned(module: object, without_wheels: None, tmp_path: Path) -> None:
+    code, said = plan(tmp_path, "--plan", "v5e:2x4", "--batch_size", "16", module=module)
+    assert code == 0
+    assert {shape[0] for shape in said["batch"].values()} == {16}
 
 
 @pytest.mark.slow
@@ -95,6 +122,7 @@ def test_a_wrong_mesh_is_one_clear_error(without_wheels: None, tmp_path: Path, c
 
 
 @pytest.mark.slow
+@pytest.mark.compilers
 @pytest.mark.parametrize("chips", ["v5e:2x4", "h200:8"])
 @pytest.mark.parametrize("module", [lm_pretrain, mae_pretrain])
 def test_the_chips_own_compiler_accepts_the_step(module: object, chips: str, tmp_path: Path) -> None:
