@@ -34,6 +34,8 @@ STAGES = {
 # composites: (the model's file, the leaf model it is made of)
 COMPOSITES = {
     ("fm_jax.models.language.masked_lm", "fm_jax.models.language.encoder"),
+    ("fm_jax.models.multimodal.clip", "fm_jax.models.language.decoder"),
+    ("fm_jax.models.multimodal.clip", "fm_jax.models.vision.vit"),
     ("fm_jax.models.vision.faster_rcnn", "fm_jax.models.vision.resnet"),
     ("fm_jax.models.vision.mae", "fm_jax.models.vision.vit"),
 }
