@@ -46,9 +46,9 @@ BUILDERS = {"fm_jax/data/python_docs/dataset.py": {"tensorflow_datasets", "etils
 ARRAYS = {"jax", "flax", "optax", "orbax"}
 JSON_READERS = {
     "fm_jax/core/json_file.py",
+    "fm_jax/data/text/captions.py",  # what the tokenizers library has just written
     "fm_jax/data/text/chat_process.py",  # what its own parent process sent
     "fm_jax/data/text/tokenizer.py",  # what the tokenizers library has just written
-    "fm_jax/data/text/captions.py",  # what the tokenizers library has just written
     "experiments/benchmarks/hub_load.py",  # the last line that its own child process printed
     "experiments/benchmarks/_sides.py",  # what it and its own child processes told each other
 }
