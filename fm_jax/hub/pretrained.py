@@ -150,8 +150,7 @@ def save(
         ((name, array.astype(np.dtype(specs[name].dtype), copy=False)) for name, array in table.write(names, params)),
         ((name, np.zeros(spec.shape, spec.dtype)) for name, spec in blanks.items()),
     )
-    stored_as = dtype or _dtype(params)  # transformers 4 knows it by its former name
-    data |= {"dtype": stored_as, "torch_dtype": stored_as}
+    data |= dict.fromkeys(("dtype", "torch_dtype"), dtype or _dtype(params))  # the second for transformers 4
     if not isinstance(family, families.Described):  # which is none of transformers
         data |= {"transformers_version": "5.0.0"}
     with appearing(folder) as part:
