@@ -52,7 +52,8 @@ PUBLISHED = {
         {
             "do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": [0.5] * 3,
             "image_processor_type": "SiglipImageProcessor", "image_std": [0.5] * 3,
-            "processor_class": "SiglipProcessor", "resample": 3, "rescale_factor": 0.00392156862745098, "size": {"height": 224, "width": 224},
+            "processor_class": "SiglipProcessor", "resample": 3, "rescale_factor": 0.00392156862745098,
+            "size": {"height": 224, "width": 224},
         },
         Preprocessing(224, HALF, HALF, interpolation="bicubic", stretch=True),
     ),
