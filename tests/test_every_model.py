@@ -124,7 +124,7 @@ MODELS: list[tuple[str, nn.Module, tuple[np.ndarray, ...]]] = [
     ("resnet", ImageClassifier(resnet.ResNet(resnet.tiny()), 6), (IMAGE,)),
     ("efficientnet", ImageClassifier(efficientnet.EfficientNet(efficientnet.tiny()), 6), (IMAGE,)),
     ("simclr", SimCLR(resnet.ResNet(resnet.tiny()), 8), (IMAGE,)),
-    ("yolox, rematerialised", Detected(yolox.YOLOX(replace(yolox.tiny(), width=4, remat="full"))), (PHOTO,)),
+    ("yolox, rematerialised", Detected(yolox.YOLOX(replace(yolox.tiny(), remat="full"))), (PHOTO,)),
     ("vit, scaled and gated", ImageClassifier(VIT, 6), (IMAGE,)),
     ("faster r-cnn, rematerialised", Flat(RCNN, ("objectness", "deltas", "logits", "refined")), (SCENE,)),
     ("clip", Compared(clip.CLIP(CLIP)), (IMAGE, CAPTIONS)),
