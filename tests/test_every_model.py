@@ -21,9 +21,11 @@ from fm_jax.interpret import capture
 from fm_jax.layers import tap as taps
 from fm_jax.layers.tap import Tap
 from fm_jax.models.language import classifier, decoder, encoder, encoder_decoder, masked_lm, sentence, span, tagger
+from fm_jax.models.multimodal import clip
 from fm_jax.models.vision import efficientnet, faster_rcnn, mae, resnet, vit, yolov3, yolox
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.simclr import SimCLR
+from fm_jax.objectives import image_text
 from tests.close import close
 
 ROWS = 8
@@ -47,7 +49,13 @@ IMAGE = np.random.default_rng(0).normal(size=(ROWS, 8, 8, 3)).astype(np.float32)
 PHOTO = np.random.default_rng(0).normal(size=(ROWS, 32, 32, 3)).astype(np.float32)
 NOISE = np.random.default_rng(1).uniform(size=(ROWS, 16)).astype(np.float32)
 VIT = vit.ViT(replace(vit.tiny(), registers=2, layer_scale=0.5, pool="both", mlp=vit.MLPConfig(64, "silu", gated=True)))
+CLIP = clip.tiny()
+SIGLIP = replace(
+    clip.siglip(replace(vit.tiny(), num_layers=1), 2, 4, vocab_size=96),
+    text=replace(CLIP.text, attention=replace(CLIP.text.attention, causal=False), remat="dots"),
+)
 LENGTHS, FULL = np.arange(9, 17, dtype=np.int32), np.full(ROWS, 16, np.int32)
+CAPTIONS = np.where(np.arange(16)[None] == LENGTHS[:, None] - 1, 95, ids(16, 95)).astype(np.int32)
 
 
 class Joined(nn.Module):
@@ -61,6 +69,13 @@ class Joined(nn.Module):
 
     def __call__(self, *inputs, tap=None):
         return jnp.stack(self.inner(*inputs, tap=tap), axis=1)
+
+
+class Compared(Joined):
+    """A model of images and texts, seen as its logits."""
+
+    def __call__(self, *inputs, tap=None):
+        return image_text.logits(self.inner(*inputs, tap=tap))
 
 
 class Flat(Joined):
@@ -112,6 +127,8 @@ MODELS: list[tuple[str, nn.Module, tuple[np.ndarray, ...]]] = [
     ("yolox, rematerialised", Detected(yolox.YOLOX(replace(yolox.tiny(), remat="full"))), (PHOTO,)),
     ("vit, scaled and gated", ImageClassifier(VIT, 6), (IMAGE,)),
     ("faster r-cnn, rematerialised", Flat(RCNN, ("objectness", "deltas", "logits", "refined")), (SCENE,)),
+    ("clip", Compared(clip.CLIP(CLIP)), (IMAGE, CAPTIONS)),
+    ("siglip, rematerialised", Compared(clip.CLIP(SIGLIP)), (IMAGE, ids(16))),
     ("mae", mae.MAE(mae.decoder(1, 16, 2), vit.ViT(vit.tiny())), (IMAGE, NOISE)),
     (
         "yolov3, rematerialised",

@@ -34,6 +34,8 @@ STAGES = {
 # composites: (the model's file, the leaf model it is made of)
 COMPOSITES = {
     ("fm_jax.models.language.masked_lm", "fm_jax.models.language.encoder"),
+    ("fm_jax.models.multimodal.clip", "fm_jax.models.language.decoder"),
+    ("fm_jax.models.multimodal.clip", "fm_jax.models.vision.vit"),
     ("fm_jax.models.vision.faster_rcnn", "fm_jax.models.vision.resnet"),
     ("fm_jax.models.vision.mae", "fm_jax.models.vision.vit"),
 }
@@ -44,6 +46,7 @@ BUILDERS = {"fm_jax/data/python_docs/dataset.py": {"tensorflow_datasets", "etils
 ARRAYS = {"jax", "flax", "optax", "orbax"}
 JSON_READERS = {
     "fm_jax/core/json_file.py",
+    "fm_jax/data/text/captions.py",  # what the tokenizers library has just written
     "fm_jax/data/text/chat_process.py",  # what its own parent process sent
     "fm_jax/data/text/tokenizer.py",  # what the tokenizers library has just written
     "experiments/benchmarks/hub_load.py",  # the last line that its own child process printed

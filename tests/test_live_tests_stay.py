@@ -13,11 +13,11 @@ from tests.parity.all_families import FAMILIES, FAMILY
 PARITY = Path(__file__).parent / "parity"
 CASES = {
     "gpt2": 6, "llama": 18, "bert": 22, "t5": 6, "resnet": 7, "efficientnet": 4, "vit": 12, "faster_rcnn": 0,
-    "yolox": 0, "yolov3": 0,
+    "yolox": 0, "yolov3": 0, "clip": 7,
 }  # fmt: skip
 MUTANTS = {
     "gpt2": 11, "llama": 18, "bert": 18, "t5": 11, "resnet": 8, "efficientnet": 3, "vit": 18, "faster_rcnn": 0,
-    "yolox": 0, "yolov3": 0,
+    "yolox": 0, "yolov3": 0, "clip": 16,
 }  # fmt: skip
 NAMED = {  # file, wrong programs -> how many
     ("test_t5", "CODE"): 3,
@@ -28,7 +28,7 @@ NAMED = {  # file, wrong programs -> how many
     ("detectors/test_faster_rcnn", "CODE"): 6,
 }
 TESTS = {
-    "test_adapters": 2, "test_benchmarks": 4, "test_bert": 5, "test_chat": 4, "test_conv_nets": 12,
+    "test_adapters": 2, "test_benchmarks": 4, "test_bert": 5, "test_chat": 4, "test_clip": 5, "test_conv_nets": 12,
     "detectors/test_yolov3": 9,
     "test_defaults": 5, "test_folder": 1, "test_gguf": 6, "test_harness": 4, "test_hub": 13, "test_live": 2,
     "test_preprocessing": 4, "test_rope": 2, "test_t5": 7, "test_tokenizer": 4, "test_transfer": 1, "test_vit": 10,

@@ -40,6 +40,7 @@ from fm_jax.evals.report import report, results
 from fm_jax.hub import families, pretrained
 from fm_jax.hub.example import Example, Size
 from fm_jax.hub.files import stored
+from fm_jax.hub.multimodal import clip
 from fm_jax.interpret import capture
 from fm_jax.layers.tap import Tap, is_stacked
 from fm_jax.models.language.encoder import Encoder
@@ -307,6 +308,8 @@ def run(cfg: Config, workdir: Path) -> Mapping[str, Any]:
             f"{file} is not a folder of transformers; convert it with hub_convert, and compare the result"
         )
     model = peer(folder)
+    if model.config.model_type in clip.KINDS:
+        raise ConfigError(f"{folder} is a {type(model).__name__}; models of images and texts cannot be compared yet")
     with jax.default_matmul_precision("highest"):
         loaded = pretrained.load(folder, ignore=cfg.ignore)
         given = draw(loaded.module, cfg, _padding(model.config, loaded.tokenizer))

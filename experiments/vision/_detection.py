@@ -16,4 +16,5 @@ def drawn(side: int, **options: Any) -> pipeline.Config:
 
 def few(cfg: pipeline.Config) -> pipeline.Config:
     """Return the scenes in small numbers, for a run of two steps."""
-    return replace(cfg, source=replace(cfg.source, train=8, validation=4, test=4), max_boxes=8)
+    source = scenes.Config(side=cfg.size[0], train=8, validation=4, test=4)
+    return replace(cfg, source=source, max_boxes=8)

@@ -16,7 +16,7 @@ evaluation found, for photographs like those it was trained on; a detector says 
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,9 +90,13 @@ def run(cfg: Config, workdir: Path) -> dict[str, Any]:
         how = pipeline.resized(how, cfg.size)
     find, bad, found = detection.finder(module), dict[str, str](), dict[str, Any]()
     started = told = time.monotonic()
+
+    def back(boxes: np.ndarray, row: Mapping[str, np.ndarray]) -> np.ndarray:
+        return pipeline.restore(how, boxes, [int(side) for side in row["size"]])
+
     for photos in groups(cfg.images, names, cfg.batch_size, how.max_pixels, bad):
         batch = rows(photos, how, cfg.batch_size)
-        guesses = collect(find, opened.params, [batch], lambda kept, row: pipeline.restore(how, kept, row["size"]))
+        guesses = collect(find, opened.params, [batch], back)
         for number, photo in enumerate(photos):
             guess = surest(guesses[number], cfg.score)
             found[photo.name] = as_json(photo, guess, classes)
@@ -153,7 +157,7 @@ def rows(photos: Sequence[Photo], how: pipeline.Config, count: int) -> dict[str,
         canvas = augment.fitted((photo.pixels, none()), pipeline.move(how, old), how.fill)
         images[number], sizes[number] = normalise(canvas.image, how.mean, how.std), old
     numbers = np.arange(count, dtype=np.int32)
-    return {"images": images, "size": sizes, "index": numbers, "weights": np.float32(numbers < len(photos))}
+    return {"images": images, "size": sizes, "index": numbers, "weights": np.asarray(numbers < len(photos), np.float32)}
 
 
 def surest(guess: Found, score: float) -> Found:

@@ -105,8 +105,9 @@ CONFIGS: dict[str, Callable[[], Config]] = {"default": config, "mine": mine, "sm
 def run(cfg: Config, workdir: Path) -> dict[str, Any]:
     """Train, evaluate, and return the metrics, also written to results.json."""
     model = yolov3.YOLOv3(cfg.model)
-    options = {"strides": cfg.model.strides, "anchors": cfg.model.anchors, "ignore": cfg.ignore}
-    return detector.run(model, objective.yolov3(model.apply, **options), cfg, workdir)
+    form = cfg.model
+    loss = objective.yolov3(model.apply, strides=form.strides, anchors=form.anchors, ignore=cfg.ignore)
+    return detector.run(model, loss, cfg, workdir)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from fm_jax.models.language.masked_lm import MaskedLM
 from fm_jax.models.language.sentence import SentenceEncoder
 from fm_jax.models.language.span import SpanFinder
 from fm_jax.models.language.tagger import Tagger
+from fm_jax.models.multimodal.clip import CLIP, ImageTower, TextTower
 from fm_jax.models.vision.classifier import ImageClassifier
 from fm_jax.models.vision.efficientnet import EfficientNet
 from fm_jax.models.vision.faster_rcnn import FasterRCNN
@@ -32,6 +33,7 @@ from fm_jax.models.vision.yolox import YOLOX
 _ALLOWED: tuple[type[nn.Module], ...] = (
     *(Classifier, Decoder, Encoder, EncoderDecoder, MaskedLM, SentenceEncoder, SpanFinder, Tagger),
     *(EfficientNet, FasterRCNN, ImageClassifier, MAE, ResNet, SimCLR, ViT, YOLOv3, YOLOX),
+    *(CLIP, ImageTower, TextTower),
 )
 
 

@@ -16,6 +16,7 @@ from fm_jax.hub.example import Example, Size
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.files.weights import Spec, Weights
 from fm_jax.hub.language import bert, gpt2, llama, t5
+from fm_jax.hub.multimodal import clip
 from fm_jax.hub.table import Table
 from fm_jax.hub.vision import efficientnet, faster_rcnn, resnet, vit, yolov3, yolox
 
@@ -71,7 +72,7 @@ class Described(Family, Protocol):
         ...
 
 
-FAMILIES: tuple[Family, ...] = (gpt2, llama, bert, t5, resnet, efficientnet, vit, faster_rcnn, yolox, yolov3)
+FAMILIES: tuple[Family, ...] = (gpt2, llama, bert, t5, resnet, efficientnet, vit, faster_rcnn, yolox, yolov3, clip)
 """All families. To add one, name its file here and in the import."""
 
 BY_KIND: dict[str, Family] = {kind: family for family in FAMILIES for kind in family.KINDS}

@@ -28,6 +28,7 @@ class Fields:
         self.data, self.where = dict(data), where
         self._read: set[str] = set()
         self._refused: list[str] = []
+        self._inner: list[Fields] = []
 
     @classmethod
     def open(cls, file: Path) -> "Fields":
@@ -53,6 +54,11 @@ class Fields:
         if not isinstance(names, list) or not names:
             return ""
         return names[0] if isinstance(names[0], str) and len(names[0]) < 100 else shown(names[0])
+
+    def inside(self, name: str, data: Mapping[str, Any]) -> "Fields":
+        """Return the fields of a config inside this one; `close` closes it too."""
+        self._inner.append(Fields(data, f"{self.where}, {name}"))
+        return self._inner[-1]
 
     def has(self, name: str) -> bool:
         """Say whether a field is present and not null."""
@@ -140,6 +146,8 @@ class Fields:
         Args:
             ignore: further fields that the caller knows to have no effect.
         """
+        for inner in self._inner:
+            inner.close(ignore)
         for name, off in bookkeeping.ONLY.items():
             if name not in self._read:
                 self.expect(name, off)

@@ -1,6 +1,6 @@
 """Image preprocessing of a public checkpoint: preprocessor_config.json, as transformers' image processors store it.
 
-Five processor classes are supported. All of them resize, some crop the center, and all end with a shift and a scale of
+Seven processor classes are supported. All of them resize, some crop the center, and all end with a shift and a scale of
 the values, which are combined into one `mean` and `std` (EfficientNet's divides by its deviation twice). A missing
 field has the default of its class in transformers 5.23.
 """
@@ -36,12 +36,21 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": 224,
         "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
     },
+    "CLIPImageProcessor": {
+        "size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": 224,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+    },
+    "SiglipImageProcessor": {"size": 224},
 }  # fmt: skip
 _SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "include_top")
-_SHORTER = ("ConvNextImageProcessor", "BitImageProcessor")  # for these, one number is the size of the shorter side
+_SHORTER = (  # for these, one number is the size of the shorter side
+    "ConvNextImageProcessor", "BitImageProcessor", "CLIPImageProcessor"
+)  # fmt: skip
 _UNNAMED = {  # model_type -> processor class, if the file names none
     "vit": "ViTImageProcessor", "vit_mae": "ViTImageProcessor", "dinov2": "BitImageProcessor",
     "resnet": "ConvNextImageProcessor", "efficientnet": "EfficientNetImageProcessor",
+    **dict.fromkeys(("clip", "clip_vision_model"), "CLIPImageProcessor"),
+    **dict.fromkeys(("siglip", "siglip_vision_model"), "SiglipImageProcessor"),
 }  # fmt: skip
 
 

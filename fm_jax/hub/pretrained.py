@@ -36,6 +36,7 @@ from fm_jax.hub.generation import Generation
 from fm_jax.hub.preprocessing import Preprocessing
 from fm_jax.layers.attention import AttentionConfig
 
+_DECIDING = {("clip_text_model", "eos_token_id")}  # (model_type, field) that is the model's own, not its tokenizer's
 _FLAX = ("parent", "name")  # of every module
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -150,8 +151,7 @@ def save(
         ((name, array.astype(np.dtype(specs[name].dtype), copy=False)) for name, array in table.write(names, params)),
         ((name, np.zeros(spec.shape, spec.dtype)) for name, spec in blanks.items()),
     )
-    stored_as = dtype or _dtype(params)  # transformers 4 knows it by its former name
-    data |= {"dtype": stored_as, "torch_dtype": stored_as}
+    data |= dict.fromkeys(("dtype", "torch_dtype"), dtype or _dtype(params))  # the second for transformers 4
     if not isinstance(family, families.Described):  # which is none of transformers
         data |= {"transformers_version": "5.0.0"}
     with appearing(folder) as part:
@@ -174,8 +174,9 @@ def _fields(
     generation: Generation | None,
 ) -> dict[str, Any]:
     """Return what config.json is to hold of the parts of a model, after all of them are checked."""
-    family = families.writing(module)
-    data = family.fields(module) | _special(tokenizer) | dict(generation.ids if generation else {})
+    data = families.writing(module).fields(module)
+    ids = _special(tokenizer) | dict(generation.ids if generation else {})
+    data |= {name: value for name, value in ids.items() if (data.get("model_type"), name) not in _DECIDING}
     if labels:
         if len(labels) != len(data.get("id2label", ())):
             raise CheckpointError(f"{len(labels)} labels for a model of {len(data.get('id2label', ()))} classes")
@@ -235,7 +236,19 @@ def computing(module: nn.Module, dtype: Dtype) -> nn.Module:
     """Return the module with another dtype for its computation."""
     if (bare := backbone(module)) is not module:
         return module.clone(backbone=computing(bare, dtype))
-    return module.clone(cfg=replace(module.cfg, dtype=dtype))
+    return module.clone(cfg=_recast(module.cfg, dtype))
+
+
+def _recast(cfg: Any, dtype: Dtype) -> Any:
+    """Return a config with another dtype, and so every config inside it (those of two towers)."""
+    changes: dict[str, Any] = {}
+    for field in fields(cfg):
+        value = getattr(cfg, field.name)
+        if field.name == "dtype":
+            changes[field.name] = dtype
+        elif is_dataclass(value):
+            changes[field.name] = _recast(value, dtype)
+    return replace(cfg, **changes)
 
 
 def check_form(module: nn.Module, data: dict[str, Any]) -> None:

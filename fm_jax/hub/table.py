@@ -154,7 +154,7 @@ def write(table: Table, params: Params) -> Iterator[tuple[str, np.ndarray]]:
         for layer in range(leaves[entries[0].path].shape[0] if entries[0].stacked else 1):
             pieces = [_theirs(entry, leaves[entry.path], layer) for entry in entries]
             whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=entries[0].fused)
-            yield name.replace("{}", str(layer)), np.ascontiguousarray(whole)
+            yield name.replace("{}", str(layer)), np.asarray(whole, order="C")  # keeps a single number one
 
 
 def specs(table: Table, params: Params) -> dict[str, Spec]:

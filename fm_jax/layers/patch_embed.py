@@ -30,6 +30,7 @@ class PatchConfig:
     positions: Literal["learned", "sincos"] = "learned"  # sincos: a fixed table
     any_size: bool = False  # accept images of other sizes, with the grid of positions interpolated
     resizing: How = "bicubic"  # interpolation of the positions
+    bias: bool = True  # of the projection of the patches
 
     def __post_init__(self) -> None:
         """Check that sizes are positive and divisible."""
@@ -138,15 +139,16 @@ class PatchEmbed(nn.Module):
         kernel = self.param(
             "kernel", nn.with_logical_partitioning(self.kernel_init, (None, None, None, "embed")), shape, jnp.float32
         )
-        zeros = nn.initializers.zeros_init()
-        bias = self.param("bias", nn.with_logical_partitioning(zeros, ("embed",)), (width,), jnp.float32)
         table = positions(self, cfg, width, grid, self.table_init).astype(self.dtype)
         where = table[None, int(cfg.cls) :]
         if keep is not None:
             patches, where = pick(patches, keep), jnp.take(where[0], keep, axis=0)
         flat = kernel.reshape(-1, width).astype(self.dtype)
         product = flat_dot_general(patches.astype(self.dtype), flat, (((2,), (0,)), ((), ())))
-        x = product + bias.astype(self.dtype)[None, None] + where
+        if cfg.bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",))
+            product = product + self.param("bias", zeros, (width,), jnp.float32).astype(self.dtype)[None, None]
+        x = product + where
         front = []
         if cfg.cls:
             cls = self.param("cls", nn.with_logical_partitioning(self.table_init, ("embed",)), (width,), jnp.float32)

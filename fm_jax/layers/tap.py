@@ -5,7 +5,8 @@ traced program equals the untapped model's. With a tap, edits are arrays, not ca
 sweep over layers, heads and positions, under jit, scan, remat, vmap and grad.
 
 Inside a scanned stack every array of a `block.` or `cross.` site has the layer axis first: [L, ...]. In a model with
-two stacks the plain names are the decoder's; the encoder's have the prefix `encoder.`.
+two stacks the plain names are the decoder's; the encoder's have the prefix `encoder.`. With an image and a text tower
+the plain names are the text's; the image's have the prefix `image.`.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from flax import struct
 
 STACKED = ("block.", "cross.")
 ENCODER = "encoder."  # prefix of the encoder's sites in a model with two stacks
+IMAGE = "image."  # prefix of the image tower's sites in a model with two towers
 STORED = "site:"  # prefix of a site's name in the collection "taps", because "embed" is also a submodule's name
 SITES = (
     "embed",
@@ -81,7 +83,7 @@ class Tap(struct.PyTreeNode):
 
 def is_stacked(site: str) -> bool:
     """Return whether a site's arrays have the layer axis first."""
-    return site.removeprefix(ENCODER).startswith(STACKED)
+    return site.removeprefix(ENCODER).removeprefix(IMAGE).startswith(STACKED)
 
 
 def touches(tap: Tap | None, prefix: str) -> bool:

@@ -49,9 +49,8 @@ def nt_xent(
     def loss(params: Params, batch: Batch, rng: jax.Array | None = None, step: jax.Array | None = None) -> Loss:
         first, second = (batch[name] for name in views)
         out, updates = apply_with(apply, params, _alternate(first, second), rng=rng)
-        z = constrain(unit(out), "batch", None)
-        # the second factor is gathered: each device compares its own rows with the views of all devices
-        cosine = jnp.einsum("ap,bp->ab", z, constrain(z, None, None), precision=jax.lax.Precision.HIGHEST)
+        z = unit(out)
+        cosine = compare(z, z)
         partner = jnp.arange(len(z)) ^ 1
         weights = _alternate(batch["weights"], batch["weights"]).astype(jnp.float32)
         others = (weights > 0)[None] & ~jnp.eye(len(z), dtype=bool)
@@ -63,8 +62,8 @@ def nt_xent(
             "similarity": jnp.take_along_axis(cosine, partner[:, None], axis=1)[:, 0],
         }
         weight = weights.sum()
-        metrics = {name: (_total(value, weights), weight) for name, value in measured.items()}
-        return Loss(_total(nll, weights), weight, metrics, updates)
+        metrics = {name: (total(value, weights), weight) for name, value in measured.items()}
+        return Loss(total(nll, weights), weight, metrics, updates)
 
     return loss
 
@@ -74,6 +73,16 @@ def _alternate(first: jax.Array, second: jax.Array) -> jax.Array:
     return jnp.stack([first, second], axis=1).reshape(2 * len(first), *first.shape[1:])
 
 
-def _total(values: jax.Array, weights: jax.Array) -> jax.Array:
+def compare(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Return the products [A, B] of vectors [A, P] and [B, P], those of unit length being cosines.
+
+    The second factor is gathered: each device compares its own rows with the columns of all devices, and the gradient
+    flows back to all of them.
+    """
+    rows, columns = constrain(rows, "batch", None), constrain(columns, None, None)
+    return jnp.einsum("ap,bp->ab", rows, columns, precision=jax.lax.Precision.HIGHEST)
+
+
+def total(values: jax.Array, weights: jax.Array) -> jax.Array:
     """Return the weighted sum [] of values [V]; a value of weight 0 may be anything, even nan."""
     return jnp.where(weights > 0, values * weights, 0.0).sum()

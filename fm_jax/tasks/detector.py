@@ -1,7 +1,7 @@
 """Train and evaluate a detector of any kind, from scratch or from a pretrained model."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -175,7 +175,10 @@ class Setup:
         known = truths(train, numbers)
         sizes = [train.record(number).size for number in numbers]
         pictures = ((train[number][0], true) for number, true in zip(numbers, known, strict=True))
-        simple = {"mean boxes": baselines.mean_boxes(known, sizes), "colour blobs": baselines.fit_blobs(pictures)}
+        simple: dict[str, Callable[[np.ndarray], Found]] = {
+            "mean boxes": baselines.mean_boxes(known, sizes),
+            "colour blobs": baselines.fit_blobs(pictures),
+        }
         found: dict[str, list[Found]] = {name: [] for name in simple}
         for number in self.numbers("test"):
             pixels = self.image(number)

@@ -15,9 +15,9 @@ MODULES = [x for x in vars(every).values() if inspect.ismodule(x) and x.__name__
 # options whose 0 means none, all, or only at the end
 ZERO = set(
     """
-    chunk embed_size eval_every frozen_layers labels layers limit max_skipped num_classes num_fewshot num_types
-    position_offset profile_at readers registers save_every seed small test_texts top_k tuning_seed validation_texts
-    workers
+    chunk close embed_size eval_every fill frozen_layers labels layers limit max_skipped num_classes num_fewshot
+    num_types position_offset profile_at readers registers save_every seed small test_texts top_k train_batch
+    tuning_seed validation_texts workers
     """.split()
 )
 

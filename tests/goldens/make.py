@@ -18,7 +18,7 @@ import numpy as np
 from tests.goldens import stored
 from tests.parity.all_families import FAMILY
 
-NAMES = ("conv_nets", "decoder", "encoder", "t5", "vit")
+NAMES = ("clip", "conv_nets", "decoder", "encoder", "t5", "vit")
 
 
 def arrays(name: str) -> dict[str, np.ndarray]:

@@ -99,6 +99,28 @@ _VIT = {
     "num_attention_heads": 12, "num_channels": 3, "num_hidden_layers": 12, "patch_size": 16, "qkv_bias": True,
     **_labels("tench, Tinca tinca", "goldfish", "shark"), "transformers_version": "4.13.0.dev0",
 }  # fmt: skip
+_TOWER = {  # CLIP's first files repeat the settings of generation in both towers
+    "add_cross_attention": False, "bad_words_ids": None, "chunk_size_feed_forward": 0, "decoder_start_token_id": None,
+    "do_sample": False, "dropout": 0.0, "is_decoder": False, "length_penalty": 1.0, "max_length": 20, "num_beams": 1,
+    "output_attentions": False, "pruned_heads": {}, "temperature": 1.0, "top_k": 50, "torchscript": False,
+    "transformers_version": "4.16.0.dev0", "use_bfloat16": False,
+}  # fmt: skip
+_CLIP_TEXT = {
+    "attention_dropout": 0.0, "bos_token_id": 0, "hidden_act": "quick_gelu", "hidden_size": 512,
+    "initializer_factor": 1.0, "initializer_range": 0.02, "intermediate_size": 2048, "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 77, "model_type": "clip_text_model", "num_attention_heads": 8, "num_hidden_layers": 12,
+    "pad_token_id": 1, "projection_dim": 512, "vocab_size": 49408,
+}  # fmt: skip
+_CLIP_IMAGE = {
+    "attention_dropout": 0.0, "hidden_act": "quick_gelu", "hidden_size": 768, "image_size": 224,
+    "initializer_factor": 1.0, "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-05,
+    "model_type": "clip_vision_model", "num_attention_heads": 12, "num_channels": 3, "num_hidden_layers": 12,
+    "patch_size": 32, "projection_dim": 512,
+}  # fmt: skip
+_SIGLIP = {
+    "attention_dropout": 0.0, "hidden_act": "gelu_pytorch_tanh", "hidden_size": 768, "intermediate_size": 3072,
+    "layer_norm_eps": 1e-06, "num_attention_heads": 12, "num_hidden_layers": 12,
+}  # fmt: skip
 
 PUBLISHED: dict[str, Published] = {
     "gpt2": Published(_GPT2, {"add_cross_attention": True}, "add_cross_attention"),
@@ -262,5 +284,40 @@ PUBLISHED: dict[str, Published] = {
             **_labels("tench", "goldfish"),
         },
         {"pooling_type": "max"}, "pooling_type",
+    ),
+    "clip-vit-base-patch32": Published(
+        {
+            "architectures": ["CLIPModel"], "initializer_factor": 1.0, "logit_scale_init_value": 2.6592,
+            "model_type": "clip", "projection_dim": 512, "text_config": {**_TOWER, **_CLIP_TEXT, "eos_token_id": 2},
+            "text_config_dict": None, "torch_dtype": "float32", "transformers_version": None,
+            "vision_config": {**_TOWER, **_CLIP_IMAGE}, "vision_config_dict": None,
+        },
+        {"text_config": {"hidden_act": "tanh"}}, "text_config: hidden_act 'tanh'",
+    ),
+    "stable-diffusion's text encoder": Published(
+        {**_CLIP_TEXT, "architectures": ["CLIPTextModel"], "eos_token_id": 49407, "torch_dtype": "float32"},
+        {"is_decoder": True}, "is_decoder is true",
+    ),
+    "stable-diffusion's image encoder": Published(
+        {**_CLIP_IMAGE, "architectures": ["CLIPVisionModelWithProjection"], "dropout": 0.0},
+        {"dropout": 0.1}, "dropout is 0.1",
+    ),
+    "siglip-base-patch16-224": Published(
+        {
+            "architectures": ["SiglipModel"], "initializer_factor": 1.0, "model_type": "siglip",
+            "text_config": {"model_type": "siglip_text_model", "vocab_size": 32000}, "torch_dtype": "float32",
+            "transformers_version": "4.37.0.dev0", "vision_config": {"model_type": "siglip_vision_model"},
+        },
+        {"projection_dim": 512}, "projection_dim",
+    ),
+    "siglip's text tower": Published(
+        {"architectures": ["SiglipTextModel"], "model_type": "siglip_text_model", **_SIGLIP, "vocab_size": 32000,
+         "max_position_embeddings": 64, "projection_size": 768},
+        {"projection_size": 0}, "projection_size is 0",
+    ),
+    "siglip's image tower": Published(
+        {"architectures": ["SiglipVisionModel"], "model_type": "siglip_vision_model", **_SIGLIP, "image_size": 224,
+         "patch_size": 16, "num_channels": 3},
+        {"vision_use_head": False}, "vision_use_head is false",
     ),
 }  # fmt: skip

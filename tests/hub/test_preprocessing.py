@@ -36,6 +36,27 @@ PUBLISHED = {
         },
         Preprocessing(224, HALF, HALF, stretch=True),
     ),
+    "clip": (
+        "clip",
+        {
+            "crop_size": 224, "do_center_crop": True, "do_normalize": True, "do_resize": True,
+            "feature_extractor_type": "CLIPFeatureExtractor", "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711], "resample": 3, "size": 224,
+        },
+        Preprocessing(
+            224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), interpolation="bicubic"
+        ),
+    ),
+    "siglip": (
+        "siglip",
+        {
+            "do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": [0.5] * 3,
+            "image_processor_type": "SiglipImageProcessor", "image_std": [0.5] * 3,
+            "processor_class": "SiglipProcessor", "resample": 3, "rescale_factor": 0.00392156862745098,
+            "size": {"height": 224, "width": 224},
+        },
+        Preprocessing(224, HALF, HALF, interpolation="bicubic", stretch=True),
+    ),
     "mae": ("vit_mae", {**VALUES, "resample": 2, "size": 224}, Preprocessing(224, *IMAGENET, stretch=True)),
     "deit": (
         "vit",

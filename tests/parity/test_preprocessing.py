@@ -31,6 +31,8 @@ FILES = [
     ("EfficientNetImageProcessor", {"size": 32, "include_top": False, "rescale_offset": True, "rescale_factor": 0.007}),
     ("EfficientNetImageProcessor", {"size": 32, "do_normalize": False, "do_center_crop": True, "crop_size": 28}),
     ("BitImageProcessor", {"size": 36, "crop_size": 32}),
+    ("CLIPImageProcessor", {"size": 36, "crop_size": 32}),
+    ("SiglipImageProcessor", {"size": {"height": 32, "width": 32}}),
     ("BitImageProcessor", {"size": {"shortest_edge": 37}, "crop_size": {"height": 32, "width": 32}, "resample": 2}),
     ("BitImageProcessor", {"size": 36, "crop_size": 32, "do_rescale": False, "image_mean": 100, "image_std": 50}),
 ]

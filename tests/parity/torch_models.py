@@ -20,8 +20,8 @@ def perturb(model: Any, seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
-            moved = parameter.numpy() + rng.normal(0, 0.2, parameter.shape)
-            parameter.copy_(torch.from_numpy(moved.astype(np.float16).astype(np.float32)))
+            moved = np.asarray(parameter.numpy() + rng.normal(0, 0.2, parameter.shape))  # of one number, not an array
+            parameter.copy_(torch.from_numpy(np.asarray(moved.astype(np.float16).astype(np.float32))))
     return model
 
 

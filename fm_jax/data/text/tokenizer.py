@@ -29,7 +29,7 @@ T5 = {"pad": "<pad>", "end": "</s>", "unknown": "<unk>"}
 BERT = {"pad": "[PAD]", "unknown": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 
 Role = Literal["start", "end", "unknown", "pad", "cls", "sep", "mask"]
-_DERIVED = ("sentinels", "begins_word", "_parsing", "_control")  # cached values
+_DERIVED = ("sentinels", "begins_word", "_parsing", "_control", "_word_end")  # cached values
 INSTEAD: dict[str, str] = {"start": "cls", "end": "sep"}  # fallbacks: BERT's texts start and end with these
 
 
@@ -227,7 +227,8 @@ class Tokenizer:
             )
             ids = ids[ids < self.vocab_size]
         with tokenizer_file.guard(f"{self._where} cannot decode"):
-            return self._inner.decode(ids.tolist(), skip_special_tokens=not keep_special)
+            text: str = self._inner.decode(ids.tolist(), skip_special_tokens=not keep_special)
+        return text.replace(self._word_end, " ").strip() if self._word_end else text
 
     def token(self, index: int) -> str:
         """Return a token as written in the vocabulary (bytes as printable characters, a space as Ġ)."""
@@ -239,6 +240,12 @@ class Tokenizer:
         import tokenizers
 
         return tokenizers.Tokenizer.from_str(self._inner.to_str())
+
+    @cached_property
+    def _word_end(self) -> str:
+        """The mark of a word's last token (CLIP's </w>) if the library leaves it in decoded text, else ""."""
+        left = type(self._inner.decoder).__name__ == "ByteLevel"
+        return getattr(self._inner.model, "end_of_word_suffix", None) or "" if left else ""
 
     @cached_property
     def _control(self) -> tuple[str, ...]:

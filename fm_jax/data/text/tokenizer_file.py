@@ -30,7 +30,7 @@ FIELDS = {
 # The published folders of GPT-2 and BERT do not name their special tokens. If the files do not, the first of these that
 # is among the added tokens is used.
 USUAL = {
-    "start": ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>"),
+    "start": ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "<|endoftext|>"),
     "end": ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>"),
     "unknown": ("<unk>", "[UNK]", "<|endoftext|>"),
     "pad": ("<|pad|>", "<pad>", "[PAD]"),

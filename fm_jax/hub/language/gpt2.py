@@ -5,7 +5,6 @@ from typing import Any
 
 import flax.linen as nn
 
-from fm_jax.core import types
 from fm_jax.core.errors import CheckpointError, shown
 from fm_jax.hub.fields import Fields
 from fm_jax.hub.language import heads
@@ -63,7 +62,7 @@ def module(fields: Fields) -> nn.Module:
 
 def writes(module: nn.Module) -> bool:
     """Say whether a module is a decoder with learned positions, or a classifier on one."""
-    bare = types.backbone(module)
+    bare = module.backbone if isinstance(module, Classifier) else module
     return isinstance(bare, Decoder) and bare.cfg.attention.rope is None
 
 

@@ -7,6 +7,8 @@ DINOv2 (Oquab et al. 2024) scales each update by a learned vector (LayerScale, T
 any size, and its giant model has a gated feed-forward layer (SwiGLU). With registers (Darcet et al. 2024) there are a
 few learned tokens between [CLS] and the patches, where large models store what they would otherwise write over
 uninformative patches. No feature uses them.
+CLIP's image tower (Radford et al. 2021) also normalises the embeddings. SigLIP's (Zhai et al. 2023) has no [CLS]: its
+features are what a learned query reads from the tokens by attention.
 
 The recipe matters as much as the model. DeiT (table 9): AdamW, lr 5e-4 · batch/512, decay 0.05, 300 epochs, drop path
 0.1, mixup 0.8, cutmix 1, RandAugment, random erasing, label smoothing 0.1. AugReg (Steiner et al. 2022, abstract):
@@ -27,7 +29,7 @@ import jax.numpy as jnp
 from fm_jax.core.config import precision, training
 from fm_jax.core.errors import ConfigError
 from fm_jax.core.sharding import constrain
-from fm_jax.layers.attention import Attention, AttentionConfig, Where
+from fm_jax.layers.attention import Attention, AttentionConfig, CrossAttention, Where
 from fm_jax.layers.dense import normal
 from fm_jax.layers.drop_path import DropPath
 from fm_jax.layers.mlp import MLP, MLPConfig
@@ -36,8 +38,12 @@ from fm_jax.layers.patch_embed import PatchConfig, PatchEmbed
 from fm_jax.layers.stack import Remat, stack
 from fm_jax.layers.tap import SITES, Tap, visit
 
-Pool = Literal["cls", "mean", "both", "mean_norm"]
-"""cls: [CLS]; mean: mean of the normed patches; both: concatenated; mean_norm: norm of the patches' mean (MAE)."""
+Pool = Literal["cls", "mean", "both", "mean_norm", "attention"]
+"""How tokens become features.
+
+cls: [CLS]; mean: mean of the normed patches; both: concatenated; mean_norm: norm of the patches' mean (MAE);
+attention: what a learned query reads (`AttentionPool`).
+"""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Config:
     pool: Pool = "cls"  # how tokens are pooled to features
     registers: int = 0  # R: learned tokens between [CLS] and the patches, excluded from the features
     layer_scale: float = 0.0  # initial value of LayerScale; 0: no LayerScale
+    norm_embed: bool = False  # normalise the embeddings too (CLIP)
     dropout: float = training(0.0)  # dropout rate of the embeddings and of each update to the residual stream
     drop_path: float = training(0.0)  # drop path rate of the last layer; linear from 0 at the first (timm, DeiT)
     init_std: float = training(0.02)  # 0: 1/sqrt(fan_in), for small widths
@@ -147,6 +154,10 @@ class ViT(nn.Module):
         self.dropout = nn.Dropout(cfg.dropout)
         self.blocks = stack(Block, cfg.num_layers, cfg.remat)(cfg)
         self.norm_final = Norm(cfg.norm, dtype)
+        if cfg.norm_embed:
+            self.norm_embed = Norm(cfg.norm, dtype)
+        if cfg.pool == "attention":
+            self.head = AttentionPool(cfg)
 
     def __call__(self, image: jax.Array, *, tap: Tap | None = None) -> jax.Array:
         """Return the features [B, D] (or [B, 2·D]) in float32 of images [B, H, W, channels]."""
@@ -157,6 +168,8 @@ class ViT(nn.Module):
         if self.cfg.pool == "mean_norm":
             mean = self._stream(image, None, tap)[:, self.cfg.front :].astype(jnp.float32).mean(axis=1, keepdims=True)
             return visit(self, tap, "final", self.norm_final(mean))[:, 0].astype(jnp.float32)
+        if self.cfg.pool == "attention":
+            return self.head(self.hidden(image, tap=tap)).astype(jnp.float32)
         hidden = self.hidden(image, tap=tap).astype(jnp.float32)
         patches = hidden[:, self.cfg.front :]
         if self.cfg.pool == "mean":
@@ -178,7 +191,9 @@ class ViT(nn.Module):
 
     def _stream(self, image: jax.Array, keep: jax.Array | None, tap: Tap | None) -> jax.Array:
         """Return the residual stream [B, N, D] after the last layer."""
-        x = self.dropout(self.embed(image, keep), deterministic=not self.has_rng("dropout"))
+        x = self.embed(image, keep)
+        x = self.norm_embed(x) if self.cfg.norm_embed else x
+        x = self.dropout(x, deterministic=not self.has_rng("dropout"))
         x = constrain(visit(self, tap, "embed", x), "batch", "time", "width")
         x, _ = self.blocks(x, layered(self.cfg, tap), Where(jnp.arange(x.shape[1])[None]))
         return x
@@ -219,3 +234,25 @@ class Block(nn.Module):
             update = update * scale.astype(update.dtype)[None, None]
         update = nn.Dropout(cfg.dropout, deterministic=not self.has_rng("dropout"))(update)
         return DropPath(cfg.drop_path)(update, share)
+
+
+class AttentionPool(nn.Module):
+    """A learned query attends to all tokens, and a feed-forward layer follows: [B, N, D] -> [B, D].
+
+    The query itself is not added to what it reads (Lee et al. 2019, equation 11; Zhai et al. 2022, section 3.2).
+    """
+
+    cfg: Config
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """Return the features [B, D] of normalised tokens [B, N, D]."""
+        cfg, dtype, (batch, count, width) = self.cfg, jnp.dtype(self.cfg.dtype), hidden.shape
+        init = normal(cfg.init_std)
+        inits: dict[str, Any] = {"kernel_init": init, "out_init": init, "dtype": dtype}
+        token = nn.with_logical_partitioning(normal(cfg.init_std or 0.02), ("embed",))
+        probe = self.param("probe", token, (width,), jnp.float32)
+        query = jnp.broadcast_to(probe.astype(dtype)[None, None], (batch, 1, width))
+        x = CrossAttention(cfg.attention, name="attn", **inits)(query, hidden, jnp.full(batch, count, jnp.int32))
+        x = x + MLP(cfg.mlp, name="mlp", **inits)(Norm(cfg.norm, dtype, name="norm")(x))
+        return x[:, 0]

@@ -144,7 +144,7 @@ class YOLOX(nn.Module):
         """
         cfg = self.cfg
         check_images(images, cfg.in_channels)
-        anchor_points.points(*images.shape[1:3], STRIDES)  # refuses other sizes
+        anchor_points.points(images.shape[1], images.shape[2], STRIDES)  # refuses other sizes
         x = _focus(images.astype(jnp.dtype(cfg.dtype)))
         x = visit(self, tap, "embed", Unit(cfg, cfg.width, 3, axes=(None, "embed"), name="stem")(x))
         maps = list[jax.Array]()

@@ -69,7 +69,8 @@ def yolox(
 
     def loss(params: Params, batch: Batch, rng: jax.Array | None = None, step: jax.Array | None = None) -> Loss:
         raw, updates = apply_with(apply, params, *(batch[name] for name in inputs), rng=rng)
-        at = anchor_points.points(*batch[inputs[0]].shape[1:3], strides)
+        _, height, width, _ = batch[inputs[0]].shape
+        at = anchor_points.points(height, width, strides)
         weights, mask = batch["weights"].astype(jnp.float32), batch["box_mask"]
         terms, positive, overlap = _terms(raw, at, batch["boxes"].astype(jnp.float32), batch["labels"], mask)
         used = weights > 0
@@ -92,9 +93,9 @@ def _terms(
 ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
     """Return each term's sum over an image [B], which points are positive [B, A], and their IoUs, else 0 [B, A]."""
     offsets, objectness, logits = (part.astype(jnp.float32) for part in (raw.boxes, raw.objectness, raw.classes))
-    assign = jax.vmap(lambda *image: simota(*image[:3], at, *image[3:]))
+    assign = jax.vmap(simota, in_axes=(0, 0, 0, None, 0, 0, 0))
     everywhere = anchor_points.decode(offsets, at)
-    positive, index, overlap = assign(everywhere, logits, objectness, boxes, labels, mask)
+    positive, index, overlap = assign(everywhere, logits, objectness, at, boxes, labels, mask)
     chosen = positive[..., None]
     target = jnp.where(chosen, jnp.take_along_axis(boxes, index[..., None], axis=1), _UNIT)
     offsets = jnp.where(chosen, offsets, 0.0)  # before exp: an infinity of an unused point would make its gradient NaN

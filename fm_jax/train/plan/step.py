@@ -90,12 +90,16 @@ def compile_step(
             with warned.uncached(), warned.heard() as whole:
                 compiled = traced.lower().compile(compiler_options=target.options)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            used = _USED.search(str(error))
-            peak = int(float(used[1]) * _UNIT[used[2].upper()]) if used else 0
-            return Report(**facts, memory=_held(state, batch, target, peak))
+            return Report(**facts, memory=_held(state, batch, target, _needed(error)))
     return _measured(compiled, {**facts, "resharded": tuple(whole)}, state, batch, target, mesh)
+
+
+def _needed(error: Exception) -> int:
+    """Return the bytes that a compiler says it would need, 0 if it does not say; raise any other error again."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    used = _USED.search(str(error))
+    return int(float(used[1]) * _UNIT[used[2].upper()]) if used else 0
 
 
 def _measured(

@@ -17,7 +17,7 @@ from fm_jax.objectives.detection import faster_rcnn as objective
 _small = {
     "model_type": "faster_rcnn", "architectures": ["FasterRCNN"], "num_classes": 4, "depths": [1, 1, 1],
     "hidden_sizes": [8, 16, 16], "layer_type": "basic", "embedding_size": 8, "out_channels": 16,
-    "anchor_sizes": [12.0, 14.0, 24.0, 40.0], "rpn_pre_nms_top_n_train": 192, "rpn_pre_nms_top_n_test": 64,
+    "anchor_sizes": [12.0, 12.0, 24.0, 40.0], "rpn_pre_nms_top_n_train": 192, "rpn_pre_nms_top_n_test": 64,
     "rpn_post_nms_top_n_train": 224, "rpn_post_nms_top_n_test": 96, "output_size": 3, "canonical_scale": 32.0,
     "representation_size": 24, "box_detections_per_img": 40,
 }  # fmt: skip
