@@ -99,7 +99,7 @@ class Detected(Joined):
     It is deep, and with running moments of 0 and 1 nothing of an image would arrive at the end of its small kernels.
     """
 
-    gain = 3.0
+    gain = 2.0
 
     def __call__(self, *inputs, tap=None):
         raw = self.inner(*inputs, tap=tap)
