@@ -195,7 +195,7 @@ def case(index: int) -> Case:
     return Case(*MODELS[index][1:])
 
 
-SLOW = ("yolox, rematerialised",)  # a minute to compile
+SLOW = ("yolox, rematerialised", "yolov3, rematerialised", "siglip, rematerialised")  # up to a minute to compile
 every_model = pytest.mark.parametrize(
     "case",
     [pytest.param(i, marks=[pytest.mark.slow] * (name in SLOW)) for i, (name, *_) in enumerate(MODELS)],

@@ -19,8 +19,8 @@ orientations. Expected AP on val2017: 37.9 (its model zoo; 37.0 for torchvision'
 on test-dev.
 Hardware: this needs GPUs and was not run here.
 
-Measured with `small` (0.9 million parameters, 800 steps, five to six CPU-minutes), seeds 0, 1 and 2: AP 0.642, 0.639 and
-0.610, AP50 0.859, 0.857 and 0.830 on 512 test scenes; baselines as in `yolox_coco`.
+Measured with `small` (0.9 million parameters, 800 steps, five to six CPU-minutes), seeds 0, 1 and 2: AP 0.642, 0.639
+and 0.610, AP50 0.859, 0.857 and 0.830 on 512 test scenes; baselines as in `yolox_coco`.
 """
 
 from collections.abc import Callable

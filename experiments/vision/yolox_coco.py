@@ -21,9 +21,9 @@ not average the batch norms' running statistics. Expected AP on val2017 (the
 authors' README): nano 25.8 and tiny 32.8 at 416 pixels, s 40.5, m 46.9, l 49.7, x 51.1 at 640.
 Hardware: these need GPUs and were not run here.
 
-Measured with `small` (2.2 million parameters, 1,000 steps, three to five CPU-minutes), seeds 0, 1 and 2: AP 0.704, 0.682
-and 0.653, AP50 0.896, 0.881 and 0.847 on 512 test scenes. Baselines: blobs of colour 0.459 and 0.610, each class's mean
-box 0.000 and 0.002.
+Measured with `small` (2.2 million parameters, 1,000 steps, three to five CPU-minutes), seeds 0, 1 and 2: AP 0.704,
+0.682 and 0.653, AP50 0.896, 0.881 and 0.847 on 512 test scenes. Baselines: blobs of colour 0.459 and 0.610, each
+class's mean box 0.000 and 0.002.
 """
 
 from collections.abc import Callable
