@@ -8,7 +8,7 @@ that of libreyolo needs torchvision's compiled operators. `again` is our own sid
 the noise, and it needs no torch.
 
     python -m experiments.benchmarks.detectors --workdir runs/detectors
-    python -m experiments.benchmarks.detectors --workdir runs/detectors --models nano --batches 1
+    python -m experiments.benchmarks.detectors --workdir runs/detectors --models tiny --batches 1
 
 Needs torch, safetensors and libreyolo 1.6.0, except for `--peers again`. Nothing has been measured on an idle machine
 yet; the results go to `history.jsonl` (`--history PATH`: to another file; `--history none`: to none). Faster R-CNN has
