@@ -88,6 +88,7 @@ class Flat(Joined):
         return jnp.concatenate([found[name].reshape(ROWS, -1) for name in self.keep], axis=1)
 
 
+YOLO3 = replace(yolov3.tiny(), head_widths=(32, 16), remat="full")  # eight devices divide every width
 RCNN_HEAD, RCNN_BASE = faster_rcnn.tiny()
 RCNN = faster_rcnn.FasterRCNN(RCNN_HEAD, resnet.ResNet(replace(RCNN_BASE, zero_init=False, remat="full")))
 SCENE = np.random.default_rng(0).normal(size=(ROWS, 32, 32, 3)).astype(np.float32)
@@ -132,7 +133,7 @@ MODELS: list[tuple[str, nn.Module, tuple[np.ndarray, ...]]] = [
     ("mae", mae.MAE(mae.decoder(1, 16, 2), vit.ViT(vit.tiny())), (IMAGE, NOISE)),
     (
         "yolov3, rematerialised",
-        Flat(yolov3.YOLOv3(replace(yolov3.tiny(), remat="full")), ("boxes", "objectness", "classes")),
+        Flat(yolov3.YOLOv3(YOLO3), ("boxes", "objectness", "classes")),
         (IMAGE,),
     ),
 ]

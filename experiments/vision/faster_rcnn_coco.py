@@ -125,7 +125,7 @@ def debug() -> Config:
         samples=objective.Config(anchors=16, proposals=16),
         data=_detection.few(cfg.data),
         fit=loop.FitConfig(2, log_every=1, save_every=1),
-        batch_size=4,
+        batch_size=8,
         warmup=0.0,
         frozen=("backbone/stem/.*",),
         measured=4,

@@ -93,7 +93,7 @@ def debug() -> Config:
         model=yolov3.tiny(),
         data=_detection.few(cfg.data),
         fit=loop.FitConfig(2, log_every=1, save_every=1),
-        batch_size=4,
+        batch_size=8,
         warmup=0.0,
         measured=4,
     )

@@ -120,7 +120,7 @@ def debug() -> Config:
         model=replace(yolox.tiny(), num_classes=4),
         data=replace(_detection.few(cfg.data), recipe=replace(recipe, every=1)),
         fit=loop.FitConfig(2, log_every=1, save_every=1),
-        batch_size=4,
+        batch_size=8,
         warmup=0.0,
         closing=0.5,
         measured=4,
