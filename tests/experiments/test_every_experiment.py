@@ -157,7 +157,7 @@ PAIRS = {
     "growth": growth,
 }
 ONCE = ("fetch", "hub_convert", "hub_verify", "hub_load", "image_pipeline", *PAIRS)
-UNPLANNED = {"harness", "generate", "linear_probe", *ONCE}  # nothing, or many networks at once, to train
+UNPLANNED = {"harness", "generate", "detect", "linear_probe", *ONCE}  # nothing, or many networks at once, to train
 
 
 def numbers(found: Any) -> Iterator[float]:
