@@ -44,7 +44,8 @@ def train(
         devices: virtual ones, over which the batch is split.
     """
     _begin(cache)
-    jax.config.update("jax_num_cpu_devices", devices)
+    if devices > 1:
+        jax.config.update("jax_num_cpu_devices", devices)
     started = time.perf_counter()
     step, flops = _step(folder, family, batch, learning_rate=learning_rate, devices=devices)
     loss, norm = step()

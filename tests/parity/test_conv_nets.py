@@ -105,8 +105,11 @@ def test_a_mean_over_one_axis_only_is_seen(name, kind, monkeypatch):
 @pytest.mark.parametrize("padded", [((0, 1), (0, 1)), ((1, 1), (0, 1))], ids=["uneven", "uneven in width"])
 def test_another_padding_of_the_pool_is_seen(monkeypatch, padded):
     """Padding with 0 instead of -inf cannot be: what is pooled is not negative."""
-    real = resnet.nn.max_pool
-    monkeypatch.setattr(resnet.nn, "max_pool", lambda x, size, strides, padding: real(x, size, strides, padded))
+
+    def pool(x, size, *, stride, padding):
+        return resnet.nn.max_pool(x, (size, size), (stride, stride), padded)
+
+    monkeypatch.setattr(resnet, "max_pool", pool)
     module, params, peer = expected("resnet-basic")
     mine = resnets.ours(module, resnets.batch("resnet-basic"))(params)
     assert shared("resnet-basic", mine, peer)["logits"] > 3 * TOLERANCE
