@@ -37,6 +37,7 @@ VOCABULARY = 16_384
 LARGE = 500_000  # numbers of an array that is not cheaper to reduce whole, together with many others
 SMALL = 100_000  # numbers of an array that each chip may hold whole: depthwise kernels, squeezes, norms
 # A TPU's compiler joins the many small kernels of these, up to ResNet's 1×1 from 1024 to 2048, in one exchange of 6 MB.
+# No array of this EfficientNet is as large, so of its gradients the check of whole reductions says nothing.
 CONVOLUTIONS = dict.fromkeys(("resnet", "efficientnet", "simclr"), 2_200_000)
 SPLIT, WHOLE = MeshConfig(data=1, fsdp=8), MeshConfig(data=8)
 NEEDED = {"v5e": "libtpu", "h200": "jax_plugins.xla_cuda12"}
